@@ -1,0 +1,1 @@
+"""Adapters on the part of a weight matrix that matters."""
