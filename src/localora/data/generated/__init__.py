@@ -1,0 +1,1 @@
+"""Tasks that need no download: seeded generators whose splits are disjoint by construction."""

@@ -1,0 +1,1 @@
+"""What a model knows: loss on held-out completions, and task scores."""

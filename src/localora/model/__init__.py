@@ -1,0 +1,1 @@
+"""Base models and the weight matrices in them that adapters are put on."""
