@@ -1,0 +1,195 @@
+"""The two configs users write: G-LoRA and CPS-LoRA. Both are of PEFT type LOCALIZED; a saved one loads back as itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from peft import PeftConfig
+
+from localora.placement.budget import BudgetError, LayerBudget, clustered_budget, global_local_budget
+from localora.placement.partition import MAX_CLUSTERS
+
+PEFT_TYPE_NAME = "LOCALIZED"
+PlacementMode = Literal["calibrate", "random", "contiguous"]
+PLACEMENT_MODES: tuple[PlacementMode, ...] = ("calibrate", "random", "contiguous")
+
+
+@dataclass
+class LocalizedConfig(PeftConfig):
+    """What both methods share. Not built directly, except by PEFT when it loads an `adapter_config.json`.
+
+    Args:
+        r: LoRA-equivalent rank. The adapter trains what LoRA of this rank trains, within 0.5 %.
+        alpha: scaling numerator. The update is scaled by alpha / r, or alpha / sqrt(r) with `use_rslora`, where r is
+            the LoRA-equivalent rank; global and local terms share this scale.
+        dropout: probability of dropping an input of the adapter (not of the base layer).
+        use_rslora: scale by alpha / sqrt(r).
+        target_modules: names, suffixes or a regular expression of the layers to adapt, or "all-linear"; None takes
+            PEFT's default for the architecture.
+        exclude_modules, layers_to_transform, layers_pattern, rank_pattern, alpha_pattern, modules_to_save: as in
+            `peft.LoraConfig`.
+        global_share: share of the rank that a global term over the whole matrix gets.
+        placement: "calibrate" waits for :func:`localora.calibrate` or :class:`localora.LocalizationCallback`;
+            "random" and "contiguous" place at once, for ablations.
+        seed: seed of random placements and of calibration's sketches.
+        init_weights: True starts from dW = 0; False from a non-zero update (for tests).
+
+    Raises:
+        ValueError: any value outside its range, when the config is built.
+    """
+
+    method: ClassVar[str]
+
+    r: int = field(default=16, metadata={"help": "LoRA-equivalent rank."})
+    alpha: float = field(default=32.0, metadata={"help": "Scaling numerator: the update is scaled by alpha / r."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's input."})
+    use_rslora: bool = field(default=False, metadata={"help": "Scale by alpha / sqrt(r)."})
+    target_modules: list[str] | str | None = field(default=None, metadata={"help": "Layers to adapt."})
+    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Layers to leave out."})
+    layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Indices of blocks to adapt."})
+    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the list of blocks."})
+    rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "Layer name or regex to its own r."})
+    alpha_pattern: dict[str, float] = field(default_factory=dict, metadata={"help": "Layer name or regex to its alpha."})
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained and saved in full."})
+    global_share: float = field(default=0.0, metadata={"help": "Share of the rank for the whole matrix."})
+    placement: PlacementMode = field(default="calibrate", metadata={"help": "calibrate | random | contiguous"})
+    seed: int = field(default=0, metadata={"help": "Seed of placements and sketches."})
+    init_weights: bool = field(default=True, metadata={"help": "Start from a zero update."})
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> LocalizedConfig:
+        # PEFT knows one config class per type and builds it from the saved keys; `method` says which of ours it was.
+        if cls is not LocalizedConfig:
+            return super().__new__(cls)
+        chosen = _config_class(kwargs.get("method"))
+        known = {f.name for f in dataclasses.fields(chosen)}
+        for key in kwargs:
+            if key not in known:
+                close = difflib.get_close_matches(key, known, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else "; it may come from a newer localora"
+                raise ValueError(f"unknown key {key!r} for {chosen.__name__}{hint}")
+        return super().__new__(chosen)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        from peft.utils.peft_types import PeftType
+
+        self.peft_type = getattr(PeftType, PEFT_TYPE_NAME)
+        if isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)  # type: ignore[assignment]  # PEFT matches against a set
+        if isinstance(self.exclude_modules, list):
+            self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("layers_pattern has no effect without layers_to_transform; set both or neither")
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            raise ValueError("layers_to_transform needs target_modules as a list of names, not a string")
+        _require_int("r", self.r, 1)
+        for pattern, r in self.rank_pattern.items():
+            _require_int(f"rank_pattern[{pattern!r}]", r, 1)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+        if self.placement not in PLACEMENT_MODES:
+            raise ValueError(f"placement must be one of {', '.join(PLACEMENT_MODES)}, got {self.placement!r}")
+        if not 0 <= self.global_share <= 1:
+            raise ValueError(f"global_share must lie in [0, 1], got {self.global_share}")
+
+    def layer_budget(self, m: int, n: int, r: int) -> LayerBudget:
+        """The fixed shapes of the adapter of one m x n matrix at LoRA-equivalent rank r.
+
+        Raises:
+            BudgetError: the settings do not fit the matrix; the message names the nearest that do.
+        """
+        raise NotImplementedError
+
+    def scale(self, r: int, alpha: float) -> float:
+        """s in dW = s B A: alpha / r, or alpha / sqrt(r) with rank-stabilised scaling."""
+        return alpha / math.sqrt(r) if self.use_rslora else alpha / r
+
+
+@dataclass
+class GlobalLocalLoraConfig(LocalizedConfig):
+    """G-LoRA: a low-rank term over the whole matrix and a higher-rank term on the block of important rows and columns.
+
+    Shared arguments are those of :class:`LocalizedConfig`. With `global_share=1.0` this is plain LoRA.
+
+    Args:
+        global_share: share of the rank for the global term (default one half).
+        local_size: share of the rows, and of the columns, in the block; in (0, 1]. The block's rank follows from the
+            budget: a quarter of rows and columns at half the rank gives a block of twice the LoRA rank.
+        refine: times the scores are taken again within the chosen block, rows over chosen columns and columns over
+            chosen rows; each costs another pass over the calibration batches.
+
+    Reference: Xiong et al., G-LoRA, Findings of ACL 2026.
+    """
+
+    method: str = field(default="g-lora", metadata={"help": "Which method this config is; do not change."})  # type: ignore[misc]
+    global_share: float = field(default=0.5, metadata={"help": "Share of the rank for the whole matrix."})
+    local_size: float = field(default=0.25, metadata={"help": "Share of rows and of columns in the block."})
+    refine: int = field(default=0, metadata={"help": "Re-scoring passes within the chosen block."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_method(self, "g-lora")
+        if not 0 < self.local_size <= 1:
+            raise ValueError(f"local_size must lie in (0, 1], got {self.local_size}")
+        _require_int("refine", self.refine, 0)
+
+    def layer_budget(self, m: int, n: int, r: int) -> LayerBudget:
+        return global_local_budget(m, n, r, self.global_share, self.local_size)
+
+
+@dataclass
+class CpsLoraConfig(LocalizedConfig):
+    """CPS-LoRA: rows and columns are co-clustered and each cluster gets its own low-rank term.
+
+    Shared arguments are those of :class:`LocalizedConfig`. With `global_share` above 0 this is the hybrid of a global
+    term and clusters; with `clusters=1` it is plain LoRA.
+
+    Args:
+        clusters: K, the number of row-and-column clusters, 1..127.
+        balance: 0 leaves the sizes of the clusters free, 1 makes them equal.
+        sketch: width s of the gradient sketch that the clusters are found on.
+
+    Reference: Xiong et al., CPS-LoRA, ACL 2026.
+    """
+
+    method: str = field(default="cps-lora", metadata={"help": "Which method this config is; do not change."})  # type: ignore[misc]
+    clusters: int = field(default=4, metadata={"help": "Number of clusters K."})
+    balance: float = field(default=0.5, metadata={"help": "0: free sizes, 1: equal sizes."})
+    sketch: int = field(default=64, metadata={"help": "Width of the gradient sketch."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_method(self, "cps-lora")
+        _require_int("clusters", self.clusters, 1)
+        _require_int("sketch", self.sketch, 1)
+        if self.clusters > MAX_CLUSTERS:
+            raise ValueError(f"clusters must be at most {MAX_CLUSTERS}, got {self.clusters}")
+        if not 0 <= self.balance <= 1:
+            raise ValueError(f"balance must lie in [0, 1], got {self.balance}")
+
+    def layer_budget(self, m: int, n: int, r: int) -> LayerBudget:
+        return clustered_budget(m, n, r, self.global_share, self.clusters)
+
+
+def _config_class(method: object) -> type[LocalizedConfig]:
+    classes = {"g-lora": GlobalLocalLoraConfig, "cps-lora": CpsLoraConfig}
+    if method not in classes:
+        raise ValueError(
+            f"the adapter config names the method {method!r}; localora knows {', '.join(classes)}. "
+            "Build GlobalLocalLoraConfig or CpsLoraConfig"
+        )
+    return classes[str(method)]
+
+
+def _require_int(name: str, value: object, low: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise BudgetError(f"{name} must be an integer of at least {low}, got {value!r}")
+
+
+def _require_method(config: GlobalLocalLoraConfig | CpsLoraConfig, method: str) -> None:
+    if config.method != method:
+        raise ValueError(f"{type(config).__name__} is the config of {method!r}, not of {config.method!r}")

@@ -1,0 +1,261 @@
+"""The adapter layer. One final class serves LoRA, G-LoRA, CPS-LoRA and the hybrid: they differ by placement alone.
+
+Shape legend
+    W   m x n base weight (a Conv1D stores it n x m)      R   rank of the plain LoRA that equals the adapter
+    x   (..., n) input                                    y   (..., m) output
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, NamedTuple, final
+
+import torch
+import torch.nn.functional as F
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
+from peft.utils import resolve_quantization_backend
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from localora.placement.budget import LayerBudget
+from localora.placement.partition import LABEL_DTYPE, UNPLACED, Partition, Placement, PlacementError
+from localora.tuner.factors import ColumnFactor, RowFactor
+
+
+class UnplacedAdapterError(RuntimeError):
+    """An adapter was trained, merged or exported before any planner had placed it."""
+
+
+class Layout(NamedTuple):
+    """What is fixed of one adapter on one layer: its shapes and its scale s."""
+
+    budget: LayerBudget
+    scale: float
+
+
+@final
+class LocalizedLinear(nn.Module, BaseTunerLayer):
+    """A frozen linear layer plus adapters, y = x W^T + sum over adapters of (dropout(x) A_dense^T) (s B_dense)^T.
+
+    Parameters and buffers of every adapter, each under the adapter's name:
+        localized_global_A/B    factors of the term over the whole matrix, `(r_g, n)` and `(m, r_g)`; absent if r_g = 0
+        localized_local_A/B     factors of the block or the clusters, `(r_l, n')` and `(m', r_l)`; absent without one
+        localized_row_labels    int8 `(m,)`, and localized_col_labels int8 `(n,)`: where the local term acts
+    """
+
+    adapter_layer_names = ("localized_global_A", "localized_global_B", "localized_local_A", "localized_local_B")
+    other_param_names = (
+        "localized_row_labels",
+        "localized_col_labels",
+        "localized_dropout",
+        "localized_layout",
+        "localized_verified",
+    )
+
+    def __init__(self, base_layer: nn.Module, **quantization: Any) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.quantization_backend = resolve_quantization_backend(self.get_base_layer(), **quantization)
+        self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
+        self.is_conv1d = isinstance(self.get_base_layer(), Conv1D)
+        self.localized_global_A = nn.ModuleDict()
+        self.localized_global_B = nn.ModuleDict()
+        self.localized_local_A = nn.ModuleDict()
+        self.localized_local_B = nn.ModuleDict()
+        self.localized_row_labels = BufferDict(persistent=True)
+        self.localized_col_labels = BufferDict(persistent=True)
+        self.localized_dropout = nn.ModuleDict()
+        self.localized_layout: dict[str, Layout] = {}
+        # Labels are checked once per adapter, at its first use: reading them costs a device synchronisation.
+        self.localized_verified: dict[str, bool] = {}
+        self.calibrating = False  # the gradient is being observed, so an unplaced adapter is no mistake
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self.cast_input_dtype_enabled = True
+
+    def add_adapter(
+        self, name: str, budget: LayerBudget, *, scale: float, dropout: float, zero_init: bool, inference_mode: bool
+    ) -> None:
+        """Create the factors and the still unplaced labels of one adapter. Shapes: see the class."""
+        m, n = self.out_features, self.in_features
+        if budget.global_rank:
+            self.localized_global_A[name] = ColumnFactor(budget.global_rank, n)
+            self.localized_global_B[name] = RowFactor(m, budget.global_rank)
+        if budget.local:
+            self.localized_local_A[name] = ColumnFactor(budget.local.rank, budget.local.cols)
+            self.localized_local_B[name] = RowFactor(budget.local.rows, budget.local.rank)
+            self.localized_row_labels[name] = torch.full((m,), UNPLACED, dtype=LABEL_DTYPE)
+            self.localized_col_labels[name] = torch.full((n,), UNPLACED, dtype=LABEL_DTYPE)
+        self.localized_dropout[name] = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.localized_layout[name] = Layout(budget, scale)
+        self.localized_verified[name] = budget.local is None
+        self._init_factors(name, zero_init)
+        self._move_adapter_to_device_of_base_layer(name)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    @torch.no_grad()
+    def _init_factors(self, name: str, zero_init: bool) -> None:
+        for factors in (self.localized_global_A, self.localized_local_A):
+            if name in factors:
+                nn.init.kaiming_uniform_(factors[name].weight, a=math.sqrt(5))  # as LoRA starts its A
+        for factors in (self.localized_global_B, self.localized_local_B):
+            if name in factors:
+                weight = factors[name].weight
+                nn.init.zeros_(weight) if zero_init else nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+
+    def place(self, name: str, partition: Partition) -> None:
+        """Write the labels of the local term, in place: no parameter changes its shape or identity.
+
+        Raises:
+            PlacementError: the partition does not fit the adapter's fixed shapes.
+        """
+        _check_fits(partition, self.localized_layout[name].budget, name)
+        with torch.no_grad():
+            self.localized_row_labels[name].copy_(partition.row_labels)
+            self.localized_col_labels[name].copy_(partition.col_labels)
+        self.localized_verified[name] = True
+
+    def local_partition(self, name: str) -> Partition | None:
+        """The partition of the local term as its labels say now; None without a local term.
+
+        Raises:
+            UnplacedAdapterError: the adapter was never placed.
+            PlacementError: the labels are damaged.
+        """
+        budget = self.localized_layout[name].budget
+        if budget.local is None:
+            return None
+        row_labels, col_labels = self.localized_row_labels[name], self.localized_col_labels[name]
+        if self.is_unplaced(name):
+            raise UnplacedAdapterError(
+                f"the adapter {name!r} has no placement yet, so it would train nothing. Place it first: call "
+                "localora.calibrate(model, batches), or give the Trainer a localora.LocalizationCallback(), or set "
+                "placement='random' in the config"
+            )
+        partition = Partition.from_labels(row_labels, col_labels, budget.local.clusters)
+        _check_fits(partition, budget, name)
+        return partition
+
+    def is_unplaced(self, name: str) -> bool:
+        """Whether the adapter waits for a planner."""
+        return name in self.localized_row_labels and bool((self.localized_row_labels[name] == UNPLACED).any())
+
+    def placement(self, name: str) -> Placement:
+        """The whole stack of partitions of an adapter. Raises as :meth:`local_partition`."""
+        partitions = []
+        if self.localized_layout[name].budget.global_rank:
+            partitions.append(Partition.whole(self.out_features, self.in_features))
+        local = self.local_partition(name)
+        if local is not None:
+            partitions.append(local)
+        return Placement(tuple(partitions))
+
+    def dense_factors(self, name: str) -> tuple[Tensor, Tensor]:
+        """Plain LoRA factors A_dense `(R, n)` and s B_dense `(m, R)` with dW = B_dense @ A_dense; the only dW formula."""
+        budget, scale = self.localized_layout[name]
+        A, B = [], []
+        if budget.global_rank:
+            A.append(self.localized_global_A[name](None, 1))
+            B.append(self.localized_global_B[name](None, 1, scale))
+        if budget.local:
+            clusters = budget.local.clusters
+            A.append(self.localized_local_A[name](self.localized_col_labels[name], clusters))
+            B.append(self.localized_local_B[name](self.localized_row_labels[name], clusters, scale))
+        return (A[0], B[0]) if len(A) == 1 else (torch.cat(A, dim=0), torch.cat(B, dim=1))
+
+    def get_delta_weight(self, name: str) -> Tensor:
+        """dW of an adapter in the orientation of the base weight: `(m, n)`, for Conv1D `(n, m)`; float32 or wider."""
+        self._verify(name)
+        A, B = self.dense_factors(name)
+        wide = torch.promote_types(A.dtype, torch.float32)
+        delta = B.to(wide) @ A.to(wide)
+        return delta.T if self.is_conv1d else delta
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        result = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters or self.merged:
+            return result
+        if self.quantization_backend is not None:
+            result = self.quantization_backend.maybe_clone_base_result(result)
+        for name in self.active_adapters:
+            if name not in self.localized_layout:
+                continue
+            if not self.localized_verified[name]:
+                self._verify_for_forward(name)
+            A, B = self.dense_factors(name)
+            # The thin factors are cast to the activations' dtype, not the activations to the factors': the weights that
+            # the optimizer sees stay in their own precision, and no pass over the activations is spent on a cast.
+            dropped = self.localized_dropout[name](x)
+            update = F.linear(F.linear(dropped, A.to(x.dtype)), B.to(x.dtype))
+            result = result + update.to(result.dtype)
+        return result
+
+    @torch.compiler.disable
+    def _verify_for_forward(self, name: str) -> None:
+        learning = self.training and torch.is_grad_enabled()
+        if self.is_unplaced(name) and (self.calibrating or not learning):
+            return  # an unplaced adapter adds its global term only; harmless until something is learned or kept
+        self._verify(name)
+
+    def _verify(self, name: str) -> None:
+        self.local_partition(name)
+        self.localized_verified[name] = True
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add dW of the adapters to the base weight.
+
+        Args:
+            safe_merge: check the merged weight for NaN and infinity before it replaces the base weight.
+            adapter_names: the adapters to merge; None means the active ones.
+
+        Raises:
+            UnplacedAdapterError: an adapter was never placed.
+            ValueError: `safe_merge` found a weight that is not finite; the base weight is untouched.
+        """
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name not in self.localized_layout:
+                continue
+            merged = self._base_plus(name, sign=1.0)
+            if safe_merge and not torch.isfinite(merged).all():
+                raise ValueError(f"NaN or infinity in the merged weights: the adapter {name!r} seems to be broken")
+            self.set_base_weight(merged)
+            self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Subtract every merged adapter's dW again; exact up to the rounding of the base weight's dtype."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        while self.merged_adapters:
+            self.set_base_weight(self._base_plus(self.merged_adapters.pop(), sign=-1.0))
+
+    @torch.no_grad()
+    def _base_plus(self, name: str, sign: float) -> Tensor:
+        weight = self.get_base_weight()
+        delta = self.get_delta_weight(name).to(weight.device)
+        return (weight.to(delta.dtype) + sign * delta).to(weight.dtype)
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return True
+
+    def extra_repr(self) -> str:
+        return f"adapters={sorted(self.localized_layout)}"
+
+    def __repr__(self) -> str:
+        return "localized." + super().__repr__()
+
+
+def _check_fits(partition: Partition, budget: LayerBudget, name: str) -> None:
+    local = budget.local
+    if local is None:
+        raise PlacementError(f"the adapter {name!r} has no local term on this layer, so nothing to place")
+    asked = (budget.m, budget.n, local.clusters, local.rows, local.cols)
+    given = (partition.m, partition.n, partition.clusters, partition.covered_rows, partition.covered_cols)
+    if asked != given:
+        what = ("rows", "columns", "clusters", "covered rows", "covered columns")
+        wrong = [f"{w} {g} instead of {a}" for w, g, a in zip(what, given, asked, strict=True) if g != a]
+        raise PlacementError(f"the labels do not fit the adapter {name!r}: {', '.join(wrong)}")

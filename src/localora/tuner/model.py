@@ -1,0 +1,190 @@
+"""The tuner model: creates the adapter layers, and checks a saved adapter's labels before they are loaded."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.other import get_pattern_key
+from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from localora.placement.ablation import contiguous_partition, random_partition
+from localora.placement.budget import BudgetError
+from localora.placement.partition import LABEL_DTYPE, UNPLACED, Partition, PlacementError
+from localora.tuner.config import LocalizedConfig
+from localora.tuner.layer import LocalizedLinear
+
+MAMBA_TYPES = {"falcon_h1", "mamba", "mamba2", "falcon_mamba"}
+MAMBA_FUSED = {"conv1d", "out_proj"}
+
+
+class LocalizedModel(BaseTuner):
+    """PEFT's tuner model of type LOCALIZED; users meet it through `get_peft_model`."""
+
+    prefix = "localized_"
+    tuner_layer_cls = LocalizedLinear
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def _create_and_replace(
+        self,
+        peft_config: LocalizedConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **_: Any,
+    ) -> None:
+        if isinstance(target, LocalizedLinear):
+            layer = target
+        else:
+            _check_supported(target, current_key)
+            layer = LocalizedLinear(target, **get_quantization_kwargs(self))
+            layer._active_adapter = self.active_adapter
+        r = peft_config.rank_pattern.get(get_pattern_key(peft_config.rank_pattern.keys(), current_key), peft_config.r)
+        alpha = peft_config.alpha_pattern.get(
+            get_pattern_key(peft_config.alpha_pattern.keys(), current_key), peft_config.alpha
+        )
+        try:
+            budget = peft_config.layer_budget(layer.out_features, layer.in_features, r)
+        except BudgetError as error:
+            raise BudgetError(f"layer {current_key}: {error}") from error
+        layer.add_adapter(
+            adapter_name,
+            budget,
+            scale=peft_config.scale(r, alpha),
+            dropout=peft_config.dropout,
+            zero_init=peft_config.init_weights,
+            inference_mode=peft_config.inference_mode,
+        )
+        if layer is not target:
+            if adapter_name not in self.active_adapters:
+                layer.requires_grad_(False)  # an additional adapter does not train until it is activated
+            self._replace_module(parent, target_name, layer, target)
+        self._place_at_once(layer, adapter_name, peft_config, current_key)
+
+    def _place_at_once(self, layer: LocalizedLinear, name: str, config: LocalizedConfig, key: str) -> None:
+        local = layer.localized_layout[name].budget.local
+        if local is None:
+            return
+        # A reference copy, as TRL's DPO and GRPO make it, is a second adapter on the very same config object; they copy
+        # its parameters but not its buffers, so the labels are cloned here.
+        for other, other_config in self.peft_config.items():
+            if other != name and other_config is config and other in layer.localized_row_labels:
+                layer.localized_row_labels[name].copy_(layer.localized_row_labels[other])
+                layer.localized_col_labels[name].copy_(layer.localized_col_labels[other])
+                return
+        m, n = layer.out_features, layer.in_features
+        if local.clusters == 1 and (local.rows, local.cols) == (m, n):
+            layer.place(name, Partition.whole(m, n))  # nothing to choose: this is LoRA
+        elif config.placement == "contiguous":
+            layer.place(name, contiguous_partition(m, n, local))
+        elif config.placement == "random":
+            seed = config.seed + zlib.crc32(key.encode())  # layers differ, runs do not
+            layer.place(name, random_partition(m, n, local, seed))
+
+    def _check_target_module_compatiblity(self, peft_config: PeftConfig, model: nn.Module, target_name: str) -> None:
+        # Mamba's fused kernels read these weights directly and would bypass the adapter.
+        model_type = getattr(getattr(model, "config", None), "model_type", None)
+        if model_type in MAMBA_TYPES and target_name in MAMBA_FUSED:
+            raise ValueError(
+                f"the module {target_name!r} of a {model_type} model cannot be adapted: its fused kernel reads the "
+                "weight directly. Leave it out of target_modules"
+            )
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(
+                "localora adapters do not support several adapters in one batch (adapter_names); run each adapter's "
+                "samples in its own batch, or export_lora() the adapters to plain LoRA, which does"
+            )
+        yield
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        check_saved_labels(model, adapter_name, remapped)
+        return remapped
+
+
+def check_saved_labels(model: nn.Module, adapter_name: str, state_dict: dict[str, Tensor]) -> None:
+    """Refuse an adapter file whose tensors do not make a whole, valid placement for this model.
+
+    Raises:
+        PlacementError: tensors that are missing or have the wrong shape, and labels of the wrong type or range, by name.
+    """
+    for name, layer in adapted_layers(model, adapter_name):
+        saved = {key: value for key, value in state_dict.items() if key.startswith(name + ".localized_")}
+        expected = {
+            f"{name}.{key}": value
+            for key, value in layer.state_dict().items()
+            if key.startswith("localized_") and adapter_name in key.split(".")
+        }
+        missing = sorted(expected.keys() - saved.keys())
+        if missing:
+            raise PlacementError(
+                f"the adapter file lacks {missing[0]}{f' and {len(missing) - 1} more of this layer' * (len(missing) > 1)}. "
+                "Labels are never recomputed; load the complete file, written by save_pretrained"
+            )
+        for key, tensor in expected.items():
+            if saved[key].shape != tensor.shape:
+                raise PlacementError(
+                    f"{key} has shape {tuple(saved[key].shape)} in the adapter file, but this model and config need "
+                    f"{tuple(tensor.shape)}; is it the adapter of another model, or was its config edited?"
+                )
+        local = layer.localized_layout[adapter_name].budget.local
+        if local is None:
+            continue
+        labels = {side: saved[f"{name}.localized_{side}_labels.{adapter_name}"] for side in ("row", "col")}
+        for side, tensor in labels.items():
+            if tensor.dtype != LABEL_DTYPE:
+                raise PlacementError(
+                    f"{name}.localized_{side}_labels is {tensor.dtype} in the adapter file instead of {LABEL_DTYPE}; "
+                    "the file was written or converted by something else"
+                )
+        if (labels["row"] == UNPLACED).all():
+            layer.localized_verified[adapter_name] = False
+            continue  # saved before it was placed: training or merging it will say so
+        try:
+            partition = Partition.from_labels(labels["row"], labels["col"], local.clusters)
+        except PlacementError as error:
+            raise PlacementError(f"the adapter file is damaged at layer {name}: {error}") from error
+        for side, given, asked in (
+            ("row", partition.covered_rows, local.rows),
+            ("col", partition.covered_cols, local.cols),
+        ):
+            if given != asked:
+                raise PlacementError(
+                    f"{name}.localized_{side}_labels covers {given} entries instead of {asked}; the adapter file is "
+                    "damaged or belongs to another config"
+                )
+        layer.localized_verified[adapter_name] = True
+
+
+def adapted_layers(model: nn.Module, adapter_name: str) -> list[tuple[str, LocalizedLinear]]:
+    """The layers that hold this adapter, with their names in `model`."""
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, LocalizedLinear) and adapter_name in module.localized_layout
+    ]
+
+
+def _check_supported(target: nn.Module, key: str) -> None:
+    backend = resolve_quantization_backend(target)
+    linear_backend = backend is not None and backend.layer_type == "linear"
+    if not (isinstance(target, (nn.Linear, Conv1D)) or linear_backend):
+        raise TypeError(
+            f"layer {key} is a {type(target).__name__}; localora adapts torch.nn.Linear, transformers' Conv1D and "
+            "linear layers of PEFT's quantization backends. Leave it out of target_modules"
+        )

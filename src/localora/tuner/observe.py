@@ -1,0 +1,71 @@
+"""Watches the gradients of frozen weights during ordinary backward passes, without asking autograd for them.
+
+Shape legend
+    x   (..., n) input of a layer     y   (..., m) its output     g   dL/dy, the shape of y
+
+A forward hook passes the layer's output through an identity whose backward sees x and g. x is saved for backward in
+the ordinary way, so gradient checkpointing may drop and recompute it, and the observer runs once per real backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Observer = Callable[[Tensor, Tensor], None]  # called with x (T, n) and g (T, m)
+
+
+class _Watch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, x: Tensor, y: Tensor, observer: Observer) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.observer = observer
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor, None]:
+        (g,) = grads
+        (x,) = ctx.saved_tensors
+        with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
+            ctx.observer(x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]))
+        return None, None, g, None
+
+
+@contextmanager
+def watch_gradients(model: nn.Module, observers: Mapping[nn.Module, Observer]) -> Iterator[None]:
+    """While active, every backward pass through a layer of `observers` calls its observer with `(x, g)`.
+
+    No parameter requires grad meanwhile, so nothing accumulates in any `.grad` and no gradient of a weight is formed;
+    each parameter gets its own flag back at the end.
+    """
+    # The layers before the first trainable parameter have outputs that autograd would not follow. An anchor that
+    # requires grad makes them followed, and so does the embedding's output, for reentrant gradient checkpointing.
+    anchor = torch.zeros((), requires_grad=True)
+    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+
+    def hook(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return output
+        return _Watch.apply(anchor, inputs[0].detach(), output, observers[layer])
+
+    def follow(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+        if torch.is_grad_enabled() and not output.requires_grad:
+            output.requires_grad_(True)
+
+    with ExitStack() as stack:
+        for layer in observers:
+            stack.callback(layer.register_forward_hook(hook).remove)
+        embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+        if embeddings is not None:
+            stack.callback(embeddings.register_forward_hook(follow).remove)
+        try:
+            for parameter, _ in required:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter, flag in required:
+                parameter.requires_grad_(flag)
