@@ -3,20 +3,33 @@
 Importing this package registers both methods with PEFT.
 """
 
+from localora.export.lora import ExportReport, export_lora
 from localora.placement.partition import Partition, Placement, PlacementError
+from localora.tuner.calibration import CalibrationError, calibrate
+from localora.tuner.callback import LocalizationCallback
 from localora.tuner.config import CpsLoraConfig, GlobalLocalLoraConfig
 from localora.tuner.layer import UnplacedAdapterError
+from localora.tuner.model import placement_of
 from localora.tuner.registry import register
+from localora.tuner.report import CalibrationReport, LayerReport
 
 register()
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CalibrationError",
+    "CalibrationReport",
     "CpsLoraConfig",
+    "ExportReport",
     "GlobalLocalLoraConfig",
+    "LayerReport",
+    "LocalizationCallback",
     "Partition",
     "Placement",
     "PlacementError",
     "UnplacedAdapterError",
+    "calibrate",
+    "export_lora",
+    "placement_of",
 ]

@@ -81,9 +81,7 @@ def global_local_budget(m: int, n: int, r: int, global_share: float, local_size:
     rest = (r - r_g) * (m + n)
     smallest = _smallest_local_size(m, n, rest)
     r_l_exact = rest / (local_size * (m + n))
-    nearest_first = sorted(
-        range(r - r_g, min(m, n) + 1), key=lambda r_l: (abs(math.log(r_l / r_l_exact)), r_l)
-    )
+    nearest_first = sorted(range(r - r_g, min(m, n) + 1), key=lambda r_l: (abs(math.log(r_l / r_l_exact)), r_l))
     for r_l in nearest_first:
         block = _block_shape(m, n, rest, r_l)
         if block is None or abs(block.parameters - rest) > TOLERANCE * r * (m + n):
@@ -130,7 +128,9 @@ def _global_rank(r: int, global_share: float) -> int:
     r_g = math.floor(global_share * r + 0.5)
     if 0 < global_share < 1 and r_g in (0, r):
         if r == 1:
-            raise BudgetError(f"global_share={global_share} cannot split rank r=1; the nearest possible is {r_g}, or r=2")
+            raise BudgetError(
+                f"global_share={global_share} cannot split rank r=1; the nearest possible is {r_g}, or r=2"
+            )
         nearest = 1 / r if r_g == 0 else (r - 1) / r
         raise BudgetError(
             f"global_share={global_share} of rank r={r} rounds to {r_g}, which leaves one term without rank; "

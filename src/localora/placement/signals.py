@@ -76,22 +76,22 @@ class GradientSketch:
         self.width = min(width, m, n)
         self.seed = seed
         self.m, self.n = m, n
-        self.Y = torch.zeros(m, self.width, dtype=torch.float64)
-        self.Z = torch.zeros(2 * self.width + 1, n, dtype=torch.float64)
+        self.Y = torch.zeros(m, self.width)
+        self.Z = torch.zeros(2 * self.width + 1, n)
         self.batches = 0
 
     def observe(self, x_tn: Tensor, g_tm: Tensor, W_mn: Tensor | None = None) -> None:
         """Add one batch. x `(T, n)`, g `(T, m)`; computed in float32 or wider. W is not needed."""
         dtype = torch.promote_types(x_tn.dtype, torch.float32)
         x, g = x_tn.to(dtype), g_tm.to(dtype)
-        self.Y += (g.T @ (x @ self._omega().to(x))).cpu()
-        self.Z += ((self._psi().to(g) @ g.T) @ x).cpu()
+        self.Y = self.Y + (g.T @ (x @ self._omega().to(x))).cpu()
+        self.Z = self.Z + ((self._psi().to(g) @ g.T) @ x).cpu()
         self.batches += 1
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """left `(m, s)` with orthonormal columns and right `(s, n)`, float64 on the CPU."""
-        left, _ = torch.linalg.qr(self.Y)
-        right = torch.linalg.lstsq(self._psi().to(left) @ left, self.Z, driver="gelsd").solution
+        left, _ = torch.linalg.qr(self.Y.double())
+        right = torch.linalg.lstsq(self._psi() @ left, self.Z.double(), driver="gelsd").solution
         return left, right
 
     def tensors(self) -> list[Tensor]:

@@ -53,7 +53,9 @@ class LocalizedConfig(PeftConfig):
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Indices of blocks to adapt."})
     layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the list of blocks."})
     rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "Layer name or regex to its own r."})
-    alpha_pattern: dict[str, float] = field(default_factory=dict, metadata={"help": "Layer name or regex to its alpha."})
+    alpha_pattern: dict[str, float] = field(
+        default_factory=dict, metadata={"help": "Layer name or regex to its alpha."}
+    )
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained and saved in full."})
     global_share: float = field(default=0.0, metadata={"help": "Share of the rank for the whole matrix."})
     placement: PlacementMode = field(default="calibrate", metadata={"help": "calibrate | random | contiguous"})

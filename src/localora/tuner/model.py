@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from localora.placement.ablation import contiguous_partition, random_partition
 from localora.placement.budget import BudgetError
-from localora.placement.partition import LABEL_DTYPE, UNPLACED, Partition, PlacementError
+from localora.placement.partition import LABEL_DTYPE, UNPLACED, Partition, Placement, PlacementError
 from localora.tuner.config import LocalizedConfig
 from localora.tuner.layer import LocalizedLinear
 
@@ -178,6 +178,19 @@ def adapted_layers(model: nn.Module, adapter_name: str) -> list[tuple[str, Local
         for name, module in model.named_modules()
         if isinstance(module, LocalizedLinear) and adapter_name in module.localized_layout
     ]
+
+
+def placement_of(model: nn.Module, adapter_name: str = "default") -> dict[str, Placement]:
+    """Where an adapter acts: layer name in `model` -> its stack of partitions.
+
+    Raises:
+        UnplacedAdapterError: the adapter was never placed.
+        ValueError: no layer holds an adapter of that name.
+    """
+    layers = adapted_layers(model, adapter_name)
+    if not layers:
+        raise ValueError(f"no layer of this model holds a localora adapter named {adapter_name!r}")
+    return {name: layer.placement(adapter_name) for name, layer in layers}
 
 
 def _check_supported(target: nn.Module, key: str) -> None:

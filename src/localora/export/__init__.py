@@ -1,0 +1,1 @@
+"""From our adapters to what serving engines read: plain LoRA folders."""

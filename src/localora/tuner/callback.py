@@ -1,0 +1,96 @@
+"""LocalizationCallback: places unplaced adapters inside any transformers or TRL trainer, when training begins."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from localora.tuner.calibration import LossFn, calibrate
+from localora.tuner.config import LocalizedConfig
+from localora.tuner.model import adapted_layers
+from localora.tuner.report import CalibrationReport
+
+
+class LocalizationCallback(TrainerCallback):
+    """Calibrates every active, still unplaced localora adapter at train begin, on the trainer's own first batches.
+
+    Adapters that are placed already, for instance because training resumes from a checkpoint, are left as they are.
+    The random state of the run is restored afterwards, so the data order is that of a run without the callback.
+
+    Args:
+        steps: batches to observe.
+        loss_fn: (model, batch) -> loss, for trainers whose batches the model itself cannot turn into a loss (DPO, GRPO).
+
+    Attributes:
+        reports: the :class:`CalibrationReport` of each adapter placed here, by adapter name.
+    """
+
+    def __init__(self, steps: int = 8, loss_fn: LossFn | None = None) -> None:
+        self.steps = steps
+        self.loss_fn = loss_fn
+        self.reports: dict[str, CalibrationReport] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        model = kwargs["model"]
+        # accelerate's wrapper keeps a state that an iteration broken off half-way would leave behind.
+        batches = getattr(kwargs["train_dataloader"], "base_dataloader", kwargs["train_dataloader"])
+        for name in _unplaced_adapters(model):
+            with _random_state_kept(), _autocast(args):
+                self.reports[name] = calibrate(
+                    model,
+                    batches,
+                    steps=self.steps,
+                    loss_fn=self.loss_fn or _trainer_loss,
+                    adapter_name=name,
+                )
+
+
+def _unplaced_adapters(model: nn.Module) -> list[str]:
+    configs = getattr(model, "peft_config", {})
+    active = getattr(model, "active_adapters", configs)
+    names = active() if callable(active) else active
+    return [
+        name
+        for name in names
+        if isinstance(configs.get(name), LocalizedConfig)
+        and any(layer.is_unplaced(name) for _, layer in adapted_layers(model, name))
+    ]
+
+
+def _trainer_loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """The model's own loss on what its forward accepts of the batch; collators add keys for the trainer alone."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    accepted = inspect.signature(base.forward).parameters
+    loss = model(**{key: value for key, value in batch.items() if key in accepted})["loss"]
+    if not isinstance(loss, Tensor):
+        raise ValueError(
+            "this trainer's batches give the model no loss, so calibration cannot tell what matters; pass "
+            "LocalizationCallback(loss_fn=lambda model, batch: ...)"
+        )
+    return loss
+
+
+def _autocast(args: TrainingArguments) -> Any:
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    return torch.autocast(args.device.type, dtype=dtype) if dtype else nullcontext()
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    python, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy_state)

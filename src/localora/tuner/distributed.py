@@ -1,0 +1,60 @@
+"""Agreement between the processes of a distributed run: signals are summed, labels come from one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def sum_over_processes(tensors: Iterable[Tensor]) -> None:
+    """All-reduce each tensor in place; does nothing in a single process."""
+    if not _distributed():
+        return
+    device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+    for tensor in tensors:
+        summed = tensor.to(device)
+        dist.all_reduce(summed)
+        tensor.copy_(summed)
+
+
+def decide_once(decide: Callable[[], T]) -> T:
+    """Run `decide` on process 0 and give its result to all, so that no rounding can make placements differ.
+
+    An error on process 0 is raised on every process, so that none waits for the others for ever.
+    """
+    if not _distributed():
+        return decide()
+    box: list[object] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            box[0] = decide()
+        except Exception as error:
+            box[1] = error
+    dist.broadcast_object_list(box, src=0)
+    if isinstance(box[1], Exception):
+        raise box[1]
+    return box[0]  # type: ignore[return-value]
+
+
+def check_agreement(digest: str) -> None:
+    """Raise unless every process holds the same placement.
+
+    Raises:
+        RuntimeError: the digests differ.
+    """
+    if not _distributed():
+        return
+    digests: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(digests, digest)
+    if len(set(digests)) > 1:
+        raise RuntimeError(f"the processes hold different placements: {digests}. Start all of them with the same seed")
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
