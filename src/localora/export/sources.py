@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 from peft import PeftConfig
-from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from localora.placement.partition import LABEL_DTYPE, Partition, PlacementError
+from localora.placement.partition import LABEL_DTYPE, UNPLACED, Partition, PlacementError
 from localora.tuner.config import LocalizedConfig
 from localora.tuner.factors import scatter_columns, scatter_rows
 from localora.tuner.layer import UnplacedAdapterError
@@ -92,9 +91,7 @@ def _layer_factors(config: LocalizedConfig, name: str, tensors: dict[str, Tensor
         return tensors[f"{name}.localized_{key}"]
 
     key = name.removeprefix(PEFT_PREFIX)
-    r = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), key), config.r)
-    alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), key), config.alpha)
-    scale = config.scale(r, alpha)
+    scale = config.layer_scale(key)
     A, B = [], []
     if f"{name}.localized_global_A.weight" in tensors:
         A.append(tensor("global_A.weight"))
@@ -103,10 +100,10 @@ def _layer_factors(config: LocalizedConfig, name: str, tensors: dict[str, Tensor
         rows, cols = tensor("row_labels"), tensor("col_labels")
         if rows.dtype != LABEL_DTYPE or cols.dtype != LABEL_DTYPE:
             raise PlacementError(f"the labels of {name} must be {LABEL_DTYPE}, got {rows.dtype} and {cols.dtype}")
-        local = config.layer_budget(rows.numel(), cols.numel(), r).local
+        local = config.layer_budget(rows.numel(), cols.numel(), config.layer_rank(key)).local
         if local is None:
             raise PlacementError(f"{name} has a local term, which its config does not give it; was the config edited?")
-        if (rows == -2).all():
+        if (rows == UNPLACED).all():
             raise UnplacedAdapterError(
                 f"the adapter was saved before it was placed ({name}); there is nothing to export"
             )

@@ -18,7 +18,7 @@ TOLERANCE = 0.005  # trainable parameters may differ from LoRA's by this share
 
 
 class BudgetError(ValueError):
-    """A rank, share or size that no adapter of the asked-for budget can have; the message names the nearest that can."""
+    """A rank, share or size that no adapter of this budget can have; the message names the nearest that can."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,9 @@ def global_local_budget(m: int, n: int, r: int, global_share: float, local_size:
             break
         return LayerBudget(m, n, r_g, block)
     raise BudgetError(
-        f"a block of local_size={local_size} of a {m} x {n} matrix cannot spend what r={r}, global_share={global_share} "
-        f"leaves it: that takes rank {r_l_exact:.0f} on about {local_size * min(m, n):.0f} rows or columns. "
+        f"a block of local_size={local_size} of a {m} x {n} matrix cannot spend what r={r} and "
+        f"global_share={global_share} leave it: that takes rank {r_l_exact:.0f} on about "
+        f"{local_size * min(m, n):.0f} rows or columns. "
         f"The nearest possible local_size is {smallest}"
     )
 

@@ -27,7 +27,7 @@ class TaylorScores:
     """Row and column sums of I = |W * G|, summed over batches (G is each batch's own gradient).
 
     With `within`, rows are scored over that block's columns and columns over its rows, and the block's share of the
-    total importance is measured. Importance is first order: removing the entry W_ij changes the loss by about W_ij G_ij.
+    total importance is measured. It is a first-order Taylor score: removing W_ij changes the loss by about W_ij G_ij.
     """
 
     def __init__(self, m: int, n: int, within: Partition | None = None) -> None:

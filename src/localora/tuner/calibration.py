@@ -218,8 +218,8 @@ def _sum_signals(signals: Mapping[str, TaylorScores | GradientSketch]) -> None:
         )
     if silent:
         warnings.warn(
-            f"no gradient reached {len(silent)} of {len(signals)} adapted layers in calibration, {silent[0]} among them "
-            "(an expert that no token was routed to?); their placement is arbitrary. Use more or other batches",
+            f"no gradient reached {len(silent)} of {len(signals)} adapted layers in calibration, {silent[0]} among "
+            "them (an expert that no token was routed to?); their placement is arbitrary. Use more or other batches",
             stacklevel=3,
         )
     for signal in signals.values():
@@ -273,7 +273,8 @@ def _default_loss(model: nn.Module, batch: Any) -> Tensor:
     loss = output.get("loss") if isinstance(output, Mapping) else output[0]
     if not isinstance(loss, Tensor) or loss.ndim:
         raise CalibrationError(
-            "the model returned no scalar loss for a calibration batch; give it labels, or pass loss_fn=(model, batch) -> loss"
+            "the model returned no scalar loss for a calibration batch; give it labels, or pass a loss_fn of "
+            "(model, batch)"
         )
     return loss
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -27,7 +28,7 @@ class LocalizationCallback(TrainerCallback):
 
     Args:
         steps: batches to observe.
-        loss_fn: (model, batch) -> loss, for trainers whose batches the model itself cannot turn into a loss (DPO, GRPO).
+        loss_fn: (model, batch) -> loss, for trainers whose batches the model itself cannot turn into a loss, as DPO's.
 
     Attributes:
         reports: the :class:`CalibrationReport` of each adapter placed here, by adapter name.
@@ -69,7 +70,7 @@ def _unplaced_adapters(model: nn.Module) -> list[str]:
 
 def _trainer_loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     """The model's own loss on what its forward accepts of the batch; collators add keys for the trainer alone."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
     accepted = inspect.signature(base.forward).parameters
     loss = model(**{key: value for key, value in batch.items() if key in accepted})["loss"]
     if not isinstance(loss, Tensor):

@@ -1,4 +1,4 @@
-"""The two configs users write: G-LoRA and CPS-LoRA. Both are of PEFT type LOCALIZED; a saved one loads back as itself."""
+"""The two configs users write, G-LoRA and CPS-LoRA: both of PEFT type LOCALIZED, each loads back as what it was."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from peft import PeftConfig
+from peft.utils.other import get_pattern_key
 
 from localora.placement.budget import BudgetError, LayerBudget, clustered_budget, global_local_budget
 from localora.placement.partition import MAX_CLUSTERS
@@ -106,8 +107,14 @@ class LocalizedConfig(PeftConfig):
         """
         raise NotImplementedError
 
-    def scale(self, r: int, alpha: float) -> float:
-        """s in dW = s B A: alpha / r, or alpha / sqrt(r) with rank-stabilised scaling."""
+    def layer_rank(self, name: str) -> int:
+        """The LoRA-equivalent rank of the layer called `name`: from `rank_pattern` where it matches, else r."""
+        return self.rank_pattern.get(get_pattern_key(list(self.rank_pattern), name), self.r)
+
+    def layer_scale(self, name: str) -> float:
+        """s in dW = s B A for the layer called `name`: alpha / r, or alpha / sqrt(r) with rank-stabilised scaling."""
+        alpha = self.alpha_pattern.get(get_pattern_key(list(self.alpha_pattern), name), self.alpha)
+        r = self.layer_rank(name)
         return alpha / math.sqrt(r) if self.use_rslora else alpha / r
 
 

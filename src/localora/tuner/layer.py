@@ -12,7 +12,7 @@ import warnings
 from typing import Any, NamedTuple, final
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 (torch's own custom)
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
 from peft.utils import resolve_quantization_backend
@@ -63,7 +63,11 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = base_layer
         self.quantization_backend = resolve_quantization_backend(self.get_base_layer(), **quantization)
-        self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
+        in_features, out_features = _get_in_out_features(self.get_base_layer())
+        assert in_features is not None  # the model admits linear layers only
+        assert out_features is not None
+        self.in_features: int = in_features
+        self.out_features: int = out_features
         self.is_conv1d = isinstance(self.get_base_layer(), Conv1D)
         self.localized_global_A = nn.ModuleDict()
         self.localized_global_B = nn.ModuleDict()
@@ -111,10 +115,10 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
     def _init_factors(self, name: str, zero_init: bool) -> None:
         for factors in (self.localized_global_A, self.localized_local_A):
             if name in factors:
-                nn.init.kaiming_uniform_(factors[name].weight, a=math.sqrt(5))  # as LoRA starts its A
+                nn.init.kaiming_uniform_(factors[name].get_parameter("weight"), a=math.sqrt(5))  # as LoRA starts its A
         for factors in (self.localized_global_B, self.localized_local_B):
             if name in factors:
-                weight = factors[name].weight
+                weight = factors[name].get_parameter("weight")
                 nn.init.zeros_(weight) if zero_init else nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
 
     def place(self, name: str, partition: Partition) -> None:
@@ -165,7 +169,7 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
         return Placement(tuple(partitions))
 
     def dense_factors(self, name: str) -> tuple[Tensor, Tensor]:
-        """Plain LoRA factors A_dense `(R, n)` and s B_dense `(m, R)` with dW = B_dense @ A_dense; the only dW formula."""
+        """Plain LoRA factors A_dense `(R, n)` and s B_dense `(m, R)`; their product is dW. The only formula."""
         budget, scale = self.localized_layout[name]
         A, B = [], []
         if budget.global_rank:

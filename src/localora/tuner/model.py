@@ -10,7 +10,6 @@ from typing import Any
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from peft.utils.other import get_pattern_key
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -30,11 +29,11 @@ class LocalizedModel(BaseTuner):
 
     prefix = "localized_"
     tuner_layer_cls = LocalizedLinear
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # type: ignore[assignment]
 
     def _create_and_replace(
         self,
-        peft_config: LocalizedConfig,
+        peft_config: LocalizedConfig,  # type: ignore[override]
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -48,18 +47,16 @@ class LocalizedModel(BaseTuner):
             _check_supported(target, current_key)
             layer = LocalizedLinear(target, **get_quantization_kwargs(self))
             layer._active_adapter = self.active_adapter
-        r = peft_config.rank_pattern.get(get_pattern_key(peft_config.rank_pattern.keys(), current_key), peft_config.r)
-        alpha = peft_config.alpha_pattern.get(
-            get_pattern_key(peft_config.alpha_pattern.keys(), current_key), peft_config.alpha
-        )
         try:
-            budget = peft_config.layer_budget(layer.out_features, layer.in_features, r)
+            budget = peft_config.layer_budget(
+                layer.out_features, layer.in_features, peft_config.layer_rank(current_key)
+            )
         except BudgetError as error:
             raise BudgetError(f"layer {current_key}: {error}") from error
         layer.add_adapter(
             adapter_name,
             budget,
-            scale=peft_config.scale(r, alpha),
+            scale=peft_config.layer_scale(current_key),
             dropout=peft_config.dropout,
             zero_init=peft_config.init_weights,
             inference_mode=peft_config.inference_mode,
@@ -121,7 +118,7 @@ def check_saved_labels(model: nn.Module, adapter_name: str, state_dict: dict[str
     """Refuse an adapter file whose tensors do not make a whole, valid placement for this model.
 
     Raises:
-        PlacementError: tensors that are missing or have the wrong shape, and labels of the wrong type or range, by name.
+        PlacementError: tensors missing or of the wrong shape, labels of the wrong type or range; each by name.
     """
     for name, layer in adapted_layers(model, adapter_name):
         saved = {key: value for key, value in state_dict.items() if key.startswith(name + ".localized_")}
@@ -133,7 +130,7 @@ def check_saved_labels(model: nn.Module, adapter_name: str, state_dict: dict[str
         missing = sorted(expected.keys() - saved.keys())
         if missing:
             raise PlacementError(
-                f"the adapter file lacks {missing[0]}{f' and {len(missing) - 1} more of this layer' * (len(missing) > 1)}. "
+                f"the adapter file lacks {missing[0]} ({len(missing)} missing in this layer). "
                 "Labels are never recomputed; load the complete file, written by save_pretrained"
             )
         for key, tensor in expected.items():

@@ -59,7 +59,7 @@ def watch_gradients(model: nn.Module, observers: Mapping[nn.Module, Observer]) -
     with ExitStack() as stack:
         for layer in observers:
             stack.callback(layer.register_forward_hook(hook).remove)
-        embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+        embeddings = _input_embeddings(model)
         if embeddings is not None:
             stack.callback(embeddings.register_forward_hook(follow).remove)
         try:
@@ -69,3 +69,8 @@ def watch_gradients(model: nn.Module, observers: Mapping[nn.Module, Observer]) -
         finally:
             for parameter, flag in required:
                 parameter.requires_grad_(flag)
+
+
+def _input_embeddings(model: nn.Module) -> nn.Module | None:
+    get: Callable[[], nn.Module] | None = getattr(model, "get_input_embeddings", None)
+    return get() if get else None

@@ -1,4 +1,4 @@
-"""Registers PEFT type LOCALIZED. PEFT's list of types is a closed enum, so a member is added before the official call."""
+"""Registers PEFT type LOCALIZED. PEFT's types are a closed enum, so a member is added before the official call."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def register() -> None:
     Raises:
         RuntimeError: another package has taken the name LOCALIZED.
     """
-    taken_by = PEFT_TYPE_TO_TUNER_MAPPING.get(PEFT_TYPE_NAME)
+    taken_by = PEFT_TYPE_TO_TUNER_MAPPING.get(PEFT_TYPE_NAME)  # type: ignore[call-overload]
     if taken_by is LocalizedModel:
         return
     if taken_by is not None or PEFT_TYPE_NAME in PeftType.__members__:
