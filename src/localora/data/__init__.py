@@ -1,1 +1,1 @@
-"""Tasks: what a model reads, what it should write, how that is scored; from generators, JSONL files or the Hub."""
+"""Tasks from generators, JSONL files or the Hub: what a model reads, should write, and how that is scored."""

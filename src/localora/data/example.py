@@ -27,8 +27,8 @@ class Scorer(StrEnum):
 class Example:
     """One item: what the model reads, what it should write, how it is scored.
 
-    The text is `prompt + completion`, verbatim. With `messages`, the text is the tokenizer's chat template over them,
-    and `prompt` and `completion` are plain renderings for people and for overlap checks.
+    The text is `prompt + completion`, verbatim. With `messages`, the text is the tokenizer's chat template
+    over them, and `prompt` and `completion` are plain renderings for people and for overlap checks.
     """
 
     id: str

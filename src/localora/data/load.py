@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from localora.data.example import TaskData
+from localora.data.example import DataError, Example, Scorer, TaskData, content_hash
+from localora.data.generated.registry import generate_task
+from localora.data.hub import read_hub
+from localora.data.jsonl import Row, read_jsonl
+from localora.data.overlap import check_disjoint
+from localora.data.schemas import Columns, to_examples
 from localora.data.spec import DataSpec
+from localora.data.split import split_off, subset
 
 
 def load_task(spec: Mapping[str, Any] | DataSpec) -> TaskData:
@@ -17,6 +24,79 @@ def load_task(spec: Mapping[str, Any] | DataSpec) -> TaskData:
     Raises:
         pydantic.ValidationError: unknown or contradictory keys.
         DataError: a missing file, a malformed line (file:line), missing keys, an unknown schema, no examples.
-        OverlapError: a prompt of the training split is also in the validation or test file.
+        OverlapError: a prompt is in two of the given files.
     """
-    raise NotImplementedError
+    spec = spec if isinstance(spec, DataSpec) else DataSpec.model_validate(dict(spec))
+    splits = _generated(spec) if spec.task is not None else _read(spec)
+    check_disjoint(splits.train, splits.validation)
+    check_disjoint(splits.train, splits.test)
+    check_disjoint(splits.validation, splits.test)
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    return TaskData(
+        name=spec.task or spec.hub or Path(str(spec.path)).stem,
+        train=tuple(splits.train),
+        validation=tuple(splits.validation),
+        test=tuple(splits.test),
+        scorer=splits.scorer,
+        hashes={name: content_hash(examples) for name, examples in parts.items()},
+    )
+
+
+class _Splits(NamedTuple):
+    train: list[Example]
+    validation: list[Example]
+    test: list[Example]
+    scorer: Scorer
+
+
+def _generated(spec: DataSpec) -> _Splits:
+    sizes = {
+        "train": spec.train_size or 2000,
+        "validation": spec.validation_size or 100,
+        "test": spec.test_size or 200,
+    }
+    assert spec.task is not None
+    parts, scorer = generate_task(spec.task, spec.difficulty, sizes, spec.seed)
+    return _Splits(parts["train"], parts["validation"], parts["test"], scorer)
+
+
+def _read(spec: DataSpec) -> _Splits:
+    train, scorer = _examples(spec, "train")
+    # The test split decides how the task is scored: training data may well be of another format.
+    if _given(spec, "test"):
+        test, scorer = _examples(spec, "test")
+        test = subset(test, spec.test_size, spec.seed)
+    else:
+        train, test = split_off(train, spec.test_size, spec.seed, "test")
+    if _given(spec, "validation"):
+        validation, _ = _examples(spec, "validation")
+        validation = subset(validation, spec.validation_size, spec.seed)
+    else:
+        train, validation = split_off(train, spec.validation_size, spec.seed, "validation")
+    return _Splits(subset(train, spec.train_size, spec.seed), validation, test, scorer)
+
+
+def _given(spec: DataSpec, split: str) -> bool:
+    return getattr(spec, f"{split}_path" if spec.path is not None else f"{split}_split") is not None
+
+
+def _examples(spec: DataSpec, split: str) -> tuple[list[Example], Scorer]:
+    rows: list[Row]
+    if spec.path is not None:
+        name = spec.path if split == "train" else getattr(spec, f"{split}_path")
+        rows = read_jsonl(name)
+    else:
+        assert spec.hub is not None
+        name = spec.hub
+        rows = read_hub(spec.hub, spec.hub_config, getattr(spec, f"{split}_split"))
+    mapped = [c for c in (spec.prompt_column, spec.completion_column, spec.messages_column) if c is not None]
+    absent = [column for column in mapped if column not in rows[0].values]
+    if absent:
+        raise DataError(f"{rows[0].where}: no column {', '.join(absent)}; it has {', '.join(rows[0].values)}")
+    columns = Columns(
+        prompt=spec.prompt_column or "prompt",
+        completion=spec.completion_column or "completion",
+        messages=spec.messages_column or "messages",
+        separator=spec.separator,
+    )
+    return to_examples(rows, columns, Path(name).stem)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class DataSpec(BaseModel):
-    """Where a task's examples come from. Exactly one of `task`, `path`, `hub` is set; unknown keys are refused."""
+    """Where examples come from: exactly one of `task`, `path`, `hub`. Unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -30,37 +30,30 @@ class DataSpec(BaseModel):
 
     separator: str | None = Field(
         None,
-        description="put between prompt and completion of user data; default: a newline where neither side of the "
-        "seam has white space, else nothing",
+        description="put between prompt and completion of user data; default: a newline where neither side "
+        "of the seam has white space, else nothing",
     )
     seed: int = Field(0, ge=0, description="of generation, of splitting, and of drawing subsets")
     train_size: int | None = Field(
         None, ge=1, description="generated tasks: default 2000; else at most so many, default all"
     )
-    validation_size: int | None = Field(
-        None, ge=1, description="default: generated 100; split off a tenth; file all"
-    )
-    test_size: int | None = Field(
-        None, ge=1, description="default: generated 200; split off a tenth; file all"
-    )
+    validation_size: int | None = Field(None, ge=1, description="default: generated 100; split off a tenth; file all")
+    test_size: int | None = Field(None, ge=1, description="default: generated 200; split off a tenth; file all")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         sources = [name for name in ("task", "path", "hub") if getattr(self, name) is not None]
         if len(sources) != 1:
             raise ValueError(f"data needs exactly one of task, path, hub; got {sources or 'none of them'}")
+        columns = ("prompt_column", "completion_column", "messages_column")
         groups = {
             "path": ("validation_path", "test_path"),
-            "hub": (
-                "hub_config", "validation_split", "test_split", "prompt_column", "completion_column", "messages_column",
-            ),
-        }  # fmt: skip
+            "hub": ("hub_config", "validation_split", "test_split", *columns),
+        }
         for source, keys in groups.items():
             stray = [key for key in keys if getattr(self, key) is not None]
             if stray and sources[0] != source:
-                raise ValueError(
-                    f"{', '.join(stray)} belong to {source} data, but the data come from {sources[0]}"
-                )
+                raise ValueError(f"{', '.join(stray)} belong to {source} data, but the data come from {sources[0]}")
         if (self.prompt_column is None) != (self.completion_column is None):
             raise ValueError("set both prompt_column and completion_column, or neither")
         if self.prompt_column is not None and self.messages_column is not None:

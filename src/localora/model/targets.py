@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 
 class Target(NamedTuple):
@@ -29,4 +31,32 @@ def resolve_targets(model: nn.Module, spec: str | Sequence[str]) -> list[Target]
     Raises:
         ValueError: nothing matches, or a listed name matches nothing (the message lists the names there are).
     """
-    raise NotImplementedError
+    if isinstance(spec, str) and spec != "all-linear":
+        raise ValueError(f'targets must be "all-linear" or a list of module names, got {spec!r}')
+    found = _matrices(model)
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no linear layer beside its output head to adapt")
+    if isinstance(spec, str):
+        return found
+    unmatched = [name for name in spec if not any(_matches(target.name, name) for target in found)]
+    if unmatched or not spec:
+        there = sorted({target.name.rpartition(".")[2] for target in found})
+        raise ValueError(f"no linear layer is named {', '.join(unmatched) or '(empty list)'}; there are {there}")
+    return [target for target in found if any(_matches(target.name, name) for name in spec)]
+
+
+def _matrices(model: nn.Module) -> list[Target]:
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    found = []
+    for name, module in model.named_modules():
+        if module is head:
+            continue
+        if isinstance(module, nn.Linear):  # the fields, not the weight: quantized weights are packed
+            found.append(Target(name, module.out_features, module.in_features))
+        elif isinstance(module, Conv1D):  # GPT-2's layer keeps W transposed, n x m
+            found.append(Target(name, module.nf, module.nx))
+    return found
+
+
+def _matches(module: str, name: str) -> bool:
+    return module == name or module.endswith(f".{name}")
