@@ -5,11 +5,12 @@ Importing this package registers both methods with PEFT.
 
 from localora.export.lora import ExportReport, export_lora
 from localora.placement.partition import Partition, Placement, PlacementError
-from localora.tuner.calibration import CalibrationError, calibrate
+from localora.tuner.calibration import calibrate
 from localora.tuner.callback import LocalizationCallback
 from localora.tuner.config import CpsLoraConfig, GlobalLocalLoraConfig
 from localora.tuner.layer import UnplacedAdapterError
 from localora.tuner.model import placement_of
+from localora.tuner.passes import CalibrationError
 from localora.tuner.registry import register
 from localora.tuner.report import CalibrationReport, LayerReport
 

@@ -26,12 +26,3 @@ def truncate_factors(A_Rn: Tensor, B_mR: Tensor, rank: int) -> tuple[Tensor, Ten
         ((Q_b @ U[:, :rank]) * root).to(B_mR.dtype),
         error,
     )
-
-
-def relative_difference(A: Tensor, B: Tensor, A_other: Tensor, B_other: Tensor) -> float:
-    """Frobenius norm of B A - B' A' over that of B A, from thin factors in float64."""
-    difference = torch.linalg.qr(torch.cat([B.double(), -B_other.double()], dim=1)).R @ (
-        torch.linalg.qr(torch.cat([A.double(), A_other.double()]).T).R.T
-    )
-    whole = torch.linalg.qr(B.double()).R @ torch.linalg.qr(A.double().T).R.T
-    return float(difference.norm() / whole.norm()) if whole.norm() > 0 else float(difference.norm())

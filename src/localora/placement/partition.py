@@ -18,7 +18,7 @@ a stack of partitions whose updates add up:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,10 +143,11 @@ class Placement:
     def n(self) -> int:
         return self.partitions[0].n
 
-    def digest(self) -> str:
-        """A hash of all labels, for checking that every process of a distributed run holds the same placement."""
+    @staticmethod
+    def digest_of(partitions: Iterable[Partition]) -> str:
+        """A hash of all labels, for checking that every process of a distributed run holds the same ones."""
         sha = hashlib.sha256()
-        for p in self.partitions:
+        for p in partitions:
             sha.update(f"{p.clusters},{p.m},{p.n};".encode())
             sha.update(p.row_bytes)
             sha.update(p.col_bytes)

@@ -1,38 +1,20 @@
-"""Calibration: a few ordinary batches show where the gradient lives, planners turn that into labels, layers take them.
-
-Shape legend
-    x   (T, n) inputs of a layer      g   (T, m) gradient by its output      W   (m, n) its frozen weight
-"""
+"""Calibration: a few ordinary batches show where the gradient lives, and a planner turns that into labels."""
 
 from __future__ import annotations
 
-import hashlib
 import time
-import warnings
-from collections.abc import Callable, Iterable, Mapping
-from itertools import islice
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from localora.placement.budget import LocalShape
-from localora.placement.partition import Partition
-from localora.placement.signals import GradientSketch, TaylorScores
-from localora.placement.taylor import plan_block
+from localora.placement.partition import Placement
 from localora.tuner.config import CpsLoraConfig, GlobalLocalLoraConfig, LocalizedConfig
-from localora.tuner.distributed import check_agreement, decide_once, sum_over_processes
-from localora.tuner.layer import LocalizedLinear
+from localora.tuner.distributed import check_agreement
 from localora.tuner.model import adapted_layers
-from localora.tuner.observe import watch_gradients
-from localora.tuner.report import CalibrationReport, LayerReport
-
-LossFn = Callable[[nn.Module, Any], Tensor]
-Layers = dict[str, LocalizedLinear]
-
-
-class CalibrationError(RuntimeError):
-    """Calibration cannot tell where the adapter should act; the message says why and what to do."""
+from localora.tuner.passes import CalibrationError, Layers, LossFn, Passes
+from localora.tuner.planning import block_passes, plan_blocks, plan_clusters
+from localora.tuner.report import CalibrationReport
 
 
 def calibrate(
@@ -71,159 +53,29 @@ def calibrate(
     started = time.perf_counter()
     name, config = _adapter_config(model, adapter_name)
     layers = _layers_to_place(model, name, replace)
-    kept = [_to_device(batch, model) for batch in islice(batches, steps)]
-    if not kept:
-        raise CalibrationError("calibration got no batches: the data set is empty, or its iterator is used up")
-
-    refine = config.refine if isinstance(config, GlobalLocalLoraConfig) else 0
-    extra = refine * len(kept) + 1 if isinstance(config, GlobalLocalLoraConfig) else 0
-    passes = _Passes(model, layers, kept, loss_fn, progress, extra)
+    passes = Passes(model, batches, steps, loss_fn)
+    count = len(passes.batches)
     if isinstance(config, GlobalLocalLoraConfig):
-        reports = _place_blocks(passes, layers, name, refine)
+        passes.progress = _with_total(progress, block_passes(config, count))
+        reports = plan_blocks(passes, layers, name, config)
     else:
         assert isinstance(config, CpsLoraConfig)
-        reports = _place_clusters(passes, layers, name, config)
+        passes.progress = _with_total(progress, count)
+        reports = plan_clusters(passes, layers, name, config)
     for layer_name, layer in layers.items():
         layer.place(name, reports[layer_name].partition)
-    check_agreement(_digest(reports.values()))
+    check_agreement(Placement.digest_of(report.partition for report in reports.values()))
     return CalibrationReport(
         method=config.method,
         layers=tuple(reports.values()),
-        batches=len(kept),
-        loss=sum(passes.losses[: len(kept)]) / len(kept),
+        batches=count,
+        loss=sum(passes.losses[:count]) / count,
         seconds=time.perf_counter() - started,
     )
 
 
-def _place_blocks(passes: _Passes, layers: Layers, name: str, refine: int) -> dict[str, LayerReport]:
-    blocks: dict[str, Partition] = {}
-    for _ in range(1 + refine):
-        scores = _taylor_pass(passes, layers, blocks, passes.batches)
-        blocks = decide_once(lambda: _plan_blocks(scores, layers, name))  # noqa: B023 (called at once)
-    # The share inside the final block is known only after it is chosen: one more pass, over the last batch.
-    measured = _taylor_pass(passes, layers, blocks, passes.batches[-1:])
-    return {key: LayerReport(key, blocks[key], importance_share=measured[key].inside_share) for key in layers}
-
-
-def _plan_blocks(scores: Mapping[str, TaylorScores], layers: Layers, name: str) -> dict[str, Partition]:
-    return {
-        key: plan_block(scores[key].rows, scores[key].cols, local.rows, local.cols)
-        for key, layer in layers.items()
-        for local in [_local(layer, name)]
-    }
-
-
-def _taylor_pass(
-    passes: _Passes, layers: Layers, within: Mapping[str, Partition], batches: list[Any]
-) -> dict[str, TaylorScores]:
-    scores = {
-        key: TaylorScores(layer.out_features, layer.in_features, within.get(key)) for key, layer in layers.items()
-    }
-
-    def observer(key: str, layer: LocalizedLinear) -> Callable[[Tensor, Tensor], None]:
-        return lambda x, g: scores[key].observe(x, g, _weight_mn(layer))
-
-    passes.run({key: observer(key, layer) for key, layer in layers.items()}, batches)
-    _sum_signals(scores)
-    return scores
-
-
-def _place_clusters(passes: _Passes, layers: Layers, name: str, config: CpsLoraConfig) -> dict[str, LayerReport]:
-    sketches = {
-        key: GradientSketch(layer.out_features, layer.in_features, config.sketch, config.seed)
-        for key, layer in layers.items()
-    }
-    passes.run({key: sketch.observe for key, sketch in sketches.items()}, passes.batches)
-    _sum_signals(sketches)
-
-    def plan(key: str, layer: LocalizedLinear) -> LayerReport:
-        from localora.placement.coclustering import plan_coclusters
-
-        started = time.perf_counter()
-        local = _local(layer, name)
-        result = plan_coclusters(
-            *sketches[key].factors(),
-            clusters=local.clusters,
-            rank=local.rank,
-            balance=config.balance,
-            seed=config.seed,
-        )
-        return LayerReport(
-            key,
-            result.partition,
-            captured_energy=result.captured_energy,
-            subspace_correlation=result.subspace_correlation,
-            seconds=time.perf_counter() - started,
-        )
-
-    return decide_once(lambda: {key: plan(key, layer) for key, layer in layers.items()})
-
-
-class _Passes:
-    """Forward and backward passes over the kept batches, with observers on the layers' frozen weights."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        layers: Layers,
-        batches: list[Any],
-        loss_fn: LossFn | None,
-        progress: Callable[[int, int], None] | None,
-        extra: int,
-    ) -> None:
-        self.model, self.layers, self.batches = model, layers, batches
-        self.loss_fn = loss_fn or _default_loss
-        self.progress = progress
-        self.total = len(batches) + extra
-        self.losses: list[float] = []
-
-    def run(self, observers: Mapping[str, Callable[[Tensor, Tensor], None]], batches: list[Any]) -> None:
-        by_module = {self.layers[key].get_base_layer(): observer for key, observer in observers.items()}
-        for layer in self.layers.values():
-            layer.calibrating = True
-        try:
-            with watch_gradients(self.model, by_module), torch.enable_grad():
-                for batch in batches:
-                    self._one(batch)
-        finally:
-            for layer in self.layers.values():
-                layer.calibrating = False
-
-    def _one(self, batch: Any) -> None:
-        number = len(self.losses) % len(self.batches) + 1
-        labels = batch.get("labels") if isinstance(batch, Mapping) else None
-        if isinstance(labels, Tensor) and labels.numel() and bool((labels == -100).all()):
-            raise CalibrationError(
-                f"calibration batch {number} has no label tokens: every label is -100. Raise the maximum length, or "
-                "drop examples whose completion is cut off"
-            )
-        loss = self.loss_fn(self.model, batch)
-        if not torch.isfinite(loss).all():
-            raise CalibrationError(
-                f"the loss of calibration batch {number} is {loss.item()}; check the batch for empty labels and the "
-                "model for overflow (try bfloat16 or float32 instead of float16)"
-            )
-        loss.backward()
-        self.losses.append(float(loss.detach()))
-        if self.progress:
-            self.progress(len(self.losses), self.total)
-
-
-def _sum_signals(signals: Mapping[str, TaylorScores | GradientSketch]) -> None:
-    silent = [key for key, signal in signals.items() if signal.batches == 0]
-    if len(silent) == len(signals):
-        raise CalibrationError(
-            "no gradient reached any adapted layer: does the loss depend on the model's output, and does the loss_fn "
-            "use the model it is given?"
-        )
-    if silent:
-        warnings.warn(
-            f"no gradient reached {len(silent)} of {len(signals)} adapted layers in calibration, {silent[0]} among "
-            "them (an expert that no token was routed to?); their placement is arbitrary. Use more or other batches",
-            stacklevel=3,
-        )
-    for signal in signals.values():
-        sum_over_processes(signal.tensors())
+def _with_total(progress: Callable[[int, int], None] | None, total: int) -> Callable[[int], None] | None:
+    return (lambda done: progress(done, total)) if progress else None
 
 
 def _adapter_config(model: nn.Module, adapter_name: str | None) -> tuple[str, LocalizedConfig]:
@@ -255,40 +107,3 @@ def _layers_to_place(model: nn.Module, name: str, replace: bool) -> Layers:
     if not unplaced:
         raise CalibrationError(f"the adapter {name!r} is placed already; pass replace=True to place it anew")
     return unplaced
-
-
-def _local(layer: LocalizedLinear, name: str) -> LocalShape:
-    local = layer.localized_layout[name].budget.local
-    assert local is not None  # _layers_to_place left the others out
-    return local
-
-
-def _weight_mn(layer: LocalizedLinear) -> Tensor:
-    weight = layer.get_base_weight()
-    return weight.T if layer.is_conv1d else weight
-
-
-def _default_loss(model: nn.Module, batch: Any) -> Tensor:
-    output = model(**batch)
-    loss = output.get("loss") if isinstance(output, Mapping) else output[0]
-    if not isinstance(loss, Tensor) or loss.ndim:
-        raise CalibrationError(
-            "the model returned no scalar loss for a calibration batch; give it labels, or pass a loss_fn of "
-            "(model, batch)"
-        )
-    return loss
-
-
-def _to_device(batch: Any, model: nn.Module) -> Any:
-    if not isinstance(batch, Mapping):
-        return batch
-    device = next(model.parameters()).device
-    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-
-
-def _digest(reports: Iterable[LayerReport]) -> str:
-    sha = hashlib.sha256()
-    for report in reports:
-        sha.update(report.name.encode())
-        sha.update(report.partition.row_bytes + report.partition.col_bytes)
-    return sha.hexdigest()

@@ -14,9 +14,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from localora.tuner.calibration import LossFn, calibrate
+from localora.tuner.calibration import calibrate
 from localora.tuner.config import LocalizedConfig
 from localora.tuner.model import adapted_layers
+from localora.tuner.passes import LossFn
 from localora.tuner.report import CalibrationReport
 
 

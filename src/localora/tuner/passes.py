@@ -1,0 +1,108 @@
+"""Forward and backward passes over a fixed set of batches, with observers on the adapted layers' frozen weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from localora.tuner.layer import LocalizedLinear
+from localora.tuner.observe import Observer, watch_gradients
+
+LossFn = Callable[[nn.Module, Any], Tensor]
+Layers = dict[str, LocalizedLinear]
+
+
+class CalibrationError(RuntimeError):
+    """Calibration cannot tell where the adapter should act; the message says why and what to do."""
+
+
+class Passes:
+    """The batches a placement is decided on, and the losses met on them.
+
+    Args:
+        batches: at most `steps` are read and kept; tensors in dicts are moved to the model's device.
+        loss_fn: (model, batch) -> scalar loss; default `model(**batch).loss`, or the first output.
+        progress: called with the number of passes done after each one.
+
+    Raises:
+        CalibrationError: there are no batches.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        steps: int,
+        loss_fn: LossFn | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self.model = model
+        self.batches = [_to_device(batch, model) for batch in islice(batches, steps)]
+        if not self.batches:
+            raise CalibrationError("calibration got no batches: the data set is empty, or its iterator is used up")
+        self.loss_fn = loss_fn or _default_loss
+        self.progress = progress
+        self.losses: list[float] = []
+
+    def run(self, layers: Layers, observers: Mapping[str, Observer], batches: list[Any]) -> None:
+        """One backward pass a batch; `observers` are called with each layer's x `(T, n)` and g `(T, m)`.
+
+        Raises:
+            CalibrationError: a batch without label tokens, or a loss that is not a finite scalar.
+        """
+        by_module = {layers[key].get_base_layer(): observer for key, observer in observers.items()}
+        for layer in layers.values():
+            layer.calibrating = True
+        try:
+            with watch_gradients(self.model, by_module), torch.enable_grad():
+                for number, batch in enumerate(batches, start=1):
+                    loss = self._loss(batch, number)
+                    loss.backward()
+                    self.losses.append(float(loss.detach()))
+                    if self.progress:
+                        self.progress(len(self.losses))
+        finally:
+            for layer in layers.values():
+                layer.calibrating = False
+
+    @torch.no_grad()
+    def first_loss(self) -> float:
+        """The loss of the first batch as the model is now."""
+        return float(self._loss(self.batches[0], 1))
+
+    def _loss(self, batch: Any, number: int) -> Tensor:
+        labels = batch.get("labels") if isinstance(batch, Mapping) else None
+        if isinstance(labels, Tensor) and labels.numel() and bool((labels == -100).all()):
+            raise CalibrationError(
+                f"calibration batch {number} has no label tokens: every label is -100. Raise the maximum length, or "
+                "drop examples whose completion is cut off"
+            )
+        loss = self.loss_fn(self.model, batch)
+        if not torch.isfinite(loss).all():
+            raise CalibrationError(
+                f"the loss of calibration batch {number} is {loss.item()}; check the batch for empty labels and the "
+                "model for overflow (try bfloat16 or float32 instead of float16)"
+            )
+        return loss
+
+
+def _default_loss(model: nn.Module, batch: Any) -> Tensor:
+    output = model(**batch)
+    loss = output.get("loss") if isinstance(output, Mapping) else output[0]
+    if not isinstance(loss, Tensor) or loss.ndim:
+        raise CalibrationError(
+            "the model returned no scalar loss for a calibration batch; give it labels, or pass a loss_fn of "
+            "(model, batch)"
+        )
+    return loss
+
+
+def _to_device(batch: Any, model: nn.Module) -> Any:
+    if not isinstance(batch, Mapping):
+        return batch
+    device = next(model.parameters()).device
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}

@@ -1,0 +1,110 @@
+"""Carrying an adapter over to a new partition: what stays is kept, what moves is fitted anew by least squares.
+
+Shape legend
+    A   (r, n), B (m, r): factors with a column for every column of W and a row for every row, zeros where uncovered
+    K   clusters        R_k, C_k   rows and columns of cluster k, before; R'_k, C'_k after
+
+The old update is dW[i, j] = B[i] . A[:, j] where the labels of i and j agree. After the move, a column j that went
+from cluster k to l should still produce what it did on the rows that went with it, and nothing on the others:
+
+    A'[:, j] = argmin_a  || B'[R'_l] a - dW[R'_l, j] ||        and rows likewise, with A' in the place of B'.
+
+Rows and columns that did not change their cluster keep their factors bit for bit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from localora.placement.partition import Partition
+
+ROUNDS = 3  # columns, then rows; each round only lowers the misfit, and it settles within a few
+
+
+def match_clusters(new: Partition, old: Partition) -> Partition:
+    """`new` with its clusters renumbered so that as many rows and columns as possible keep their label.
+
+    Greedy on the overlap table, largest first; numbering carries no meaning, so this changes no update.
+    """
+    overlap = _overlap(new.row_labels, old.row_labels, new.clusters) + _overlap(
+        new.col_labels, old.col_labels, new.clusters
+    )
+    renumber = torch.full((new.clusters,), -1, dtype=torch.long)
+    for flat in torch.argsort(overlap.flatten(), descending=True, stable=True).tolist():
+        source, target = divmod(flat, new.clusters)
+        if renumber[source] < 0 and not (renumber == target).any():
+            renumber[source] = target
+    lookup = torch.cat([renumber, torch.tensor([-1])])  # index -1 (uncovered) stays -1
+    return Partition.from_labels(lookup[new.row_labels.long()], lookup[new.col_labels.long()], new.clusters)
+
+
+def unpack(packed: Tensor, labels: Tensor, dim: int) -> Tensor:
+    """A packed factor with zeros put in for the uncovered columns (`dim=1`) or rows (`dim=0`)."""
+    shape = list(packed.shape)
+    shape[dim] = labels.numel()
+    return packed.new_zeros(shape).index_copy(dim, (labels >= 0).nonzero().flatten(), packed)
+
+
+def pack(full: Tensor, labels: Tensor, dim: int) -> Tensor:
+    """The inverse of :func:`unpack`: the covered columns or rows only."""
+    return full.index_select(dim, (labels >= 0).nonzero().flatten())
+
+
+def refit(A_rn: Tensor, B_mr: Tensor, old: Partition, new: Partition) -> tuple[Tensor, Tensor]:
+    """Full factors `(r, n)` and `(m, r)` for the partition `new` that keep the update of `old` as far as it can be.
+
+    Both computed in float64. The least-squares step is taken from the old values, so directions that the other
+    factor does not see (all of them when B is still zero) keep what they had.
+    """
+    device = A_rn.device
+    rows_old, cols_old = old.row_labels.to(device), old.col_labels.to(device)
+    rows_new, cols_new = new.row_labels.to(device), new.col_labels.to(device)
+    A_old, B_old = A_rn.double(), B_mr.double()
+    A, B = A_old.clone(), B_old.clone()
+    moved_rows, moved_cols = rows_old != rows_new, cols_old != cols_new
+    for _ in range(ROUNDS):
+        for cluster in range(new.clusters):
+            _refit_columns(
+                A, B, A_old, B_old, moved_cols & (cols_new == cluster), rows_new == cluster, rows_old, cols_old
+            )
+        for cluster in range(new.clusters):
+            _refit_columns(
+                B.T, A.T, B_old.T, A_old.T, moved_rows & (rows_new == cluster), cols_new == cluster, cols_old, rows_old
+            )
+    A[:, cols_new < 0] = 0
+    B[rows_new < 0] = 0
+    return A.to(A_rn.dtype), B.to(B_mr.dtype)
+
+
+def _refit_columns(
+    A: Tensor,
+    B: Tensor,
+    A_old: Tensor,
+    B_old: Tensor,
+    columns: Tensor,
+    rows: Tensor,
+    rows_old: Tensor,
+    cols_old: Tensor,
+) -> None:
+    """Fit A[:, columns] in place so that B[rows] @ A[:, columns] is nearest to the old update there.
+
+    With B[rows] = Q R, the solution needs Q^T dW only, which is a sum of thin products over the old clusters: no
+    matrix of rows x columns is formed.
+    """
+    if not columns.any() or not rows.any():
+        return
+    Q, R = torch.linalg.qr(B[rows])
+    from_old = rows_old[rows]
+    projected = Q.T @ B[rows] @ A[:, columns]
+    for cluster in cols_old[columns].unique().tolist():
+        if cluster >= 0:
+            members, came = columns & (cols_old == cluster), cols_old[columns] == cluster
+            stayed = from_old == cluster
+            projected[:, came] -= Q[stayed].T @ B_old[rows][stayed] @ A_old[:, members]
+    A[:, columns] -= torch.linalg.pinv(R) @ projected
+
+
+def _overlap(new: Tensor, old: Tensor, clusters: int) -> Tensor:
+    both = (new >= 0) & (old >= 0)
+    return torch.bincount(new[both].long() * clusters + old[both].long(), minlength=clusters**2).view(clusters, -1)

@@ -1,0 +1,113 @@
+"""One layer moves to a new partition: labels, factors and the optimizer's moments together, in place.
+
+Shape legend
+    A_packed (r, n'), B_packed (m', r): the parameters        moments: optimizer state tensors of the same shape
+
+Parameters stay the same objects, so optimizers, DDP and compiled graphs keep working. Where the new partition equals
+the old one, nothing at all is touched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from localora.placement.partition import Partition
+from localora.tuner.factors import relative_difference
+from localora.tuner.layer import LocalizedLinear
+from localora.tuner.refit import match_clusters, pack, refit, unpack
+
+
+@dataclass(frozen=True)
+class Move:
+    """What a re-partition did to one layer.
+
+    Attributes:
+        rows, cols: how many rows and columns changed their cluster.
+        delta_change: relative Frobenius change of dW that the move itself caused.
+        state: what became of the optimizer's state: "kept" (moments of what stayed kept, of what moved reset),
+            "cleared" (moments that cannot be edited by row or column, so all were dropped), or "none".
+    """
+
+    rows: int
+    cols: int
+    delta_change: float
+    state: str
+
+
+STILL = Move(0, 0, 0.0, "kept")
+
+
+@torch.no_grad()
+def move_layer(
+    layer: LocalizedLinear, name: str, new: Partition, optimizer: torch.optim.Optimizer | Any | None = None
+) -> Move:
+    """Take the layer's local term from its present partition to `new`.
+
+    Args:
+        layer: an adapted, placed layer.
+        name: the adapter.
+        new: a partition of the same shape; its cluster numbers are matched to the present ones first.
+        optimizer: whose state of the two factors is carried along.
+
+    Raises:
+        UnplacedAdapterError: the adapter has no partition to move from.
+        PlacementError: `new` does not fit the adapter's fixed shapes.
+        TypeError: the factors are sharded (FSDP2's DTensor), whose rows cannot be moved between processes here.
+    """
+    old = layer.local_partition(name)
+    assert old is not None
+    new = match_clusters(new, old)
+    if new == old:
+        return STILL
+    A, B = (factors[name].get_parameter("weight") for factors in (layer.localized_local_A, layer.localized_local_B))
+    for parameter in (A, B):
+        if type(parameter.data) not in (Tensor, nn.Parameter):
+            raise TypeError(f"cannot re-partition a {type(parameter.data).__name__}: sharded factors are not supported")
+    A_before, B_before = layer.dense_factors(name)
+    rows_old, cols_old, rows_new, cols_new = (
+        labels.to(A.device) for labels in (old.row_labels, old.col_labels, new.row_labels, new.col_labels)
+    )
+    A_full, B_full = refit(unpack(A.data, cols_old, dim=1), unpack(B.data, rows_old, dim=0), old, new)
+    A.copy_(pack(A_full, cols_new, dim=1))
+    B.copy_(pack(B_full, rows_new, dim=0))
+    layer.place(name, new)
+    states = {
+        _carry_state(optimizer, A, cols_old, cols_new, dim=1),
+        _carry_state(optimizer, B, rows_old, rows_new, dim=0),
+    }
+    return Move(
+        rows=int((rows_old != rows_new).sum()),
+        cols=int((cols_old != cols_new).sum()),
+        delta_change=relative_difference(A_before, B_before, *layer.dense_factors(name)),
+        state="cleared" if "cleared" in states else states.pop(),
+    )
+
+
+def _carry_state(optimizer: Any, parameter: nn.Parameter, old: Tensor, new: Tensor, dim: int) -> str:
+    """Move the optimizer's per-entry tensors with their columns or rows; what moved starts afresh.
+
+    A first moment starts at 0. A second moment starts at the mean of those that stayed, not at 0: Adam's step count is
+    shared by the whole tensor, so an uncorrected zero would make the first steps of a moved column three times too
+    large (0.1 g / sqrt(0.001 g^2)).
+    """
+    state = optimizer.state.get(parameter) if optimizer is not None else None
+    if not state:
+        return "none"
+    moments = {key: value for key, value in state.items() if isinstance(value, Tensor) and value.ndim > 0}
+    editable = all(value.shape == parameter.shape and value.dtype.is_floating_point for value in moments.values())
+    if not editable:
+        state.clear()  # block-quantised (8-bit, paged) or factored moments: optimizers rebuild an empty state
+        return "cleared"
+    stayed = (old == new) & (new >= 0)
+    for key, value in moments.items():
+        full = unpack(value, old, dim)
+        fresh = 0.0
+        if key == "exp_avg_sq" and bool(stayed.any()):
+            fresh = float(full.index_select(dim, stayed.nonzero().flatten()).mean())
+        full.index_fill_(dim, ((old != new) & (new >= 0)).nonzero().flatten(), fresh)
+        value.copy_(pack(full, new, dim))
+    return "kept"
