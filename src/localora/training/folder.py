@@ -1,0 +1,129 @@
+"""The folder of a run: checked before any work starts, never overwritten unasked.
+
+run.json        the record            loss.png, placement.png   pictures
+adapter/        the trained adapter   lora/                     the exact plain-LoRA copy
+checkpoints/    what --resume continues from
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+MIN_FREE_BYTES = 256 * 2**20  # a small adapter, its export and two checkpoints with optimizer state
+
+
+class FolderError(ValueError):
+    """An output folder that cannot be used; the message says what to do instead."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    path: Path
+
+    @property
+    def record(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def lora(self) -> Path:
+        return self.path / "lora"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def loss_picture(self) -> Path:
+        return self.path / "loss.png"
+
+    @property
+    def placement_picture(self) -> Path:
+        return self.path / "placement.png"
+
+    @property
+    def owned(self) -> tuple[Path, ...]:
+        """All that a run writes; --overwrite removes these and nothing else."""
+        files = (self.record, self.loss_picture, self.placement_picture)
+        return (*files, self.adapter, self.lora, self.checkpoints)
+
+    def holds_run(self) -> bool:
+        return self.record.exists() or self.checkpoints.exists()
+
+    def last_checkpoint(self) -> Path | None:
+        """The complete checkpoint with the most steps (Trainer writes its state file last but for the RNG's)."""
+        found = [p for p in self.checkpoints.glob("checkpoint-*") if (p / "trainer_state.json").exists()]
+        return max(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), default=None)
+
+    def clear(self) -> None:
+        """Remove what an earlier run left here."""
+        for path in self.owned:
+            remove(path)
+
+
+def open_run_folder(path: str | Path, *, overwrite: bool = False, resume: bool = False) -> RunFolder:
+    """Create the folder if needed and check that this run may write into it. Deletes nothing.
+
+    Raises:
+        FolderError: it cannot be written, is short of space, holds a run (without `overwrite` or `resume`) or other
+            files, or has nothing to resume.
+    """
+    folder = RunFolder(Path(path))
+    if overwrite and resume:
+        raise FolderError("--overwrite and --resume exclude each other: one starts anew, the other continues")
+    if resume and not folder.record.exists():
+        raise FolderError(f"{folder.path} holds no run to resume; leave --resume out to start one")
+    if resume and folder.last_checkpoint() is None:
+        raise FolderError(
+            f"the run in {folder.path} stopped before its first checkpoint (training.checkpoint_every); "
+            "start it again with --overwrite"
+        )
+    if folder.holds_run() and not (overwrite or resume):
+        raise FolderError(
+            f"{folder.path} already holds a run; continue it with --resume, replace it with --overwrite, "
+            "or choose another folder with --out"
+        )
+    _check_writable(folder.path)
+    strangers = [p.name for p in folder.path.iterdir() if p not in folder.owned]
+    if strangers and not folder.holds_run():
+        raise FolderError(
+            f"{folder.path} is not empty and holds no run (found {strangers[0]}); choose another folder with --out"
+        )
+    check_space(folder.path, MIN_FREE_BYTES)
+    return folder
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def check_space(path: Path, needed: int) -> None:
+    """Raise FolderError when the disk of `path` has fewer than `needed` bytes free."""
+    free = shutil.disk_usage(path).free
+    if free < needed:
+        raise FolderError(
+            f"{path} has {free / 2**20:.0f} MiB free and the run needs about {needed / 2**20:.0f} MiB; "
+            "free some space or choose another disk with --out"
+        )
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        handle, probe = tempfile.mkstemp(prefix=".localora-", dir=path)
+        os.close(handle)
+        os.unlink(probe)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise FolderError(f"cannot write to {path} ({reason}); choose another folder with --out") from error

@@ -1,0 +1,198 @@
+"""One run, from recipe to record: load, measure, adapt, train, measure again, save, export, draw."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft import PeftModel, get_peft_model
+from rich.console import Console
+from transformers import TrainerState, set_seed
+
+from localora import LocalizationCallback
+from localora.data.batches import Collator
+from localora.recipe import LoraMethod, Recipe, RecipeError
+from localora.report.console import describe_progress
+from localora.report.curves import draw_losses
+from localora.report.pictures import draw_placements, load_partitions
+from localora.training.adapter import adapter_config, base_parameters, lora_parameters, trainable_parameters
+from localora.training.callbacks import HeldOutLoss, OnSave, ProgressBar, curve_of
+from localora.training.folder import FolderError, RunFolder, check_space, open_run_folder, remove
+from localora.training.memory import PeakMemory
+from localora.training.record import Evaluation, Parameters, RunRecord
+from localora.training.setup import Setup, load_setup
+from localora.training.trainer import build_trainer
+from localora.training.verification import export_and_verify
+
+BYTES_PER_PARAMETER = 4 * 3 * 3  # float32 weights and two Adam moments; two checkpoints at a time, adapter and export
+
+
+def train(
+    recipe: Recipe,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    before: Evaluation | None = None,
+    console: Console | None = None,
+) -> RunRecord:
+    """Run `recipe` and return its record, which is also in the output folder as run.json.
+
+    Args:
+        overwrite: replace the run that the folder holds.
+        resume: continue the folder's run from its last checkpoint.
+        before: the untrained model's evaluation, when an earlier run on the same model and data has it already.
+
+    Raises:
+        FolderError: the output folder cannot be used; raised before anything is loaded.
+        DataError, ModelError, RecipeError: raised before training.
+        CalibrationError, TrainingError: raised in training; the record then says `failed` and why.
+    """
+    console = console or Console()
+    folder = open_run_folder(recipe.output.folder or "runs/run", overwrite=overwrite, resume=resume)
+    earlier = _earlier_record(folder, recipe) if resume else None
+    with PeakMemory() as memory:
+        record, setup, model = _prepare(recipe, earlier, before, console)
+        check_space(folder.path, record.parameters.trainable * BYTES_PER_PARAMETER)
+        if overwrite:
+            folder.clear()
+        record.write(folder.record)
+        try:
+            _train(recipe, record, setup, model, folder, console)
+            with _timed(record, "after"):
+                record.after = setup.measure(model, describe_progress(console, "test after"))
+            _save(recipe, record, setup, model, folder)
+        except Exception as error:
+            record.status, record.error = "failed", str(error)
+            record.write(folder.record)
+            raise
+        record.peak_memory_mib = max(record.peak_memory_mib, memory.mib)
+    record.status = "finished"
+    record.write(folder.record)
+    return record
+
+
+def _prepare(
+    recipe: Recipe, earlier: RunRecord | None, before: Evaluation | None, console: Console
+) -> tuple[RunRecord, Setup, PeftModel]:
+    start = time.perf_counter()
+    setup = load_setup(recipe)
+    loaded = time.perf_counter()
+    if earlier is not None:
+        before = earlier.before
+    if before is None:
+        before = setup.measure(setup.model, describe_progress(console, "test before"))
+    measured = time.perf_counter()
+    base = base_parameters(setup.model) + trainable_parameters(setup.model)
+    set_seed(recipe.training.seed)  # so that every method draws the same order of examples
+    try:
+        model = get_peft_model(setup.model, adapter_config(recipe.method, recipe.training.seed))
+    except ValueError as error:
+        raise RecipeError("method", [str(error)]) from error
+    task = setup.task
+    sizes = {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)}
+    record = RunRecord(
+        recipe=recipe.resolved(),
+        seed=recipe.training.seed,
+        data={"name": task.name, "sizes": sizes, "hashes": task.hashes},
+        parameters=Parameters(
+            trainable=trainable_parameters(model), lora_same_r=lora_parameters(model, recipe.method.r), base=base
+        ),
+        before=before,
+        seconds={"load": loaded - start, "before": measured - loaded},
+    )
+    if earlier is not None:
+        _check_same_data(earlier, record)
+        record.placement, record.resumed_at = earlier.placement, earlier.resumed_at
+        record.peak_memory_mib = earlier.peak_memory_mib
+        for stage, seconds in earlier.seconds.items():
+            record.seconds[stage] = record.seconds.get(stage, 0.0) + seconds
+    return record, setup, model
+
+
+def _train(
+    recipe: Recipe, record: RunRecord, setup: Setup, model: PeftModel, folder: RunFolder, console: Console
+) -> None:
+    localization = LocalizationCallback(steps=getattr(recipe.method, "calibration_steps", 1))
+    held_out = HeldOutLoss(setup.held_out_loss, recipe.evaluation.curve_points)
+    bar = ProgressBar(console, record.method)
+    start, earlier_seconds = time.perf_counter(), record.seconds.get("train", 0.0)
+
+    def keep(state: TrainerState) -> None:
+        for report in localization.reports.values():
+            record.placement = report.to_dict()
+            record.seconds["calibrate"] = report.seconds
+        record.curve = curve_of(state)
+        record.seconds["train"] = earlier_seconds + time.perf_counter() - start
+        record.write(folder.record)
+
+    checkpoint = folder.last_checkpoint()
+    if checkpoint is not None:
+        record.resumed_at.append(int(checkpoint.name.removeprefix("checkpoint-")))
+    trainer = build_trainer(
+        recipe,
+        folder.checkpoints,
+        model=model,
+        train_dataset=setup.train,
+        data_collator=Collator(_pad_id(setup)),
+        callbacks=[localization, held_out, OnSave(keep), bar],
+    )
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        bar.close()
+    keep(trainer.state)
+
+
+def _save(recipe: Recipe, record: RunRecord, setup: Setup, model: PeftModel, folder: RunFolder) -> None:
+    with _timed(record, "save"):
+        model.save_pretrained(str(folder.adapter))
+        if recipe.output.plots:
+            draw_losses({record.method: record.curve}, folder.loss_picture)
+            if partitions := load_partitions(folder.adapter):
+                draw_placements(partitions, folder.placement_picture)
+        if recipe.output.export and not isinstance(recipe.method, LoraMethod):  # that one is plain LoRA already
+            record.export = export_and_verify(model, setup.test[0], folder.adapter, folder.lora)
+        remove(folder.checkpoints)
+
+
+def _earlier_record(folder: RunFolder, recipe: Recipe) -> RunRecord:
+    earlier = RunRecord.read(folder.record)
+    if earlier.status == "finished":
+        raise FolderError(f"the run in {folder.path} is finished; --overwrite starts it anew")
+    changed = list(_differences(earlier.recipe, recipe.resolved()))
+    if changed:
+        raise FolderError(
+            f"the run in {folder.path} was started with another recipe ({'; '.join(changed)}); "
+            "resume it with its own, or choose another folder with --out"
+        )
+    return earlier
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+    for section in old.keys() | new.keys():
+        if section == "output":
+            continue
+        before, after = old.get(section, {}), new.get(section, {})
+        for key in sorted(before.keys() | after.keys()):
+            if before.get(key) != after.get(key):
+                yield f"{section}.{key} was {before.get(key)!r}, is {after.get(key)!r}"
+
+
+def _check_same_data(earlier: RunRecord, record: RunRecord) -> None:
+    if earlier.data["hashes"] != record.data["hashes"]:
+        raise FolderError("the data changed since the run was started; start it anew with --overwrite")
+
+
+def _pad_id(setup: Setup) -> int:
+    pad = setup.tokenizer.pad_token_id
+    assert pad is not None  # load_base_model sets one
+    return int(pad)
+
+
+@contextmanager
+def _timed(record: RunRecord, stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    record.seconds[stage] = record.seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -1,0 +1,82 @@
+"""All that a run needs before it has an adapter: the task, the base model, the token sequences."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from localora.data.batches import Encoded, encode_examples
+from localora.data.example import Scorer, TaskData
+from localora.data.load import load_task
+from localora.evaluation.likelihood import mean_loss
+from localora.evaluation.score import evaluate_task
+from localora.model.base import load_base_model
+from localora.recipe import EvaluationSection, Recipe
+from localora.training.record import Evaluation
+
+Progress = Callable[[int, int], None]  # (done, total)
+
+
+@dataclass
+class Setup:
+    """A loaded task and base model. `validation` is for looking during training, `test` for the final numbers only."""
+
+    task: TaskData
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    train: list[Encoded]
+    validation: list[Encoded]
+    test: list[Encoded]
+    evaluation: EvaluationSection
+
+    def measure(self, model: PreTrainedModel | PeftModel, progress: Progress | None = None) -> Evaluation:
+        """Loss and task score of `model` on the test split."""
+        start = time.perf_counter()
+        loss = mean_loss(model, self.test, self.evaluation.batch_size)
+        result = Evaluation(loss=loss, examples=len(self.test))
+        if self.task.scorer is not Scorer.none:
+            score = evaluate_task(
+                cast(PreTrainedModel, model),
+                self.tokenizer,
+                self.task.test[: self.evaluation.examples],
+                self.task.scorer,
+                batch_size=self.evaluation.batch_size,
+                max_new_tokens=self.evaluation.max_new_tokens,
+                progress=progress,
+            )
+            result.score_name, result.score, result.score_examples = score.name, score.value, score.count
+            result.right = score.items
+        result.seconds = time.perf_counter() - start
+        return result
+
+    def held_out_loss(self, model: torch.nn.Module) -> float:
+        """Loss on validation examples, for the curve."""
+        return mean_loss(model, self.validation, self.evaluation.batch_size)
+
+
+def load_setup(recipe: Recipe) -> Setup:
+    """Load the data first (cheap, and the likelier to be wrong), then the model.
+
+    Raises:
+        DataError, ModelError: as their loaders say.
+    """
+    task = load_task(recipe.data)
+    model, tokenizer = load_base_model(recipe.model.name, getattr(torch, recipe.model.dtype))
+    if torch.cuda.is_available():
+        model.cuda()
+    length, sizes = recipe.training.max_length, recipe.evaluation
+    return Setup(
+        task=task,
+        model=model,
+        tokenizer=tokenizer,
+        train=encode_examples(task.train, tokenizer, length),
+        validation=encode_examples(task.validation[: sizes.curve_examples], tokenizer, length),
+        test=encode_examples(task.test[: sizes.examples], tokenizer, length),
+        evaluation=sizes,
+    )
