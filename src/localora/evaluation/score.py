@@ -13,7 +13,7 @@ from localora.data.example import DataError, Example, Scorer
 from localora.evaluation.generate import generate
 from localora.evaluation.likelihood import choose
 
-_MARKED_ANSWER = re.compile(r"####[ \t]*([^\n]+)")
+_MARKED_ANSWER = re.compile(r"####[ \t]*(\S[^\n]*)")
 _NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
 _ANSWER_COMPLETE = r"####[ \t]*[^\n]*\S[^\n]*\n"  # a marked answer, and the line has ended
 
