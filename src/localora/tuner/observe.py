@@ -24,7 +24,7 @@ class _Watch(torch.autograd.Function):
     def forward(ctx: Any, anchor: Tensor, x: Tensor, y: Tensor, observer: Observer) -> Tensor:
         ctx.save_for_backward(x)
         ctx.observer = observer
-        return y.view_as(y)
+        return y.clone()  # a view of y could not be changed in place by the layer that follows
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor, None]:
