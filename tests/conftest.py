@@ -1,0 +1,25 @@
+"""Fixtures of all tests: tiny models, fresh for each test, and one thread, since the tensors are tiny too."""
+
+from __future__ import annotations
+
+import pytest
+import tiny_models
+import torch
+from transformers import GPT2LMHeadModel, LlamaForCausalLM
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def llama() -> LlamaForCausalLM:
+    return tiny_models.tiny_llama()
+
+
+@pytest.fixture
+def gpt2() -> GPT2LMHeadModel:
+    return tiny_models.tiny_gpt2()
+
+
+@pytest.fixture
+def mlp() -> tiny_models.Mlp:
+    return tiny_models.Mlp()
