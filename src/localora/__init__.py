@@ -13,6 +13,7 @@ from localora.tuner.model import placement_of
 from localora.tuner.passes import CalibrationError
 from localora.tuner.registry import register
 from localora.tuner.report import CalibrationReport, LayerReport
+from localora.tuner.schedule import Repartitioner, RepartitionEvent, ScheduleError
 
 register()
 
@@ -29,6 +30,9 @@ __all__ = [
     "Partition",
     "Placement",
     "PlacementError",
+    "RepartitionEvent",
+    "Repartitioner",
+    "ScheduleError",
     "UnplacedAdapterError",
     "calibrate",
     "export_lora",

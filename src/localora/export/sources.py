@@ -110,4 +110,7 @@ def _layer_factors(config: LocalizedConfig, name: str, tensors: dict[str, Tensor
         Partition.from_labels(rows, cols, local.clusters)
         A.append(scatter_columns(tensor("local_A.weight"), cols, local.clusters))
         B.append(scatter_rows(tensor("local_B.weight") * scale, rows, local.clusters))
+    if f"{name}.localized_carry_A" in tensors:
+        A.append(tensor("carry_A"))
+        B.append(tensor("carry_B"))
     return torch.cat(A, dim=0), torch.cat(B, dim=1)

@@ -51,7 +51,7 @@ def calibrate(
         CalibrationError: no batches, a loss that is not finite, no label tokens, or an adapter that is placed already.
     """
     started = time.perf_counter()
-    name, config = _adapter_config(model, adapter_name)
+    name, config = adapter_config(model, adapter_name)
     layers = _layers_to_place(model, name, replace)
     passes = Passes(model, batches, steps, loss_fn)
     count = len(passes.batches)
@@ -78,7 +78,8 @@ def _with_total(progress: Callable[[int, int], None] | None, total: int) -> Call
     return (lambda done: progress(done, total)) if progress else None
 
 
-def _adapter_config(model: nn.Module, adapter_name: str | None) -> tuple[str, LocalizedConfig]:
+def adapter_config(model: nn.Module, adapter_name: str | None) -> tuple[str, LocalizedConfig]:
+    """The name and config of the adapter meant: the one named, or the only active localora adapter."""
     configs = getattr(model, "peft_config", {})
     if adapter_name is None:
         active = getattr(model, "active_adapters", None)

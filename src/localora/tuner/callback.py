@@ -1,4 +1,4 @@
-"""LocalizationCallback: places unplaced adapters inside any transformers or TRL trainer, when training begins."""
+"""LocalizationCallback: places adapters inside any transformers or TRL trainer, and re-places them on schedule."""
 
 from __future__ import annotations
 
@@ -19,26 +19,33 @@ from localora.tuner.config import LocalizedConfig
 from localora.tuner.model import adapted_layers
 from localora.tuner.passes import LossFn
 from localora.tuner.report import CalibrationReport
+from localora.tuner.schedule import Repartitioner
 
 
 class LocalizationCallback(TrainerCallback):
-    """Calibrates every active, still unplaced localora adapter at train begin, on the trainer's own first batches.
+    """Places every active localora adapter at train begin, and re-places it on its config's schedule.
 
-    Adapters that are placed already, for instance because training resumes from a checkpoint, are left as they are.
-    The random state of the run is restored afterwards, so the data order is that of a run without the callback.
+    Calibration uses the trainer's own first batches. Adapters that are placed already, for instance because training
+    resumes from a checkpoint, keep their placement, and events before the resumed step are not repeated. The random
+    state of the run is restored afterwards, so the data order is that of a run without the callback.
 
     Args:
-        steps: batches to observe.
+        steps: batches to observe, at the start and at each re-partition.
         loss_fn: (model, batch) -> loss, for trainers whose batches the model itself cannot turn into a loss, as DPO's.
 
     Attributes:
         reports: the :class:`CalibrationReport` of each adapter placed here, by adapter name.
+        repartitioners: by adapter name; their `events` say what each re-partition did.
+
+    Raises:
+        ScheduleError: at train end, if a scheduled re-partition did not happen.
     """
 
     def __init__(self, steps: int = 8, loss_fn: LossFn | None = None) -> None:
         self.steps = steps
         self.loss_fn = loss_fn
         self.reports: dict[str, CalibrationReport] = {}
+        self.repartitioners: dict[str, Repartitioner] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -46,27 +53,39 @@ class LocalizationCallback(TrainerCallback):
         model = kwargs["model"]
         # accelerate's wrapper keeps a state that an iteration broken off half-way would leave behind.
         batches = getattr(kwargs["train_dataloader"], "base_dataloader", kwargs["train_dataloader"])
-        for name in _unplaced_adapters(model):
+        loss_fn = self.loss_fn or _trainer_loss
+        for name in _active_adapters(model):
+            if any(layer.is_unplaced(name) for _, layer in adapted_layers(model, name)):
+                with _random_state_kept(), _autocast(args):
+                    self.reports[name] = calibrate(model, batches, self.steps, loss_fn, adapter_name=name)
+            self.repartitioners[name] = Repartitioner(
+                model,
+                kwargs.get("optimizer"),
+                state.max_steps,
+                batches,
+                steps=self.steps,
+                loss_fn=loss_fn,
+                adapter_name=name,
+                done_steps=state.global_step,
+            )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        for repartitioner in self.repartitioners.values():
             with _random_state_kept(), _autocast(args):
-                self.reports[name] = calibrate(
-                    model,
-                    batches,
-                    steps=self.steps,
-                    loss_fn=self.loss_fn or _trainer_loss,
-                    adapter_name=name,
-                )
+                repartitioner.at(state.global_step)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for repartitioner in self.repartitioners.values():
+            repartitioner.finish()
 
 
-def _unplaced_adapters(model: nn.Module) -> list[str]:
+def _active_adapters(model: nn.Module) -> list[str]:
     configs = getattr(model, "peft_config", {})
     active = getattr(model, "active_adapters", configs)
     names = active() if callable(active) else active
-    return [
-        name
-        for name in names
-        if isinstance(configs.get(name), LocalizedConfig)
-        and any(layer.is_unplaced(name) for _, layer in adapted_layers(model, name))
-    ]
+    return [name for name in names if isinstance(configs.get(name), LocalizedConfig)]
 
 
 def _trainer_loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:

@@ -17,6 +17,8 @@ from localora.placement.partition import MAX_CLUSTERS
 PEFT_TYPE_NAME = "LOCALIZED"
 PlacementMode = Literal["calibrate", "random", "contiguous"]
 PLACEMENT_MODES: tuple[PlacementMode, ...] = ("calibrate", "random", "contiguous")
+RepartitionSignal = Literal["gradient", "delta", "both"]
+REPARTITION_SIGNALS: tuple[RepartitionSignal, ...] = ("gradient", "delta", "both")
 
 
 @dataclass
@@ -38,6 +40,13 @@ class LocalizedConfig(PeftConfig):
             "random" and "contiguous" place at once, for ablations.
         seed: seed of random placements and of calibration's sketches.
         init_weights: True starts from dW = 0; False from a non-zero update (for tests).
+        repartition: when to place anew during training, as fractions of it in (0, 1]; empty means never. Done by
+            :class:`localora.LocalizationCallback`, or by :class:`localora.Repartitioner` in a loop of one's own.
+        repartition_every: or every so many optimizer steps; 0 means not.
+        settle: a layer whose new partition agrees with its present one to this adjusted Rand index is left alone.
+        carry_residual: keep what the new partition cannot express of the old dW as a frozen low-rank term, so that the
+            function does not jump. It is merged and exported with the rest, and its rank adds to the exported rank.
+        carry_rank: rank of that frozen term so far; written by the library.
 
     Raises:
         ValueError: any value outside its range, when the config is built.
@@ -62,6 +71,11 @@ class LocalizedConfig(PeftConfig):
     placement: PlacementMode = field(default="calibrate", metadata={"help": "calibrate | random | contiguous"})
     seed: int = field(default=0, metadata={"help": "Seed of placements and sketches."})
     init_weights: bool = field(default=True, metadata={"help": "Start from a zero update."})
+    repartition: list[float] = field(default_factory=list, metadata={"help": "Fractions of training to re-place at."})
+    repartition_every: int = field(default=0, metadata={"help": "Re-place every so many optimizer steps; 0: not."})
+    settle: float = field(default=0.98, metadata={"help": "Adjusted Rand index above which a layer is left alone."})
+    carry_residual: bool = field(default=False, metadata={"help": "Keep the residual of a move as a frozen term."})
+    carry_rank: int = field(default=0, metadata={"help": "Rank of the frozen term; written by the library."})
 
     def __new__(cls, *args: Any, **kwargs: Any) -> LocalizedConfig:
         # PEFT knows one config class per type and builds it from the saved keys; `method` says which of ours it was.
@@ -98,6 +112,21 @@ class LocalizedConfig(PeftConfig):
             raise ValueError(f"placement must be one of {', '.join(PLACEMENT_MODES)}, got {self.placement!r}")
         if not 0 <= self.global_share <= 1:
             raise ValueError(f"global_share must lie in [0, 1], got {self.global_share}")
+
+        for fraction in self.repartition:
+            if not 0 < fraction <= 1:
+                raise ValueError(f"repartition holds fractions of training in (0, 1], got {fraction}")
+        _require_int("repartition_every", self.repartition_every, 0)
+        if self.repartition and self.repartition_every:
+            raise ValueError("set repartition (fractions) or repartition_every (steps), not both")
+        if not 0 < self.settle <= 1:
+            raise ValueError(f"settle must lie in (0, 1], got {self.settle}")
+
+    def repartition_steps(self, total_steps: int) -> list[int]:
+        """The optimizer steps, of 1..total_steps, after which the adapter is placed anew."""
+        if self.repartition_every:
+            return list(range(self.repartition_every, total_steps, self.repartition_every))
+        return sorted({max(1, math.ceil(fraction * total_steps)) for fraction in self.repartition})
 
     def layer_budget(self, m: int, n: int, r: int) -> LayerBudget:
         """The fixed shapes of the adapter of one m x n matrix at LoRA-equivalent rank r.
@@ -161,6 +190,8 @@ class CpsLoraConfig(LocalizedConfig):
         clusters: K, the number of row-and-column clusters, 1..127.
         balance: 0 leaves the sizes of the clusters free, 1 makes them equal.
         sketch: width s of the gradient sketch that the clusters are found on.
+        repartition_signal: what a re-partition co-clusters: "gradient", the sketch at that moment; "delta", the update
+            so far; or "both", update and gradient step together, each at equal weight.
 
     Reference: Xiong et al., CPS-LoRA, ACL 2026.
     """
@@ -169,6 +200,10 @@ class CpsLoraConfig(LocalizedConfig):
     clusters: int = field(default=4, metadata={"help": "Number of clusters K."})
     balance: float = field(default=0.5, metadata={"help": "0: free sizes, 1: equal sizes."})
     sketch: int = field(default=64, metadata={"help": "Width of the gradient sketch."})
+    repartition: list[float] = field(
+        default_factory=lambda: [0.05, 0.15, 0.3], metadata={"help": "Fractions of training to re-place at."}
+    )
+    repartition_signal: RepartitionSignal = field(default="both", metadata={"help": "gradient | delta | both"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -179,6 +214,10 @@ class CpsLoraConfig(LocalizedConfig):
             raise ValueError(f"clusters must be at most {MAX_CLUSTERS}, got {self.clusters}")
         if not 0 <= self.balance <= 1:
             raise ValueError(f"balance must lie in [0, 1], got {self.balance}")
+        if self.repartition_signal not in REPARTITION_SIGNALS:
+            raise ValueError(
+                f"repartition_signal must be one of {', '.join(REPARTITION_SIGNALS)}, got {self.repartition_signal!r}"
+            )
 
     def layer_budget(self, m: int, n: int, r: int) -> LayerBudget:
         return clustered_budget(m, n, r, self.global_share, self.clusters)

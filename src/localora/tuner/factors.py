@@ -45,15 +45,6 @@ def _packed_position(labels: Tensor) -> Tensor:
     return (torch.cumsum(labels >= 0, dim=0) - 1).clamp_(min=0)
 
 
-def relative_difference(A: Tensor, B: Tensor, A_other: Tensor, B_other: Tensor) -> float:
-    """Frobenius norm of B A - B' A' over that of B A, from thin factors in float64."""
-    difference = torch.linalg.qr(torch.cat([B.double(), -B_other.double()], dim=1)).R @ (
-        torch.linalg.qr(torch.cat([A.double(), A_other.double()]).T).R.T
-    )
-    whole = torch.linalg.qr(B.double()).R @ torch.linalg.qr(A.double().T).R.T
-    return float(difference.norm() / whole.norm()) if whole.norm() > 0 else float(difference.norm())
-
-
 class ColumnFactor(nn.Module):
     """The packed A `(r, n')` of one partition, as `weight`.
 

@@ -42,6 +42,7 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
     Parameters and buffers of every adapter, each under the adapter's name:
         localized_global_A/B    factors of the term over the whole matrix, `(r_g, n)` and `(m, r_g)`; absent if r_g = 0
         localized_local_A/B     factors of the block or the clusters, `(r_l, n')` and `(m', r_l)`; absent without one
+        localized_carry_A/B     frozen `(c, n)` and `(m, c)`: what earlier partitions left behind; absent if c = 0
         localized_row_labels    int8 `(m,)`, and localized_col_labels int8 `(n,)`: where the local term acts
     """
 
@@ -54,6 +55,8 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
     other_param_names = (
         "localized_row_labels",
         "localized_col_labels",
+        "localized_carry_A",
+        "localized_carry_B",
         "localized_dropout",
         "localized_layout",
         "localized_verified",
@@ -75,6 +78,8 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
         self.localized_local_B = nn.ModuleDict()
         self.localized_row_labels = BufferDict(persistent=True)
         self.localized_col_labels = BufferDict(persistent=True)
+        self.localized_carry_A = BufferDict(persistent=True)
+        self.localized_carry_B = BufferDict(persistent=True)
         self.localized_dropout = nn.ModuleDict()
         self.localized_layout: dict[str, Layout] = {}
         # Labels are checked once per adapter, at its first use: reading them costs a device synchronisation.
@@ -133,6 +138,14 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
             self.localized_col_labels[name].copy_(partition.col_labels)
         self.localized_verified[name] = True
 
+    def set_carry(self, name: str, A_cn: Tensor, B_mc: Tensor) -> None:
+        """Replace the frozen term B_mc @ A_cn, which is added to dW unscaled; rank 0 removes it."""
+        for buffers, factor in ((self.localized_carry_A, A_cn), (self.localized_carry_B, B_mc)):
+            if A_cn.shape[0]:
+                buffers[name] = factor.detach().contiguous()
+            elif name in buffers:
+                del buffers[name]
+
     def local_partition(self, name: str) -> Partition | None:
         """The partition of the local term as its labels say now; None without a local term.
 
@@ -179,6 +192,9 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
             clusters = budget.local.clusters
             A.append(self.localized_local_A[name](self.localized_col_labels[name], clusters))
             B.append(self.localized_local_B[name](self.localized_row_labels[name], clusters, scale))
+        if name in self.localized_carry_A:
+            A.append(self.localized_carry_A[name])
+            B.append(self.localized_carry_B[name])
         return (A[0], B[0]) if len(A) == 1 else (torch.cat(A, dim=0), torch.cat(B, dim=1))
 
     def get_delta_weight(self, name: str) -> Tensor:

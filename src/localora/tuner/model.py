@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
@@ -61,6 +62,8 @@ class LocalizedModel(BaseTuner):
             zero_init=peft_config.init_weights,
             inference_mode=peft_config.inference_mode,
         )
+        if peft_config.carry_rank:
+            _allocate_carry(layer, adapter_name, peft_config.carry_rank)
         if layer is not target:
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)  # an additional adapter does not train until it is activated
@@ -110,6 +113,8 @@ class LocalizedModel(BaseTuner):
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        if _match_carry(model, config, adapter_name, state_dict):
+            remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         check_saved_labels(model, adapter_name, remapped)
         return remapped
 
@@ -166,6 +171,28 @@ def check_saved_labels(model: nn.Module, adapter_name: str, state_dict: dict[str
                     "damaged or belongs to another config"
                 )
         layer.localized_verified[adapter_name] = True
+
+
+def _match_carry(model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]) -> bool:
+    """Give the layers a carried term of the saved rank, for a checkpoint written after a move; True if any changed."""
+    ranks = {tensor.shape[0] for key, tensor in state_dict.items() if key.endswith(".localized_carry_A")}
+    saved = max(ranks, default=0)
+    if not isinstance(config, LocalizedConfig) or saved == config.carry_rank:
+        return False
+    for _, layer in adapted_layers(model, adapter_name):
+        _allocate_carry(layer, adapter_name, saved)
+    config.carry_rank = saved
+    return True
+
+
+def _allocate_carry(layer: LocalizedLinear, name: str, rank: int) -> None:
+    like = next(layer.parameters())
+    device = like.device if like.device.type != "meta" else "cpu"
+    layer.set_carry(
+        name,
+        torch.zeros(rank, layer.in_features, device=device),
+        torch.zeros(layer.out_features, rank, device=device),
+    )
 
 
 def adapted_layers(model: nn.Module, adapter_name: str) -> list[tuple[str, LocalizedLinear]]:

@@ -71,8 +71,14 @@ class Passes:
 
     @torch.no_grad()
     def first_loss(self) -> float:
-        """The loss of the first batch as the model is now."""
-        return float(self._loss(self.batches[0], 1))
+        """The loss of the first batch as the model is now, without dropout."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            return float(self._loss(self.batches[0], 1))
+        finally:
+            for module, training in modes:
+                module.training = training
 
     def _loss(self, batch: Any, number: int) -> Tensor:
         labels = batch.get("labels") if isinstance(batch, Mapping) else None

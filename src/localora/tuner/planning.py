@@ -9,21 +9,24 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from localora.placement.budget import LocalShape
-from localora.placement.coclustering import plan_coclusters
+from localora.placement.coclustering import captured_energy, plan_coclusters
 from localora.placement.partition import Partition
 from localora.placement.signals import GradientSketch, TaylorScores
 from localora.placement.taylor import plan_block
-from localora.tuner.config import CpsLoraConfig, GlobalLocalLoraConfig
+from localora.tuner.config import CpsLoraConfig, GlobalLocalLoraConfig, LocalizedConfig
 from localora.tuner.distributed import decide_once, sum_over_processes
 from localora.tuner.layer import LocalizedLinear
 from localora.tuner.observe import Observer
 from localora.tuner.passes import CalibrationError, Layers, Passes
 from localora.tuner.report import LayerReport
+from localora.tuner.thin import thin_norm
 
 
 def plan_blocks(passes: Passes, layers: Layers, name: str, config: GlobalLocalLoraConfig) -> dict[str, LayerReport]:
@@ -34,6 +37,71 @@ def plan_blocks(passes: Passes, layers: Layers, name: str, config: GlobalLocalLo
     # The share inside the final block is known only after it is chosen: one more pass, over the last batch.
     measured = _taylor_scores(passes, layers, blocks, passes.batches[-1:])
     return {key: LayerReport(key, blocks[key], importance_share=measured[key].inside_share) for key in layers}
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A new partition for a layer that has one, and what the old and the new one capture of the same signal."""
+
+    partition: Partition
+    captured_before: float
+    captured_after: float
+
+
+def propose(passes: Passes, layers: Layers, name: str, config: LocalizedConfig) -> dict[str, Proposal]:
+    """What a re-partition would do to each placed layer, by the planner of its method."""
+    if isinstance(config, CpsLoraConfig):
+        return _propose_clusters(passes, layers, name, config)
+    assert isinstance(config, GlobalLocalLoraConfig)
+    old = {key: partition_of(layer, name) for key, layer in layers.items()}
+    before = _taylor_scores(passes, layers, old, passes.batches[-1:])
+    planned = plan_blocks(passes, layers, name, config)
+    return {
+        key: Proposal(report.partition, before[key].inside_share, report.importance_share or 0.0)
+        for key, report in planned.items()
+    }
+
+
+def _propose_clusters(passes: Passes, layers: Layers, name: str, config: CpsLoraConfig) -> dict[str, Proposal]:
+    sketches = gradient_sketches(passes, layers, config) if config.repartition_signal != "delta" else {}
+
+    def propose_one(key: str, layer: LocalizedLinear) -> Proposal:
+        local, old = local_shape(layer, name), partition_of(layer, name)
+        left, right = _signal_factors(layer, name, sketches.get(key), config)
+        result = plan_coclusters(
+            left,
+            right,
+            clusters=local.clusters,
+            rank=local.rank,
+            balance=config.balance,
+            seed=config.seed,
+            start=old,
+        )
+        return Proposal(result.partition, captured_energy(left, right, old, local.rank), result.captured_energy)
+
+    return decide_once(lambda: {key: propose_one(key, layer) for key, layer in layers.items()})
+
+
+@torch.no_grad()
+def _signal_factors(
+    layer: LocalizedLinear, name: str, sketch: GradientSketch | None, config: CpsLoraConfig
+) -> tuple[Tensor, Tensor]:
+    """Thin factors of what the next partition should capture: dW, the step -G, or both at equal energy."""
+    left, right = [], []
+    if config.repartition_signal != "gradient":
+        A, B = layer.dense_factors(name)
+        left.append(B.double().cpu())
+        right.append(A.double().cpu())
+    if sketch is not None:
+        left_ms, right_sn = sketch.factors()
+        left.append(-left_ms)
+        right.append(right_sn)
+    # Each part is scaled to unit norm; an update that is still zero is left out rather than divided by zero.
+    norms = [thin_norm(A, B) for A, B in zip(right, left, strict=True)]
+    parts = [(A / norm, B) for A, B, norm in zip(right, left, norms, strict=True) if norm > 0]
+    if not parts:
+        return left[0], right[0]
+    return torch.cat([B for _, B in parts], dim=1), torch.cat([A for A, _ in parts])
 
 
 def block_passes(config: GlobalLocalLoraConfig, batches: int) -> int:
@@ -65,6 +133,13 @@ def local_shape(layer: LocalizedLinear, name: str) -> LocalShape:
     local = layer.localized_layout[name].budget.local
     assert local is not None  # layers without one have nothing to place and are left out before
     return local
+
+
+def partition_of(layer: LocalizedLinear, name: str) -> Partition:
+    """The present partition of an adapter's local term on a layer that has one."""
+    partition = layer.local_partition(name)
+    assert partition is not None
+    return partition
 
 
 def _taylor_scores(

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from localora.placement.partition import Partition
-from localora.tuner.factors import relative_difference
 from localora.tuner.layer import LocalizedLinear
 from localora.tuner.refit import match_clusters, pack, refit, unpack
+from localora.tuner.thin import relative_difference, split_svd, thin_svd
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Move:
     Attributes:
         rows, cols: how many rows and columns changed their cluster.
         delta_change: relative Frobenius change of dW that the move itself caused.
+        residual: `(c, n)` and `(m, c)` factors of the old dW minus the new one, of the layer's local term.
         state: what became of the optimizer's state: "kept" (moments of what stayed kept, of what moved reset),
             "cleared" (moments that cannot be edited by row or column, so all were dropped), or "none".
     """
@@ -35,10 +36,13 @@ class Move:
     rows: int
     cols: int
     delta_change: float
+    residual: tuple[Tensor, Tensor] | None
     state: str
 
 
-STILL = Move(0, 0, 0.0, "kept")
+NEGLIGIBLE = 1e-8  # singular values of a residual below this share of the largest are rounding
+
+STILL = Move(0, 0, 0.0, None, "none")
 
 
 @torch.no_grad()
@@ -79,10 +83,12 @@ def move_layer(
         _carry_state(optimizer, A, cols_old, cols_new, dim=1),
         _carry_state(optimizer, B, rows_old, rows_new, dim=0),
     }
+    A_after, B_after = layer.dense_factors(name)
     return Move(
         rows=int((rows_old != rows_new).sum()),
         cols=int((cols_old != cols_new).sum()),
-        delta_change=relative_difference(A_before, B_before, *layer.dense_factors(name)),
+        delta_change=relative_difference(A_before, B_before, A_after, B_after),
+        residual=(torch.cat([A_before, A_after]), torch.cat([B_before, -B_after], dim=1)),
         state="cleared" if "cleared" in states else states.pop(),
     )
 
@@ -111,3 +117,37 @@ def _carry_state(optimizer: Any, parameter: nn.Parameter, old: Tensor, new: Tens
         full.index_fill_(dim, ((old != new) & (new >= 0)).nonzero().flatten(), fresh)
         value.copy_(pack(full, new, dim))
     return "kept"
+
+
+@torch.no_grad()
+def carry_residuals(layers: dict[str, LocalizedLinear], name: str, moves: dict[str, Move]) -> int:
+    """Add each move's residual to its layer's frozen term, compressed to its numerical rank; returns the common rank.
+
+    All layers get the same rank, padded with zeros, so that one number in the config gives the shapes at load.
+    """
+    kept: dict[str, tuple[Tensor, Tensor]] = {}
+    for key, layer in layers.items():
+        A, B = [], []
+        if name in layer.localized_carry_A:
+            A.append(layer.localized_carry_A[name])
+            B.append(layer.localized_carry_B[name])
+        residual = moves[key].residual
+        if residual is not None:
+            A.append(residual[0])
+            B.append(residual[1])
+        if A:
+            U, S, Vh = thin_svd(torch.cat(A), torch.cat(B, dim=1))
+            kept[key] = split_svd(U, S, Vh, int((NEGLIGIBLE * S[0] < S).sum()))
+    rank = max((A.shape[0] for A, _ in kept.values()), default=0)
+    for key, layer in layers.items():
+        if key not in kept:
+            kept[key] = (torch.zeros(0, layer.in_features), torch.zeros(layer.out_features, 0))
+        A_cn, B_mc = kept[key]
+        missing = rank - A_cn.shape[0]
+        device = next(layer.parameters()).device
+        layer.set_carry(
+            name,
+            nn.functional.pad(A_cn.float(), (0, 0, 0, missing)).to(device),
+            nn.functional.pad(B_mc.float(), (0, missing)).to(device),
+        )
+    return rank

@@ -1,0 +1,36 @@
+"""Algebra on a product of thin factors, M = B A, that never forms M.
+
+Shape legend
+    A   (R, n), B (m, R)      M   (m, n)      q   min(m, n, R)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def thin_svd(A_Rn: Tensor, B_mR: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U `(m, q)`, S `(q,)`, Vh `(q, n)` of M, in float64. With B = Q_b R_b and A^T = Q_a R_a it's that of R_b R_a^T."""
+    Q_b, R_b = torch.linalg.qr(B_mR.double())
+    Q_a, R_a = torch.linalg.qr(A_Rn.double().T)
+    U, S, Vh = torch.linalg.svd(R_b @ R_a.T, full_matrices=False)
+    return Q_b @ U, S, Vh @ Q_a.T
+
+
+def split_svd(U: Tensor, S: Tensor, Vh: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factors A `(rank, n)` and B `(m, rank)` of the nearest matrix of that rank, the singular values shared evenly."""
+    root = S[:rank].sqrt()
+    return root[:, None] * Vh[:rank], U[:, :rank] * root
+
+
+def relative_difference(A: Tensor, B: Tensor, A_other: Tensor, B_other: Tensor) -> float:
+    """Frobenius norm of B A - B' A' over that of B A (over 1 if B A is zero)."""
+    difference = thin_norm(torch.cat([A.double(), A_other.double()]), torch.cat([B.double(), -B_other.double()], dim=1))
+    whole = thin_norm(A.double(), B.double())
+    return difference / whole if whole > 0 else difference
+
+
+def thin_norm(A_Rn: Tensor, B_mR: Tensor) -> float:
+    """Frobenius norm of B A."""
+    return float((torch.linalg.qr(B_mR).R @ torch.linalg.qr(A_Rn.T).R.T).norm())
