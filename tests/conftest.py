@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import tiny_models
 import torch
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
+
+import tiny_models
 
 torch.set_num_threads(1)
 

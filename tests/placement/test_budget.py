@@ -61,7 +61,7 @@ def test_g_lora_costs_what_lora_costs_or_says_what_would(
             if "does not fit" in message:
                 assert r > min(m, n)
                 r = int(re.search(r"the largest is (\d+)", message)[1])
-            elif "global_share=" in message and "rounds" in message or "cannot split" in message:
+            elif ("global_share=" in message and "rounds" in message) or "cannot split" in message:
                 share = nearest(message, "")
             else:
                 size = nearest(message, "local_size")

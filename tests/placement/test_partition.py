@@ -70,7 +70,7 @@ def test_whole_is_lora_and_block_is_g_lora() -> None:
 )
 def test_bad_labels(rows: object, clusters: int, message: str) -> None:
     with pytest.raises(PlacementError, match=message):
-        Partition.from_labels(rows, COLS[:1] + [0], clusters)
+        Partition.from_labels(rows, [*COLS[:1], 0], clusters)
 
 
 def test_columns_are_checked_too() -> None:

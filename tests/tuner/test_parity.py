@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from method_table import METHODS, Method, every_method
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny_models import GPT2_TARGETS, LLAMA_TARGETS, MLP_TARGETS, Mlp, mlp_batch, tiny_gpt2, tiny_llama, token_batch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from localora.placement.partition import Partition
 from localora.tuner.layer import LocalizedLinear
 from localora.tuner.model import adapted_layers
+from method_table import METHODS, Method, every_method
+from tiny_models import GPT2_TARGETS, LLAMA_TARGETS, MLP_TARGETS, Mlp, mlp_batch, tiny_gpt2, tiny_llama, token_batch
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], list[str], Callable[[], dict[str, Tensor]]]] = {
     "llama": (tiny_llama, LLAMA_TARGETS, token_batch),
