@@ -1,0 +1,69 @@
+"""How much memory calibration takes beyond the passes themselves, from shapes alone.
+
+Shape legend
+    m, n   rows and columns of W      T   tokens of a batch      s   sketch width      b   rows of a band of G
+
+The terms are those of placement/signals.py. What stays from batch to batch is kept on the CPU for every layer; what
+lives while one layer is observed exists once, on the model's device, since backward visits one layer at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from localora.placement.signals import ROW_BAND
+
+F32, F64 = 4, 8
+
+
+class CalibrationBytes(NamedTuple):
+    """`kept` of all layers together; `working` of the one layer that needs most."""
+
+    kept: int
+    working: int
+
+
+def taylor_bytes(shapes: Iterable[tuple[int, int]], tokens: int, wide_base: bool) -> CalibrationBytes:
+    """G-LoRA: scores and masks of m rows and n columns; one band of |W * G| at a time.
+
+    `wide_base` says that weights and activations are float32 already, so that no wider copy of them is made.
+    """
+    shapes = list(shapes)
+    kept = sum((F64 + F32) * (m + n) + 2 * F64 for m, n in shapes)
+    working = (_copies(m, n, tokens, wide_base) + _band(m, n, wide_base) for m, n in shapes)
+    return CalibrationBytes(kept, max(working, default=0))
+
+
+def sketch_bytes(shapes: Iterable[tuple[int, int]], tokens: int, width: int, wide_base: bool) -> CalibrationBytes:
+    """CPS-LoRA and hybrid: Y `(m, s)` and Z `(2s+1, n)` of each layer, and the projections that equal shapes share."""
+    shapes = list(shapes)
+    widths = {(m, n): min(width, m, n) for m, n in shapes}
+    kept = F32 * sum(widths[m, n] * m + (2 * widths[m, n] + 1) * n for m, n in shapes)
+    projections = {(n, s) for (m, n), s in widths.items()} | {(2 * s + 1, m) for (m, n), s in widths.items()}
+    kept += F64 * sum(rows * cols for rows, cols in projections)
+    working = (
+        _copies(m, n, tokens, wide_base) + F32 * max(_left(m, n, tokens, s), _right(m, n, tokens, s))
+        for (m, n), s in widths.items()
+    )
+    return CalibrationBytes(kept, max(working, default=0))
+
+
+def _copies(m: int, n: int, tokens: int, wide_base: bool) -> int:
+    return 0 if wide_base else F32 * tokens * (m + n)
+
+
+def _band(m: int, n: int, wide_base: bool) -> int:
+    """A band of |W * G|, the one before it, which is freed only when this one is there, and a float32 band of W."""
+    bands = min(2, -(-m // ROW_BAND)) + (0 if wide_base else 1)
+    return F32 * min(ROW_BAND, m) * n * bands
+
+
+def _left(m: int, n: int, tokens: int, s: int) -> int:
+    """x Omega beside Omega, then beside this batch's Y and the new sum."""
+    return tokens * s + max(n * s, 2 * m * s)
+
+
+def _right(m: int, n: int, tokens: int, s: int) -> int:
+    """Psi g^T beside Psi, then beside this batch's Z and the new sum."""
+    return (2 * s + 1) * (tokens + max(m, 2 * n))

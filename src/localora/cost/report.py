@@ -1,0 +1,83 @@
+"""What predict_cost returns, and how it prints."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class CostReport:
+    """The cost of one adapter on one model; all sizes in bytes.
+
+    Attributes:
+        layers: adapted matrices.
+        base_parameters, base_bytes: of the frozen model.
+        trainable: parameters the optimizer sees, `modules_to_save` included.
+        lora_trainable: what PEFT's LoRA of the same rank trains on the same matrices.
+        exact_rank: the largest rank a matrix's update can have as plain LoRA; exported_rank: that on the export's grid.
+        adapter_bytes: the adapter file, labels included; export_bytes: the file of the exact plain-LoRA export.
+        gradient_bytes, optimizer_bytes: of the trainable parameters; Adam keeps two float32 moments.
+        calibration_kept: signals of all layers, in CPU memory.
+        calibration_working: the most that observing one layer takes on the model's device, for `tokens` in a batch.
+    """
+
+    model: str
+    method: str
+    r: int
+    tokens: int
+    layers: int
+    base_parameters: int
+    base_bytes: int
+    trainable: int
+    lora_trainable: int
+    exact_rank: int
+    exported_rank: int
+    adapter_bytes: int
+    export_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    calibration_kept: int
+    calibration_working: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What the table says: (what, how much)."""
+        share = self.trainable / self.base_parameters
+        calibration = (
+            f"{_size(self.calibration_kept)} kept + {_size(self.calibration_working)} for a layer at a time"
+            if self.calibration_kept
+            else "none"
+        )
+        return [
+            ("base model", f"{self.base_parameters:,} parameters, {_size(self.base_bytes)}"),
+            ("adapted matrices", f"{self.layers:,}"),
+            (
+                "trainable parameters",
+                f"{self.trainable:,} ({share:.2%} of the base; LoRA r {self.r}: {self.lora_trainable:,})",
+            ),
+            ("exported rank", f"{self.exported_rank} (exact: {self.exact_rank})"),
+            ("adapter file", _size(self.adapter_bytes)),
+            ("plain-LoRA export", _size(self.export_bytes)),
+            ("gradients", _size(self.gradient_bytes)),
+            ("optimizer (Adam)", _size(self.optimizer_bytes)),
+            (f"calibration, {self.tokens:,} tokens a batch", calibration),
+        ]
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        width = max(len(what) for what, _ in rows)
+        return "\n".join([f"{self.method} r {self.r} on {self.model}", *(f"  {a:<{width}}  {b}" for a, b in rows)])
+
+
+def _size(count: int) -> str:
+    """Bytes as people read them, in powers of 1024."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
