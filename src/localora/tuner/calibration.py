@@ -11,7 +11,7 @@ from torch import nn
 from localora.placement.partition import Placement
 from localora.tuner.config import CpsLoraConfig, GlobalLocalLoraConfig, LocalizedConfig
 from localora.tuner.distributed import check_agreement
-from localora.tuner.model import adapted_layers
+from localora.tuner.model import active_adapters, adapted_layers
 from localora.tuner.passes import CalibrationError, Layers, LossFn, Passes
 from localora.tuner.planning import block_passes, plan_blocks, plan_clusters
 from localora.tuner.report import CalibrationReport
@@ -82,9 +82,7 @@ def adapter_config(model: nn.Module, adapter_name: str | None) -> tuple[str, Loc
     """The name and config of the adapter meant: the one named, or the only active localora adapter."""
     configs = getattr(model, "peft_config", {})
     if adapter_name is None:
-        active = getattr(model, "active_adapters", None)
-        names = list(active() if callable(active) else active or configs)
-        names = [name for name in names if isinstance(configs.get(name), LocalizedConfig)]
+        names = active_adapters(model)
         if len(names) != 1:
             raise CalibrationError(
                 f"calibrate needs one active localora adapter, found {names or 'none'}; name it with adapter_name="

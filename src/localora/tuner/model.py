@@ -204,6 +204,15 @@ def adapted_layers(model: nn.Module, adapter_name: str) -> list[tuple[str, Local
     ]
 
 
+def active_adapters(model: nn.Module) -> list[str]:
+    """Names of the localora adapters that act in a forward pass.
+
+    The layers are asked, since models disagree on how to say it: a property, a method, or not at all.
+    """
+    layers = [module for module in model.modules() if isinstance(module, LocalizedLinear)]
+    return list(dict.fromkeys(name for x in layers for name in x.active_adapters if name in x.localized_layout))
+
+
 def placement_of(model: nn.Module, adapter_name: str = "default") -> dict[str, Placement]:
     """Where an adapter acts: layer name in `model` -> its stack of partitions.
 

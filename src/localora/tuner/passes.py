@@ -55,7 +55,9 @@ class Passes:
             CalibrationError: a batch without label tokens, or a loss that is not a finite scalar.
         """
         by_module = {layers[key].get_base_layer(): observer for key, observer in observers.items()}
-        for layer in layers.values():
+        # All layers, since another adapter may be active as well, and still wait for its own placement.
+        calibrated = [module for module in self.model.modules() if isinstance(module, LocalizedLinear)]
+        for layer in calibrated:
             layer.calibrating = True
         try:
             with watch_gradients(self.model, by_module), torch.enable_grad():
@@ -66,7 +68,7 @@ class Passes:
                     if self.progress:
                         self.progress(len(self.losses))
         finally:
-            for layer in layers.values():
+            for layer in calibrated:
                 layer.calibrating = False
 
     @torch.no_grad()
