@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from localora.tuner.calibration import calibrate
-from localora.tuner.config import LocalizedConfig
-from localora.tuner.model import adapted_layers
+from localora.tuner.model import active_adapters, adapted_layers
 from localora.tuner.passes import LossFn
 from localora.tuner.report import CalibrationReport
 from localora.tuner.schedule import Repartitioner
@@ -54,20 +53,21 @@ class LocalizationCallback(TrainerCallback):
         # accelerate's wrapper keeps a state that an iteration broken off half-way would leave behind.
         batches = getattr(kwargs["train_dataloader"], "base_dataloader", kwargs["train_dataloader"])
         loss_fn = self.loss_fn or _trainer_loss
-        for name in _active_adapters(model):
+        for name in active_adapters(model):
             if any(layer.is_unplaced(name) for _, layer in adapted_layers(model, name)):
                 with _random_state_kept(), _autocast(args):
                     self.reports[name] = calibrate(model, batches, self.steps, loss_fn, adapter_name=name)
-            self.repartitioners[name] = Repartitioner(
-                model,
-                kwargs.get("optimizer"),
-                state.max_steps,
-                batches,
-                steps=self.steps,
-                loss_fn=loss_fn,
-                adapter_name=name,
-                done_steps=state.global_step,
-            )
+            with _random_state_kept():  # it reads batches
+                self.repartitioners[name] = Repartitioner(
+                    model,
+                    kwargs.get("optimizer"),
+                    state.max_steps,
+                    batches,
+                    steps=self.steps,
+                    loss_fn=loss_fn,
+                    adapter_name=name,
+                    done_steps=state.global_step,
+                )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         for repartitioner in self.repartitioners.values():
@@ -78,14 +78,7 @@ class LocalizationCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         for repartitioner in self.repartitioners.values():
-            repartitioner.finish()
-
-
-def _active_adapters(model: nn.Module) -> list[str]:
-    configs = getattr(model, "peft_config", {})
-    active = getattr(model, "active_adapters", configs)
-    names = active() if callable(active) else active
-    return [name for name in names if isinstance(configs.get(name), LocalizedConfig)]
+            repartitioner.finish(state.global_step)
 
 
 def _trainer_loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:

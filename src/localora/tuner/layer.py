@@ -132,7 +132,7 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
         Raises:
             PlacementError: the partition does not fit the adapter's fixed shapes.
         """
-        _check_fits(partition, self.localized_layout[name].budget, name)
+        check_fits(partition, self.localized_layout[name].budget, name)
         with torch.no_grad():
             self.localized_row_labels[name].copy_(partition.row_labels)
             self.localized_col_labels[name].copy_(partition.col_labels)
@@ -164,7 +164,7 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
                 "placement='random' in the config"
             )
         partition = Partition.from_labels(row_labels, col_labels, budget.local.clusters)
-        _check_fits(partition, budget, name)
+        check_fits(partition, budget, name)
         return partition
 
     def is_unplaced(self, name: str) -> bool:
@@ -281,7 +281,8 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
         return "localized." + super().__repr__()
 
 
-def _check_fits(partition: Partition, budget: LayerBudget, name: str) -> None:
+def check_fits(partition: Partition, budget: LayerBudget, name: str) -> None:
+    """Raise PlacementError unless the partition fits the fixed shapes of the adapter called `name`."""
     local = budget.local
     if local is None:
         raise PlacementError(f"the adapter {name!r} has no local term on this layer, so nothing to place")

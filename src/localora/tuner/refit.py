@@ -14,9 +14,13 @@ Rows and columns that did not change their cluster keep their factors bit for bi
 
 from __future__ import annotations
 
+import math
+import zlib
+
 import torch
 from torch import Tensor
 
+from localora.placement.cocluster_steps import assign
 from localora.placement.partition import Partition
 
 ROUNDS = 3  # columns, then rows; each round only lowers the misfit, and it settles within a few
@@ -25,16 +29,12 @@ ROUNDS = 3  # columns, then rows; each round only lowers the misfit, and it sett
 def match_clusters(new: Partition, old: Partition) -> Partition:
     """`new` with its clusters renumbered so that as many rows and columns as possible keep their label.
 
-    Greedy on the overlap table, largest first; numbering carries no meaning, so this changes no update.
+    Numbering carries no meaning, so this changes no update.
     """
     overlap = _overlap(new.row_labels, old.row_labels, new.clusters) + _overlap(
         new.col_labels, old.col_labels, new.clusters
     )
-    renumber = torch.full((new.clusters,), -1, dtype=torch.long)
-    for flat in torch.argsort(overlap.flatten(), descending=True, stable=True).tolist():
-        source, target = divmod(flat, new.clusters)
-        if renumber[source] < 0 and not (renumber == target).any():
-            renumber[source] = target
+    renumber = assign(overlap.double(), 1, 1)
     lookup = torch.cat([renumber, torch.tensor([-1])])  # index -1 (uncovered) stays -1
     return Partition.from_labels(lookup[new.row_labels.long()], lookup[new.col_labels.long()], new.clusters)
 
@@ -49,6 +49,20 @@ def unpack(packed: Tensor, labels: Tensor, dim: int) -> Tensor:
 def pack(full: Tensor, labels: Tensor, dim: int) -> Tensor:
     """The inverse of :func:`unpack`: the covered columns or rows only."""
     return full.index_select(dim, (labels >= 0).nonzero().flatten())
+
+
+def start_new_columns(A_rn: Tensor, old: Partition, new: Partition) -> Tensor:
+    """A full A whose newly covered columns hold what LoRA's A starts from; they are no part of the old update.
+
+    :func:`refit` takes away what the rows of the block see of it. Were they zero, a block none of whose rows and
+    columns was covered before would have A = B = 0, where both gradients vanish: it could never learn. The draw is
+    seeded by the labels, so that every process and every resumed run makes the same one.
+    """
+    fresh = ((old.col_labels < 0) & (new.col_labels >= 0)).nonzero().flatten()
+    generator = torch.Generator().manual_seed(zlib.crc32(new.row_bytes + new.col_bytes))
+    start = torch.rand(A_rn.shape[0], fresh.numel(), generator=generator, device="cpu")
+    bound = 1 / math.sqrt(max(new.covered_cols, 1))
+    return A_rn.index_copy(1, fresh.to(A_rn.device), ((2 * start - 1) * bound).to(A_rn))
 
 
 def refit(A_rn: Tensor, B_mr: Tensor, old: Partition, new: Partition) -> tuple[Tensor, Tensor]:

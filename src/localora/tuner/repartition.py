@@ -9,6 +9,7 @@ the old one, nothing at all is touched.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from localora.placement.partition import Partition
-from localora.tuner.layer import LocalizedLinear
-from localora.tuner.refit import match_clusters, pack, refit, unpack
+from localora.tuner.layer import LocalizedLinear, check_fits
+from localora.tuner.refit import match_clusters, pack, refit, start_new_columns, unpack
 from localora.tuner.thin import relative_difference, split_svd, thin_svd
 
 
@@ -28,7 +29,7 @@ class Move:
     Attributes:
         rows, cols: how many rows and columns changed their cluster.
         delta_change: relative Frobenius change of dW that the move itself caused.
-        residual: `(c, n)` and `(m, c)` factors of the old dW minus the new one, of the layer's local term.
+        residual: `(c, n)` and `(m, c)` factors of the old dW minus the new one, if asked for.
         state: what became of the optimizer's state: "kept" (moments of what stayed kept, of what moved reset),
             "cleared" (moments that cannot be edited by row or column, so all were dropped), or "none".
     """
@@ -41,13 +42,18 @@ class Move:
 
 
 NEGLIGIBLE = 1e-8  # singular values of a residual below this share of the largest are rounding
+SECOND_MOMENTS = ("exp_avg_sq", "square_avg", "state2")  # in torch's Adam and RMSprop, and in bitsandbytes
 
 STILL = Move(0, 0, 0.0, None, "none")
 
 
 @torch.no_grad()
 def move_layer(
-    layer: LocalizedLinear, name: str, new: Partition, optimizer: torch.optim.Optimizer | Any | None = None
+    layer: LocalizedLinear,
+    name: str,
+    new: Partition,
+    optimizer: torch.optim.Optimizer | Any | None = None,
+    keep_residual: bool = False,
 ) -> Move:
     """Take the layer's local term from its present partition to `new`.
 
@@ -56,6 +62,7 @@ def move_layer(
         name: the adapter.
         new: a partition of the same shape; its cluster numbers are matched to the present ones first.
         optimizer: whose state of the two factors is carried along.
+        keep_residual: hand back what was lost of dW. It takes several times the memory of the adapter itself.
 
     Raises:
         UnplacedAdapterError: the adapter has no partition to move from.
@@ -64,6 +71,7 @@ def move_layer(
     """
     old = layer.local_partition(name)
     assert old is not None
+    check_fits(new, layer.localized_layout[name].budget, name)
     new = match_clusters(new, old)
     if new == old:
         return STILL
@@ -75,7 +83,8 @@ def move_layer(
     rows_old, cols_old, rows_new, cols_new = (
         labels.to(A.device) for labels in (old.row_labels, old.col_labels, new.row_labels, new.col_labels)
     )
-    A_full, B_full = refit(unpack(A.data, cols_old, dim=1), unpack(B.data, rows_old, dim=0), old, new)
+    A_full = start_new_columns(unpack(A.data, cols_old, dim=1), old, new)
+    A_full, B_full = refit(A_full, unpack(B.data, rows_old, dim=0), old, new)
     A.copy_(pack(A_full, cols_new, dim=1))
     B.copy_(pack(B_full, rows_new, dim=0))
     layer.place(name, new)
@@ -88,17 +97,22 @@ def move_layer(
         rows=int((rows_old != rows_new).sum()),
         cols=int((cols_old != cols_new).sum()),
         delta_change=relative_difference(A_before, B_before, A_after, B_after),
-        residual=(torch.cat([A_before, A_after]), torch.cat([B_before, -B_after], dim=1)),
-        state="cleared" if "cleared" in states else states.pop(),
+        residual=(torch.cat([A_before, A_after]), torch.cat([B_before, -B_after], dim=1)) if keep_residual else None,
+        state=worst_state(states),
     )
+
+
+def worst_state(states: Collection[str]) -> str:
+    """The state to report of several: "cleared" if any was, else "kept" if any was, else "none"."""
+    return next((state for state in ("cleared", "kept") if state in states), "none")
 
 
 def _carry_state(optimizer: Any, parameter: nn.Parameter, old: Tensor, new: Tensor, dim: int) -> str:
     """Move the optimizer's per-entry tensors with their columns or rows; what moved starts afresh.
 
-    A first moment starts at 0. A second moment starts at the mean of those that stayed, not at 0: Adam's step count is
-    shared by the whole tensor, so an uncorrected zero would make the first steps of a moved column three times too
-    large (0.1 g / sqrt(0.001 g^2)).
+    A first moment starts at 0. A second moment (SECOND_MOMENTS) starts at the mean of those that stayed, not at 0:
+    Adam's step count is shared by the whole tensor, so an uncorrected zero would make the first steps of a moved column
+    three times too large (0.1 g / sqrt(0.001 g^2)).
     """
     state = optimizer.state.get(parameter) if optimizer is not None else None
     if not state:
@@ -112,7 +126,7 @@ def _carry_state(optimizer: Any, parameter: nn.Parameter, old: Tensor, new: Tens
     for key, value in moments.items():
         full = unpack(value, old, dim)
         fresh = 0.0
-        if key == "exp_avg_sq" and bool(stayed.any()):
+        if key in SECOND_MOMENTS and bool(stayed.any()):
             fresh = float(full.index_select(dim, stayed.nonzero().flatten()).mean())
         full.index_fill_(dim, ((old != new) & (new >= 0)).nonzero().flatten(), fresh)
         value.copy_(pack(full, new, dim))

@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 from torch import nn
@@ -26,7 +27,7 @@ from localora.tuner.layer import LocalizedLinear
 from localora.tuner.model import adapted_layers
 from localora.tuner.passes import LossFn, Passes
 from localora.tuner.planning import Proposal, partition_of, propose
-from localora.tuner.repartition import STILL, Move, carry_residuals, move_layer
+from localora.tuner.repartition import STILL, Move, carry_residuals, move_layer, worst_state
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,8 @@ class Repartitioner:
         model: a PEFT model whose adapter is placed.
         optimizer: its state of what stays is carried along. None: there is none.
         total_steps: optimizer steps of the whole training; fractions in the config refer to it.
-        batches: read anew at each event, at most `steps` of them; the same batches each time.
+        batches: what each event observes. At most `steps` of them are read, at once, and kept: a data loader that
+            shuffles anew every epoch would give other batches to a run that resumes than to one that did not stop.
         steps: batches to observe at an event.
         loss_fn: as in :func:`localora.calibrate`.
         adapter_name: default the active adapter.
@@ -110,11 +112,11 @@ class Repartitioner:
         adapter_name: str | None = None,
         done_steps: int = 0,
     ) -> None:
-        self.model, self.optimizer, self.batches = model, optimizer, batches
-        self.steps, self.loss_fn = steps, loss_fn
+        self.model, self.optimizer, self.loss_fn = model, optimizer, loss_fn
         self.name, self.config = adapter_config(model, adapter_name)
         self.done_steps = done_steps
         self.due = [step for step in self.config.repartition_steps(total_steps) if step > done_steps]
+        self.batches = list(islice(batches, steps)) if self.due else []
         self.events: list[RepartitionEvent] = []
 
     def step(self) -> RepartitionEvent | None:
@@ -137,12 +139,16 @@ class Repartitioner:
         logger.info("%s", event)
         return event
 
-    def finish(self) -> None:
+    def finish(self, done_steps: int | None = None) -> None:
         """Check that every event up to the last step happened.
+
+        Args:
+            done_steps: optimizer steps done in all; default those that :meth:`step` or :meth:`at` was told of.
 
         Raises:
             ScheduleError: one did not.
         """
+        self.done_steps = self.done_steps if done_steps is None else done_steps
         missed = [step for step in self.due if step <= self.done_steps]
         if missed:
             raise ScheduleError(
@@ -158,14 +164,13 @@ class Repartitioner:
             for key, layer in adapted_layers(self.model, self.name)
             if layer.localized_layout[self.name].budget.local
         }
-        passes = Passes(self.model, self.batches, self.steps, self.loss_fn)
+        passes = Passes(self.model, self.batches, len(self.batches), self.loss_fn)
         loss_before = passes.first_loss()
         proposals = propose(passes, layers, self.name, self.config)
         moves = {key: self._move(layer, proposals[key]) for key, layer in layers.items()}
         if self.config.carry_residual:
             self.config.carry_rank = carry_residuals(layers, self.name, moves)
         check_agreement(Placement.digest_of(partition_of(layer, self.name) for layer in layers.values()))
-        states = {move.state for move in moves.values()}
         return RepartitionEvent(
             step=self.done_steps,
             rows_moved=sum(move.rows for move in moves.values()),
@@ -180,7 +185,7 @@ class Repartitioner:
             carry_rank=self.config.carry_rank,
             loss_before=loss_before,
             loss_after=passes.first_loss(),
-            state=next((state for state in ("cleared", "kept") if state in states), "none"),
+            state=worst_state([move.state for move in moves.values()]),
             seconds=time.perf_counter() - started,
         )
 
@@ -193,7 +198,7 @@ class Repartitioner:
         # A settled layer, or a proposal that captures no more than what is there, is no reason to move.
         if agreement >= self.config.settle or proposal.captured_after <= proposal.captured_before:
             return STILL
-        return move_layer(layer, self.name, proposal.partition, self.optimizer)
+        return move_layer(layer, self.name, proposal.partition, self.optimizer, self.config.carry_residual)
 
 
 def _mean(values: Iterable[float]) -> float:
