@@ -1,0 +1,1 @@
+"""What adapters cost in time and memory, ours beside PEFT's: `python -m benchmarks.speed --help`."""
