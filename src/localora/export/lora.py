@@ -34,6 +34,7 @@ class ExportReport:
     Attributes:
         path: the folder.
         rank: the one rank of all layers, on the grid.
+        kept_rank: the largest rank of any layer before it was padded to the grid.
         exact_rank: the largest rank any layer needs without truncation.
         layers: number of layers.
         max_error: largest relative Frobenius difference between a layer's dW and the file's, read back.
@@ -42,13 +43,15 @@ class ExportReport:
 
     path: Path
     rank: int
+    kept_rank: int
     exact_rank: int
     layers: int
     max_error: float
     bf16_error: float
 
     def __str__(self) -> str:
-        kind = "exact" if self.rank >= self.exact_rank else f"truncated from rank {self.exact_rank}"
+        truncated = f"truncated from rank {self.exact_rank} to {self.kept_rank}"
+        kind = "exact" if self.kept_rank == self.exact_rank else truncated
         return (
             f"plain LoRA, rank {self.rank} ({kind}), {self.layers} layers: relative error of dW {self.max_error:.1e}, "
             f"in bfloat16 {self.bf16_error:.1e} -> {self.path}"
@@ -91,7 +94,8 @@ def export_lora(
         name: truncate_factors(A, B, rank)[:2] if rank is not None and rank < A.shape[0] else (A, B)
         for name, (A, B) in adapter.factors.items()
     }
-    padded_rank = _on_grid(max(A.shape[0] for A, _ in kept.values()))
+    kept_rank = max(A.shape[0] for A, _ in kept.values())
+    padded_rank = _on_grid(kept_rank)
     if padded_rank > RANK_GRID[-1]:
         warnings.warn(
             f"the exact export has rank {padded_rank}, and serving engines stop at {RANK_GRID[-1]}; "
@@ -110,7 +114,7 @@ def export_lora(
     out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out / WEIGHTS, metadata={"format": "pt"})
     _write_config(adapter, padded_rank, out)
-    return _verified(adapter, out, padded_rank, exact_rank)
+    return _verified(adapter, out, padded_rank, kept_rank, exact_rank)
 
 
 def _on_grid(rank: int) -> int:
@@ -145,7 +149,7 @@ def _write_config(adapter: Adapter, rank: int, out: Path) -> None:
     path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
 
 
-def _verified(adapter: Adapter, out: Path, rank: int, exact_rank: int) -> ExportReport:
+def _verified(adapter: Adapter, out: Path, rank: int, kept_rank: int, exact_rank: int) -> ExportReport:
     written = load_file(out / WEIGHTS)
     errors, bf16_errors = [], []
     for name, (A, B) in adapter.factors.items():
@@ -153,4 +157,4 @@ def _verified(adapter: Adapter, out: Path, rank: int, exact_rank: int) -> Export
         B_file = written[f"{PEFT_PREFIX}{name}.lora_B.weight"]
         errors.append(relative_difference(A, B, A_file, B_file))
         bf16_errors.append(relative_difference(A, B, A_file.bfloat16(), B_file.bfloat16()))
-    return ExportReport(out, rank, exact_rank, len(adapter.factors), max(errors), max(bf16_errors))
+    return ExportReport(out, rank, kept_rank, exact_rank, len(adapter.factors), max(errors), max(bf16_errors))

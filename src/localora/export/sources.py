@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from localora.placement.partition import LABEL_DTYPE, UNPLACED, Partition, PlacementError
 from localora.tuner.config import LocalizedConfig
 from localora.tuner.factors import scatter_columns, scatter_rows
-from localora.tuner.layer import UnplacedAdapterError
+from localora.tuner.layer import UnplacedAdapterError, check_fits
 from localora.tuner.model import adapted_layers
 
 WEIGHTS = "adapter_model.safetensors"
@@ -52,13 +53,15 @@ def read_model(model: nn.Module, adapter_name: str) -> Adapter:
 
     saved = get_peft_model_state_dict(model, adapter_name=adapter_name) if config.modules_to_save else {}
     other = {key: value.detach().cpu() for key, value in saved.items() if ".localized_" not in key}
-    suffixes = {name.rpartition(".")[2] for name in factors}
-    candidates = [
-        name
-        for name, module in model.named_modules()
-        if name.rpartition(".")[2] in suffixes and ".base_layer" not in name and hasattr(module, "weight")
-    ]
-    return Adapter(config, factors, other, any(layer.is_conv1d for _, layer in layers), len(candidates) == len(factors))
+    return Adapter(config, factors, other, any(layer.is_conv1d for _, layer in layers), _complete(config, factors))
+
+
+def _complete(config: LocalizedConfig, names: Iterable[str]) -> bool:
+    """Whether the last parts of the layers' names, as target modules, would match these layers and no others."""
+    targets = config.target_modules
+    if config.exclude_modules or config.layers_to_transform is not None or targets is None or isinstance(targets, str):
+        return False
+    return set(targets) == {name.rpartition(".")[2] for name in names}
 
 
 def read_folder(folder: Path) -> Adapter:
@@ -80,37 +83,45 @@ def read_folder(folder: Path) -> Adapter:
     names = sorted({key.split(".localized_")[0] for key in tensors if ".localized_" in key})
     factors = {name.removeprefix(PEFT_PREFIX): _layer_factors(config, name, tensors) for name in names}
     other = {key: value for key, value in tensors.items() if ".localized_" not in key}
-    narrowed = bool(config.exclude_modules or config.layers_to_transform is not None)
-    return Adapter(config, factors, other, False, not narrowed and config.target_modules is not None)
+    return Adapter(config, factors, other, False, _complete(config, factors))
 
 
 def _layer_factors(config: LocalizedConfig, name: str, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    def tensor(key: str) -> Tensor:
-        if f"{name}.localized_{key}" not in tensors:
-            raise PlacementError(f"the adapter file lacks {name}.localized_{key}; save it again with save_pretrained")
-        return tensors[f"{name}.localized_{key}"]
+    def tensor(key: str, *shape: int) -> Tensor:
+        full = f"{name}.localized_{key}"
+        if full not in tensors:
+            raise PlacementError(f"the adapter file lacks {full}; save it again with save_pretrained")
+        if shape and tensors[full].shape != shape:
+            raise PlacementError(
+                f"{full} has shape {tuple(tensors[full].shape)} in the adapter file, but its config needs {shape}; "
+                "was one of them edited?"
+            )
+        return tensors[full]
 
     key = name.removeprefix(PEFT_PREFIX)
     scale = config.layer_scale(key)
+    if any(full.startswith(f"{name}.localized_local_") for full in tensors):
+        m, n = tensor("row_labels").numel(), tensor("col_labels").numel()
+    else:
+        m, n = tensor("global_B.weight").shape[0], tensor("global_A.weight").shape[1]
+    budget = config.layer_budget(m, n, config.layer_rank(key))
     A, B = [], []
-    if f"{name}.localized_global_A.weight" in tensors:
-        A.append(tensor("global_A.weight"))
-        B.append(tensor("global_B.weight") * scale)
-    if f"{name}.localized_local_A.weight" in tensors:
-        rows, cols = tensor("row_labels"), tensor("col_labels")
+    if budget.global_rank:
+        A.append(tensor("global_A.weight", budget.global_rank, n))
+        B.append(tensor("global_B.weight", m, budget.global_rank) * scale)
+    if budget.local:
+        local = budget.local
+        rows, cols = tensor("row_labels", m), tensor("col_labels", n)
         if rows.dtype != LABEL_DTYPE or cols.dtype != LABEL_DTYPE:
             raise PlacementError(f"the labels of {name} must be {LABEL_DTYPE}, got {rows.dtype} and {cols.dtype}")
-        local = config.layer_budget(rows.numel(), cols.numel(), config.layer_rank(key)).local
-        if local is None:
-            raise PlacementError(f"{name} has a local term, which its config does not give it; was the config edited?")
         if (rows == UNPLACED).all():
             raise UnplacedAdapterError(
                 f"the adapter was saved before it was placed ({name}); there is nothing to export"
             )
-        Partition.from_labels(rows, cols, local.clusters)
-        A.append(scatter_columns(tensor("local_A.weight"), cols, local.clusters))
-        B.append(scatter_rows(tensor("local_B.weight") * scale, rows, local.clusters))
+        check_fits(Partition.from_labels(rows, cols, local.clusters), budget, name)
+        A.append(scatter_columns(tensor("local_A.weight", local.rank, local.cols), cols, local.clusters))
+        B.append(scatter_rows(tensor("local_B.weight", local.rows, local.rank) * scale, rows, local.clusters))
     if f"{name}.localized_carry_A" in tensors:
-        A.append(tensor("carry_A"))
-        B.append(tensor("carry_B"))
+        A.append(tensor("carry_A", config.carry_rank, n))
+        B.append(tensor("carry_B", m, config.carry_rank))
     return torch.cat(A, dim=0), torch.cat(B, dim=1)
