@@ -69,6 +69,8 @@ class LocalizedModel(BaseTuner):
                 layer.requires_grad_(False)  # an additional adapter does not train until it is activated
             self._replace_module(parent, target_name, layer, target)
         self._place_at_once(layer, adapter_name, peft_config, current_key)
+        # A loader may now write other labels straight into the buffers, so they are checked again at their first use.
+        layer.localized_verified[adapter_name] = budget.local is None
 
     def _place_at_once(self, layer: LocalizedLinear, name: str, config: LocalizedConfig, key: str) -> None:
         local = layer.localized_layout[name].budget.local
@@ -80,6 +82,9 @@ class LocalizedModel(BaseTuner):
             if other != name and other_config is config and other in layer.localized_row_labels:
                 layer.localized_row_labels[name].copy_(layer.localized_row_labels[other])
                 layer.localized_col_labels[name].copy_(layer.localized_col_labels[other])
+                if other in layer.localized_carry_A:
+                    carried = layer.localized_carry_A[other], layer.localized_carry_B[other]
+                    layer.set_carry(name, *(factor.clone() for factor in carried))
                 return
         m, n = layer.out_features, layer.in_features
         if local.clusters == 1 and (local.rows, local.cols) == (m, n):
