@@ -189,9 +189,7 @@ def test_fused_mamba_kernels_are_refused() -> None:
 
 
 def test_a_rank_that_does_not_fit_names_the_layer(llama: LlamaForCausalLM) -> None:
-    with pytest.raises(
-        ValueError, match=r"layer model\.layers\.0\.self_attn\.k_proj: rank r=17 does not fit a 16 x"
-    ):
+    with pytest.raises(ValueError, match=r"layer model\.layers\.0\.self_attn\.k_proj: rank r=17 does not fit a 16 x"):
         get_peft_model(llama, CPS_LORA.config(target_modules=["k_proj"], r=17))
     with pytest.raises(ValueError, match=r"layers\.0\.self_attn\.k_proj: 17 clusters do not fit a 16 x 32 matrix"):
         get_peft_model(tiny_llama(), CPS_LORA.config(target_modules=["k_proj"], clusters=17))
@@ -320,9 +318,6 @@ def test_g_lora_and_cps_lora_in_one_model(tmp_path: Path) -> None:
     back.load_adapter(tmp_path / "lora", "lora")
     assert isinstance(back.peft_config["default"], GlobalLocalLoraConfig)
     assert isinstance(back.peft_config["cps"], CpsLoraConfig)
-        "GlobalLocalLoraConfig",
-        "CpsLoraConfig",
-    ]
     torch.testing.assert_close(logits(back.eval()), g_lora)
     back.set_adapter("cps")
     torch.testing.assert_close(logits(back), cps)
@@ -432,19 +427,13 @@ def test_injection_and_its_state_dict(method: Method) -> None:
 
 
 @every_method
-def test_transformers_load_adapter(method: Method, tmp_path: Path, base_logits: Tensor) -> None:
+def test_transformers_load_adapter(method: Method, tmp_path: Path) -> None:
     model = adapted(method)
     model.save_pretrained(tmp_path)
     back = tiny_llama()
     back.load_adapter(str(tmp_path))
     assert torch.equal(logits(back.eval()), logits(model))
     assert_same_placement(back, model)
-    back.disable_adapters()
-    assert torch.equal(logits(back), base_logits)
-    back.enable_adapters()
-    back.save_pretrained(tmp_path / "again")
-    again = PeftModel.from_pretrained(tiny_llama(), tmp_path / "again").eval()
-    assert torch.equal(logits(again), logits(model))
 
 
 def test_transformers_add_adapter() -> None:
