@@ -6,7 +6,6 @@ That stock PEFT reads it without localora is shown in tests/tuner/test_fresh_pro
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 
 import pytest
@@ -22,8 +21,8 @@ from method_table import BY_NAME, Method, every_method
 from tiny_models import GPT2_TARGETS, LLAMA_TARGETS, MLP_TARGETS, Mlp, tiny_gpt2, tiny_llama, token_batch
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-# Dense rank at r = 4: global rank plus clusters x rank; in test models the largest layer's block decides for G-LoRA.
-DENSE_RANK = {"lora-by-share": 4, "lora-by-clusters": 4, "cps-lora": 12, "hybrid": 6}
+# At r = 4: global rank plus clusters times rank.
+DENSE_RANK = {"lora-by-share": 4, "lora-by-clusters": 4, "g-lora": 6, "cps-lora": 12, "hybrid": 6}
 
 
 def adapted(method: Method, **options: object) -> PeftModel:
@@ -46,7 +45,7 @@ def test_contract_key_by_key(method: Method, tmp_path: Path) -> None:
     export_lora(model, tmp_path)
     config = config_of(tmp_path)
     assert config["peft_type"] == "LORA"
-    assert config["r"] == config["lora_alpha"] == 8 if method.name != "cps-lora" else 16
+    assert config["r"] == config["lora_alpha"] == (16 if method.name == "cps-lora" else 8)
     assert type(config["r"]) is type(config["lora_alpha"]) is int
     assert config["target_modules"] == sorted(LLAMA_TARGETS)
     assert config["bias"] == "none"
@@ -69,10 +68,7 @@ def test_contract_key_by_key(method: Method, tmp_path: Path) -> None:
         torch.testing.assert_close(B @ A, layer.get_delta_weight("default").detach(), rtol=1e-5, atol=1e-6)
     with safe_open(tmp_path / WEIGHTS, "pt") as file:
         assert file.metadata() == {"format": "pt"}
-    assert (
-        sorted(path.name for path in tmp_path.iterdir())
-        == [CONFIG, WEIGHTS, *(["README.md"] if (tmp_path / "README.md").exists() else [])][:2]
-    )
+    assert {path.name for path in tmp_path.iterdir()} == {CONFIG, WEIGHTS}
 
 
 @every_method
@@ -111,9 +107,8 @@ def test_folder_and_model_give_the_same_bytes_and_stock_lora_the_same_logits(
 def test_report_and_bf16_error(method: Method, tmp_path: Path) -> None:
     model = adapted(method)
     report = export_lora(model, tmp_path / "out")
-    exact = DENSE_RANK.get(method.name) or max(
-        x.dense_factors("default")[0].shape[0] for _, x in adapted_layers(model, "default")
-    )
+    exact = max(layer.dense_factors("default")[0].shape[0] for _, layer in adapted_layers(model, "default"))
+    assert exact == DENSE_RANK[method.name]
     assert (report.path, report.layers, report.exact_rank, report.kept_rank) == (tmp_path / "out", 8, exact, exact)
     assert report.rank == min(step for step in RANK_GRID if step >= exact)
     assert report.max_error < 1e-6
@@ -145,9 +140,7 @@ def test_a_rank_above_the_grid_warns_and_is_exact(tmp_path: Path) -> None:
         report = export_lora(model, tmp_path)
     assert report.rank == 520
     assert report.max_error < 1e-5
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert export_lora(model, tmp_path, rank=512).rank == 512
+    assert export_lora(model, tmp_path, rank=16).rank == 16  # and no warning, which would be an error here
 
 
 @every_method
@@ -222,7 +215,7 @@ def test_a_bfloat16_adapter(tmp_path: Path) -> None:
     config = BY_NAME["hybrid"].config(target_modules=LLAMA_TARGETS)
     model = get_peft_model(tiny_llama().bfloat16(), config, autocast_adapter_dtype=False).eval()
     model.save_pretrained(tmp_path / "adapter")
-    assert export_lora(model, tmp_path / "a").max_error == 0
+    assert export_lora(model, tmp_path / "a").max_error < 1e-14
     export_lora(tmp_path / "adapter", tmp_path / "b")
     assert (tmp_path / "a" / WEIGHTS).read_bytes() == (tmp_path / "b" / WEIGHTS).read_bytes()
     assert {tensor.dtype for tensor in load_file(tmp_path / "a" / WEIGHTS).values()} == {torch.bfloat16}
@@ -287,8 +280,6 @@ def test_what_is_no_localora_adapter(tmp_path: Path) -> None:
         export_lora(tmp_path, tmp_path / "out")
     adapted(BY_NAME["g-lora"]).save_pretrained(tmp_path / "half")
     (tmp_path / "half" / WEIGHTS).unlink()
-    with pytest.raises(
-        FileNotFoundError, match="has no adapter_model.safetensors; save the adapter with save_pretrained"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"has no adapter_model\.safetensors; save the adapter with"):
         export_lora(tmp_path / "half", tmp_path / "out")
     assert not (tmp_path / "out").exists()
