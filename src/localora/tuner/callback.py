@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,8 @@ class LocalizationCallback(TrainerCallback):
     ) -> None:
         model = kwargs["model"]
         # accelerate's wrapper keeps a state that an iteration broken off half-way would leave behind.
-        batches = getattr(kwargs["train_dataloader"], "base_dataloader", kwargs["train_dataloader"])
+        loader = getattr(kwargs["train_dataloader"], "base_dataloader", kwargs["train_dataloader"])
+        batches = _FirstBatches(loader, self.steps)
         loss_fn = self.loss_fn or _trainer_loss
         for name in active_adapters(model):
             if any(layer.is_unplaced(name) for _, layer in adapted_layers(model, name)):
@@ -81,6 +83,23 @@ class LocalizationCallback(TrainerCallback):
             repartitioner.finish(state.global_step)
 
 
+class _FirstBatches:
+    """The first batches of a data loader, read when they are first asked for, and kept.
+
+    Read once: some samplers, accelerate's among them, shuffle anew after each pass, and then calibration's pass would
+    decide which batches the events of a run see, but not which ones those of a resumed run see.
+    """
+
+    def __init__(self, loader: Iterable[Any], count: int) -> None:
+        self.loader, self.count = loader, count
+        self.kept: list[Any] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.kept is None:
+            self.kept = list(islice(self.loader, self.count))
+        return iter(self.kept)
+
+
 def _trainer_loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     """The model's own loss on what its forward accepts of the batch; collators add keys for the trainer alone."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -102,7 +121,9 @@ def _autocast(args: TrainingArguments) -> Any:
 @contextmanager
 def _random_state_kept() -> Iterator[None]:
     python, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    # Of this process's own GPU: to ask for the state of another would start a context on it.
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
         try:
             yield
         finally:
