@@ -72,6 +72,6 @@ def number_like(start: Partition, rows: Tensor, cols: Tensor) -> tuple[Tensor, T
     A number stands for trained factors: renumbering would look like moving every row and column.
     """
     old, new = torch.cat([start.row_labels, start.col_labels]).long(), torch.cat([rows, cols])
-    shared = torch.bincount(new * start.clusters + old, minlength=start.clusters**2)
+    shared = torch.bincount(old * start.clusters + new, minlength=start.clusters**2)
     number = assign(shared.view(start.clusters, start.clusters).double(), 1, 1)
     return number[rows], number[cols]

@@ -19,15 +19,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from localora.placement.agreement import number_by_first_mention, number_like
-from localora.placement.cocluster_steps import assign, spectral_start
+from localora.placement.cocluster_steps import Array, assign, spectral_start
 from localora.placement.partition import MAX_CLUSTERS, Partition, PlacementError
 
+RACE_ROUNDS = 3  # of each start, before the best goes on
 MAX_ROUNDS = 30
-TOLERANCE = 1e-4  # relative gain of captured energy that is worth another round, or leaving `start`
+TOLERANCE = 2e-4  # relative gain of captured energy that is worth another round, or leaving `start`
+LAGGING = 0.95  # a new start that captures less than this share of what `start` does after the race is given up
 START_POWERS = (1.0, 0.0)  # of the singular values in the two spectral starts
 EPS = torch.finfo(torch.float64).eps
 
@@ -53,12 +56,18 @@ class CoclusteringResult:
 
 @dataclass(frozen=True)
 class _Run:
-    """Labels after an alternation, with the captured energy at every half round (rows and columns in turn)."""
+    """Labels of rows and columns after an alternation, with the captured energy at every half round."""
 
-    rows: Tensor
-    cols: Tensor
+    labels: tuple[Tensor, Tensor]
     energies: tuple[float, ...]
     rounds: int
+
+    def energy(self) -> float:
+        return self.energies[-1]
+
+    def then(self, later: _Run) -> _Run:
+        """The run `later`, which went on from this one."""
+        return _Run(later.labels, later.energies, self.rounds + later.rounds)
 
 
 def plan_coclusters(
@@ -75,8 +84,8 @@ def plan_coclusters(
 
     Alternates: each column joins the cluster whose left subspace U_k explains it best, argmax_k ||U_k^T M[R_k, j]||^2,
     rows likewise, until the captured energy stops rising. It never falls, as each step is the best for the other
-    side's subspaces. Two spectral starts compete (see :func:`spectral_start`), with `start` where given and, where the
-    sizes are free, with the one cluster that is plain LoRA.
+    side's subspaces. Three starts race a few rounds and the best goes on: two spectral ones, and strong rows with
+    strong columns. `start` competes with their winner.
 
     Args:
         left_mq: `(m, q)`; right_qn: `(q, n)`; any float dtype and device.
@@ -85,7 +94,7 @@ def plan_coclusters(
             floor(balance m / K) .. ceil(m / K (1 + (1 - balance) (K - 1))), and likewise in columns.
         seed: of the sample, the starts and nothing else.
         start: a partition to improve, such as the one in use. It is kept unless another captures more by a relative
-            1e-4, and the result is numbered to agree with it. Without it clusters are numbered by their first row.
+            2e-4, and the result is numbered to agree with it. Without it clusters are numbered by their first row.
 
     Returns:
         The partition. An all-zero M says nothing: the result is `start` where that keeps the bounds, else contiguous
@@ -107,29 +116,26 @@ def plan_coclusters(
     if len(s) == 0:
         return CoclusteringResult(_undecided(m, n, clusters, row_bounds, col_bounds, start), 0.0, 0.0, 0)
 
-    def alternate(rows: Tensor, cols: Tensor, directions: int) -> _Run:
+    def alternate(labels: tuple[Tensor, Tensor], directions: int, rounds: int = MAX_ROUNDS) -> _Run:
         X_few, V_few = U[:, :directions] * s[:directions], V[:, :directions]
-        return _alternate(X_few, V_few, rows, cols, clusters, rank, row_bounds, col_bounds)
+        return _alternate(X_few, V_few, *labels, clusters, rank, row_bounds, col_bounds, rounds)
 
     # K rank-r terms span K r directions at most, so the leading ones hold the clusters and the rest mostly noise:
     # search there, then polish on all of M.
     q, few = len(s), min(len(s), clusters * rank)
     generator = torch.Generator().manual_seed(seed)
-    leading = U[:, :few], s[:few], V[:, :few]
-    starts = [spectral_start(*leading, clusters, power, generator) for power in START_POWERS]
-    searched = max((alternate(*labels, few) for labels in starts), key=lambda run: run.energies[-1])
-    best = alternate(searched.rows, searched.cols, q)
-    best = _Run(best.rows, best.cols, best.energies, best.rounds + searched.rounds)
-    one_cluster = float(s[:rank].square().sum())
-    if row_bounds == (0, m) and col_bounds == (0, n) and one_cluster > best.energies[-1]:
-        best = _Run(torch.zeros(m, dtype=torch.int64), torch.zeros(n, dtype=torch.int64), (one_cluster,), 0)
-    if start is None:
-        rows, cols = number_by_first_mention(best.rows, best.cols, clusters)
+    starts = [spectral_start(U[:, :few], s[:few], V[:, :few], clusters, p, generator) for p in START_POWERS]
+    starts.append((_by_energy(U * s, clusters, row_bounds), _by_energy(V * s, clusters, col_bounds)))
+    best = max((alternate(labels, few, RACE_ROUNDS) for labels in starts), key=_Run.energy)
+    warm = alternate((start.row_labels.long(), start.col_labels.long()), q) if start is not None else None
+    if warm is None or best.energy() > LAGGING * warm.energy():
+        for directions in (few, q) if few < q else (q,):
+            best = best.then(alternate(best.labels, directions))
+    if start is None or warm is None:
+        rows, cols = number_by_first_mention(*best.labels, clusters)
     else:
-        warm = alternate(start.row_labels.long(), start.col_labels.long(), q)
-        if best.energies[-1] <= warm.energies[-1] * (1 + TOLERANCE):
-            best = warm
-        rows, cols = number_like(start, best.rows, best.cols)
+        best = best if best.energy() > warm.energy() * (1 + TOLERANCE) else warm
+        rows, cols = number_like(start, *best.labels)
     partition = Partition.from_labels(rows, cols, clusters)
     correlation = _correlation(U, s, V, partition, rank)
     return CoclusteringResult(partition, _captured(U, s, V, partition, rank), correlation, best.rounds)
@@ -179,26 +185,28 @@ def _alternate(
     rank: int,
     row_bounds: Bounds,
     col_bounds: Bounds,
+    rounds: int,
 ) -> _Run:
     """Alternate from labels `rows`, `cols` (-1 = none yet) until a round gains too little."""
     A, H = _grams(X, rows, clusters), _grams(V, cols, clusters)
     W, _ = _leading_maps(A, H, rank)
     energies: list[float] = []
-    for rounds in range(1, MAX_ROUNDS + 1):
+    row_prices, col_prices = np.zeros(clusters), np.zeros(clusters)
+    for count in range(1, rounds + 1):
         old_rows, old_cols = rows, cols
-        cols = _reassign(V, W, cols, col_bounds)
+        cols = _reassign(V, W, cols, col_bounds, col_prices)
         H = _grams(V, cols, clusters)
         Z, energy = _leading_maps(H, A, rank)
         energies.append(energy)
-        rows = _reassign(X, Z, rows, row_bounds)
+        rows = _reassign(X, Z, rows, row_bounds, row_prices)
         A = _grams(X, rows, clusters)
         W, energy = _leading_maps(A, H, rank)
         energies.append(energy)
         if torch.equal(rows, old_rows) and torch.equal(cols, old_cols):
             break
-        if rounds > 1 and energies[-1] <= energies[-3] * (1 + TOLERANCE):
+        if count > 1 and energies[-1] <= energies[-3] * (1 + TOLERANCE):
             break
-    return _Run(rows, cols, tuple(energies), rounds)
+    return _Run((rows, cols), tuple(energies), count)
 
 
 def _grams(points_Nq: Tensor, labels: Tensor, clusters: int) -> Tensor:
@@ -225,14 +233,14 @@ def _square_root(A: Tensor) -> Tensor:
     return eigenvalues.clamp(min=0).sqrt()[..., None] * E.mT
 
 
-def _reassign(points_Nq: Tensor, maps_Krq: Tensor, labels: Tensor, bounds: Bounds) -> Tensor:
+def _reassign(points_Nq: Tensor, maps_Krq: Tensor, labels: Tensor, bounds: Bounds, prices: Array) -> Tensor:
     """The best labels within bounds; the old ones where nothing is gained, so that ties never move anything."""
-    scores = torch.stack([(points_Nq @ W.T).square().sum(1) for W in maps_Krq], dim=1)
-    new = assign(scores, *bounds)
+    scores = torch.stack([(W @ points_Nq.T).square_().sum(0) for W in maps_Krq])
+    new = assign(scores, *bounds, prices)
     sizes = torch.bincount(labels[labels >= 0], minlength=len(maps_Krq))
     if labels.min() < 0 or sizes.min() < bounds[0] or sizes.max() > bounds[1]:
         return new
-    gain = scores.gather(1, new[:, None]) - scores.gather(1, labels[:, None])
+    gain = scores.gather(0, new[None]) - scores.gather(0, labels[None])
     if gain.sum() <= 1e-12 * scores.sum():
         return labels
     return new
@@ -293,6 +301,18 @@ def _thin_svd(left_mq: Tensor, right_qn: Tensor) -> tuple[Tensor, Tensor, Tensor
     kept = s > floor
     s = s[kept]
     return left_Q @ u[:, kept], s / s.norm(), right_Q @ vt[kept].T
+
+
+def _by_energy(points_Nq: Tensor, clusters: int, bounds: Bounds) -> Tensor:
+    """The start without structure: the strongest elements in cluster 0, as many as the floor of the others admits.
+
+    Where energy concentrates in a few rows and columns, as in real gradients, joining strong with strong captures
+    more than any cut of a graph that is one lump. With free sizes it is one cluster, plain LoRA.
+    """
+    N, low = len(points_Nq), bounds[0]
+    first = N - (clusters - 1) * low
+    place = points_Nq.square().sum(1).argsort(descending=True, stable=True).argsort()
+    return torch.where(place < first, 0, 1 + (place - first).div(max(low, 1), rounding_mode="floor"))
 
 
 def _undecided(
