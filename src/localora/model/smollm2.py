@@ -17,11 +17,14 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from filelock import FileLock
-from tokenizers import pre_tokenizers
+from gguf import GGUFReader, TokenType
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from localora.model.errors import ModelError
 
@@ -101,18 +104,37 @@ def _convert(gguf: Path, out: Path) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **dequantize
     )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    split_digits(tokenizer)
-    tokenizer.model_max_length = model.config.max_position_embeddings
     model.save_pretrained(out)
+    tokenizer = read_tokenizer(gguf)
+    tokenizer.model_max_length = model.config.max_position_embeddings
     tokenizer.save_pretrained(out)
 
 
-def split_digits(tokenizer: transformers.PreTrainedTokenizerBase) -> None:
-    """Cut text as SmolLM2's tokenizer does, each digit alone (`tokenizer.ggml.pre = smollm` in the GGUF file).
+def read_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer in a GGUF file of the kind `gpt2`, cut as `tokenizer.ggml.pre = smollm` says: each digit alone.
 
-    transformers' conversion cuts as GPT-2's does, which takes a space from a run of them to the digit after it.
+    Not AutoTokenizer: transformers 5.0 reads the file as a SentencePiece model with wrong ids, and 5.24 cuts as GPT-2
+    does, which takes a space from a run of them to the digit after it.
     """
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    fields = GGUFReader(gguf).fields
+
+    def value(key: str) -> Any:
+        return fields[f"tokenizer.{key}"].contents()
+
+    tokens = value("ggml.tokens")
+    merges = [tuple(merge.split(" ")) for merge in value("ggml.merges")]
+    backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    kinds = zip(tokens, value("ggml.token_type"), strict=True)
+    backend.add_special_tokens([token for token, kind in kinds if kind == TokenType.CONTROL])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=tokens[value("ggml.bos_token_id")],
+        eos_token=tokens[value("ggml.eos_token_id")],
+        unk_token=tokens[value("ggml.unknown_token_id")],
+        pad_token=tokens[value("ggml.padding_token_id")],
+        chat_template=value("chat_template"),
     )
