@@ -36,16 +36,21 @@ class _Watch(torch.autograd.Function):
 
 
 @contextmanager
-def watch_gradients(model: nn.Module, observers: Mapping[nn.Module, Observer]) -> Iterator[None]:
+def watch_gradients(model: nn.Module, observers: Mapping[nn.Module, Observer]) -> Iterator[Callable[[], None]]:
     """While active, every backward pass through a layer of `observers` calls its observer with `(x, g)`.
 
     No parameter requires grad meanwhile, so nothing accumulates in any `.grad` and no gradient of a weight is formed;
-    each parameter gets its own flag back at the end.
+    each parameter gets its own flag back at the end. Yields a function to call before each backward pass, which takes
+    the flags away again: losses that need a reference switch the adapter off and on, and PEFT then sets them.
     """
     # The layers before the first trainable parameter have outputs that autograd would not follow. An anchor that
     # requires grad makes them followed, and so does the embedding's output, for reentrant gradient checkpointing.
     anchor = torch.zeros((), requires_grad=True)
     required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+
+    def freeze(*_: Any) -> None:
+        for parameter, _flag in required:
+            parameter.requires_grad_(False)
 
     def hook(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
@@ -62,10 +67,10 @@ def watch_gradients(model: nn.Module, observers: Mapping[nn.Module, Observer]) -
         embeddings = _input_embeddings(model)
         if embeddings is not None:
             stack.callback(embeddings.register_forward_hook(follow).remove)
+        stack.callback(model.register_forward_pre_hook(freeze).remove)
         try:
-            for parameter, _ in required:
-                parameter.requires_grad_(False)
-            yield
+            freeze()
+            yield freeze
         finally:
             for parameter, flag in required:
                 parameter.requires_grad_(flag)

@@ -60,9 +60,10 @@ class Passes:
         for layer in calibrated:
             layer.calibrating = True
         try:
-            with watch_gradients(self.model, by_module), torch.enable_grad():
+            with watch_gradients(self.model, by_module) as freeze, torch.enable_grad():
                 for number, batch in enumerate(batches, start=1):
                     loss = self._loss(batch, number)
+                    freeze()
                     loss.backward()
                     self.losses.append(float(loss.detach()))
                     if self.progress:
