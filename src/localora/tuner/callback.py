@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import Any
@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from localora.tuner.calibration import calibrate
 from localora.tuner.model import active_adapters, adapted_layers
-from localora.tuner.passes import LossFn
+from localora.tuner.passes import CalibrationError, LossFn
 from localora.tuner.report import CalibrationReport
 from localora.tuner.schedule import Repartitioner
 
@@ -104,9 +104,10 @@ def _trainer_loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     """The model's own loss on what its forward accepts of the batch; collators add keys for the trainer alone."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     accepted = inspect.signature(base.forward).parameters
-    loss = model(**{key: value for key, value in batch.items() if key in accepted})["loss"]
+    output = model(**{key: value for key, value in batch.items() if key in accepted})
+    loss = output.get("loss") if isinstance(output, Mapping) else None
     if not isinstance(loss, Tensor):
-        raise ValueError(
+        raise CalibrationError(
             "this trainer's batches give the model no loss, so calibration cannot tell what matters; pass "
             "LocalizationCallback(loss_fn=lambda model, batch: ...)"
         )
