@@ -50,6 +50,12 @@ class LayerBudget:
         return self.global_rank * (self.m + self.n) + (self.local.parameters if self.local else 0)
 
     @property
+    def has_choice(self) -> bool:
+        """Whether labels decide anything: not without a local term, nor with one cluster of all rows and columns."""
+        whole = LocalShape(1, self.local.rank, self.m, self.n) if self.local else None
+        return self.local != whole
+
+    @property
     def dense_rank(self) -> int:
         """R, the rank of the plain LoRA that equals this adapter: r_g + K r_l."""
         return self.global_rank + (self.local.clusters * self.local.rank if self.local else 0)

@@ -73,7 +73,8 @@ class LocalizedModel(BaseTuner):
         layer.localized_verified[adapter_name] = budget.local is None
 
     def _place_at_once(self, layer: LocalizedLinear, name: str, config: LocalizedConfig, key: str) -> None:
-        local = layer.localized_layout[name].budget.local
+        budget = layer.localized_layout[name].budget
+        local = budget.local
         if local is None:
             return
         # A reference copy, as TRL's DPO and GRPO make it, is a second adapter on the very same config object; they copy
@@ -87,8 +88,8 @@ class LocalizedModel(BaseTuner):
                     layer.set_carry(name, *(factor.clone() for factor in carried))
                 return
         m, n = layer.out_features, layer.in_features
-        if local.clusters == 1 and (local.rows, local.cols) == (m, n):
-            layer.place(name, Partition.whole(m, n))  # nothing to choose: this is LoRA
+        if not budget.has_choice:
+            layer.place(name, Partition.whole(m, n))  # this is LoRA
         elif config.placement == "contiguous":
             layer.place(name, contiguous_partition(m, n, local))
         elif config.placement == "random":

@@ -115,7 +115,9 @@ class Repartitioner:
         self.model, self.optimizer, self.loss_fn = model, optimizer, loss_fn
         self.name, self.config = adapter_config(model, adapter_name)
         self.done_steps = done_steps
-        self.due = [step for step in self.config.repartition_steps(total_steps) if step > done_steps]
+        movable = any(x.localized_layout[self.name].budget.has_choice for _, x in adapted_layers(model, self.name))
+        steps_due = self.config.repartition_steps(total_steps) if movable else []
+        self.due = [step for step in steps_due if step > done_steps]
         self.batches = list(islice(batches, steps)) if self.due else []
         self.events: list[RepartitionEvent] = []
 
