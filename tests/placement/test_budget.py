@@ -49,11 +49,12 @@ def nearest(message: str, what: str) -> float:
 @example((64, 64), 64, 0.5, 0.1)
 @example((14336, 4096), 256, 0.5, 0.25)
 @example((64, 4096), 63, 0.01, 1.0)
+@example((64, 64), 128, 0.9921875, 0.0625)
 def test_g_lora_costs_what_lora_costs_or_says_what_would(
     shape: tuple[int, int], r: int, share: float, size: float
 ) -> None:
     m, n = shape
-    for _ in range(3):  # a share first, then a size, may have to be corrected
+    for _ in range(4):  # the rank, then the share, then the size may have to be corrected
         try:
             budget = global_local_budget(m, n, r, share, size)
         except BudgetError as error:
@@ -143,3 +144,9 @@ def test_impossible_settings(arguments: tuple[int, int, int, float, float], mess
 def test_impossible_clusters(clusters: int, message: str) -> None:
     with pytest.raises(BudgetError, match=message):
         clustered_budget(64, 96, 8, 0.0, clusters)
+
+
+def test_plain_lora_leaves_nothing_to_choose() -> None:
+    lora = (global_local_budget(64, 96, 8, 1.0, 0.25), clustered_budget(64, 96, 8, 0.0, 1))
+    others = (global_local_budget(64, 96, 8, 0.5, 0.5), clustered_budget(64, 96, 8, 0.5, 2))
+    assert [budget.has_choice for budget in lora + others] == [False, False, True, True]

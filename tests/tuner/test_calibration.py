@@ -224,6 +224,30 @@ def test_an_inactive_adapter_before_an_in_place_operation() -> None:
     assert len(calibrate(model, [mlp_batch()], adapter_name="other").layers) == 1
 
 
+@pytest.mark.parametrize("checkpointing", ["none", "plain", "reentrant"])
+@pytest.mark.parametrize("reference_first", [False, True])
+def test_a_loss_that_switches_the_adapter_off_for_a_reference(checkpointing: str, reference_first: bool) -> None:
+    """As DPO's does; PEFT then lets adapter and saved modules require grad again, in the middle of a pass."""
+    model = unplaced(G_LORA, modules_to_save=["lm_head"]).train()
+    if checkpointing != "none":
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({"use_reentrant": checkpointing == "reentrant"})
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+
+    def loss_fn(model: PeftModel, batch: dict[str, Tensor]) -> Tensor:
+        policy = None if reference_first else model(**batch).loss
+        with torch.no_grad(), model.disable_adapter():
+            reference = model(**batch).loss
+        return (model(**batch).loss if policy is None else policy) - reference.detach()
+
+    report = calibrate(model, batches(), loss_fn=loss_fn)
+    assert report.loss == pytest.approx(0, abs=1e-6)
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
+    assert all(p.grad is None for p in model.parameters())
+    expected = calibrate(unplaced(G_LORA, modules_to_save=["lm_head"]), batches())
+    assert [layer.partition for layer in report.layers] == [layer.partition for layer in expected.layers]
+
+
 def test_replace_places_anew() -> None:
     model = unplaced(G_LORA)
     calibrate(model, [token_batch(0)])
