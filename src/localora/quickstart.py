@@ -10,7 +10,7 @@ from rich.console import Console
 
 from localora.recipe import Recipe
 from localora.recipe_file import validate_recipe
-from localora.report.console import comparison_table
+from localora.report.console import comparison_table, export_line
 from localora.report.overview import draw_overview
 from localora.training.record import RunRecord
 from localora.training.run import train
@@ -20,11 +20,11 @@ BASE: dict[str, Any] = {
     "model": {"name": "smollm2-135m", "dtype": "bfloat16"},
     "data": {"task": "arithmetic", "difficulty": 2, "train_size": 1000},
     "training": {"steps": 40, "batch_size": 8, "learning_rate": 3e-3, "max_length": 256},
-    "evaluation": {"examples": 40, "curve_examples": 32, "curve_points": 4, "batch_size": 40, "max_new_tokens": 64},
+    "evaluation": {"examples": 40, "curve_examples": 32, "curve_points": 4, "batch_size": 40, "max_new_tokens": 40},
 }
 METHODS: tuple[dict[str, Any], ...] = (
-    {"name": "cps-lora", "r": 8, "clusters": 2},
-    {"name": "g-lora", "r": 8},
+    {"name": "cps-lora", "r": 8, "clusters": 2, "calibration_steps": 4, "repartition": [0.25]},
+    {"name": "g-lora", "r": 8, "calibration_steps": 4},
     {"name": "lora", "r": 8},
 )
 
@@ -49,9 +49,7 @@ def run_quickstart(folder: Path, console: Console) -> list[RunRecord]:
     for record in records:
         if record.export is not None:
             console.print(
-                f"{record.method}: exported as plain LoRA of rank {record.export['rank']}; logits differ by "
-                f"{record.export['logit_error']:.0e} of the largest ({record.export['dtype']})",
-                highlight=False,
+                f"{record.method} as plain LoRA: {export_line(record.export)}", highlight=False, soft_wrap=True
             )
     console.print(f"picture: {picture}", highlight=False, soft_wrap=True)
     console.print(f"{time.perf_counter() - start:.0f} s in all", highlight=False)

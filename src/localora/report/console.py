@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -26,11 +27,11 @@ def describe_progress(console: Console, stage: str) -> Callable[[int, int], None
 
 
 def comparison_table(records: Sequence[RunRecord], title: str) -> Table:
-    """One line a run: parameters, test loss and score before and after, time and memory of training."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    """One line a run: parameters, test loss and score before and after, seconds of training, peak memory."""
+    table = Table(title=f"{title} (before > after training)", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     score = next((r.before.score_name for r in records if r.before.score_name), None)
     table.add_column("method", no_wrap=True)
-    for name in ("parameters", "of LoRA's", "test loss", *([score] if score else []), "training", "peak memory"):
+    for name in ("params", "of LoRA", "test loss", *([score] if score else []), "time", "memory"):
         table.add_column(name, justify="right")
     for record in records:
         own, lora = record.parameters.trainable, record.parameters.lora_same_r
@@ -69,16 +70,21 @@ def closing_lines(record: RunRecord, folder: str) -> list[str]:
         lines.append(_placement_line(record))
     lines.append(f"adapter      {folder}/adapter")
     if record.export is not None:
-        export = record.export
-        lines.append(
-            f"plain LoRA   {folder}/{export['folder']} (rank {export['rank']}; verified with stock PEFT in "
-            f"{export['dtype']}: logits differ by {export['logit_error']:.1e} of the largest)"
-        )
+        lines.append(f"plain LoRA   {folder}/{record.export['folder']} ({export_line(record.export)})")
     if record.recipe["output"]["plots"]:
         names = ["loss.png"] + (["placement.png"] if record.method != "lora" else [])
         lines.append(f"pictures     {', '.join(f'{folder}/{name}' for name in names)}")
     lines.append(f"record       {folder}/run.json")
     return lines
+
+
+def export_line(export: dict[str, Any]) -> str:
+    """The verification: what stock PEFT makes of the exported adapter, beside our own."""
+    verdict = "verified with stock PEFT" if export["verified"] else "NOT VERIFIED: please report this"
+    return (
+        f"rank {export['rank']}, {verdict}: dW differs by {export['delta_error']:.0e}, logits by "
+        f"{export['logit_error']:.0e} of the largest in {export['dtype']}"
+    )
 
 
 def _placement_line(record: RunRecord) -> str:

@@ -24,7 +24,7 @@ UNTOUCHED = "#e6e6e6"
 
 
 def load_partitions(adapter: Path) -> dict[str, Partition]:
-    """The local partition of each layer of a saved adapter, by the layer's name in depth order; empty for plain LoRA."""
+    """Each layer's local partition in a saved adapter, by name, in order of depth; empty for plain LoRA."""
     tensors = load_file(adapter / "adapter_model.safetensors")
     partitions = {}
     for key in sorted(tensors, key=_depth_order):

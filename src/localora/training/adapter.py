@@ -9,37 +9,22 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from localora import CpsLoraConfig, GlobalLocalLoraConfig
-from localora.recipe import CpsLoraMethod, GLoraMethod, HybridMethod, LoraMethod, MethodBase
+from localora.recipe import GLoraMethod, LoraMethod, MethodBase
 
 
 def adapter_config(method: MethodBase, seed: int) -> PeftConfig:
-    """The configuration that `get_peft_model` takes. Plain LoRA is PEFT's own, so that it is a fair baseline."""
-    common: dict[str, Any] = {
-        "r": method.r,
-        "target_modules": method.target_modules,
-        "use_rslora": method.use_rslora,
-        "task_type": "CAUSAL_LM",
-    }
+    """The configuration that `get_peft_model` takes. Plain LoRA is PEFT's own, so that it is a fair baseline.
+
+    Raises:
+        ValueError: keys that contradict each other; the message says which.
+    """
+    options = method.model_dump(exclude={"name", "alpha", "calibration_steps"})
+    options["task_type"] = "CAUSAL_LM"
     if isinstance(method, LoraMethod):
-        return LoraConfig(**common | {"lora_alpha": method.resolved_alpha, "lora_dropout": method.dropout})
-    common |= {"alpha": method.resolved_alpha, "dropout": method.dropout, "seed": seed}
-    if isinstance(method, GLoraMethod):
-        return GlobalLocalLoraConfig(
-            **common,
-            global_share=method.global_share,
-            local_size=method.local_size,
-            placement=method.placement,
-        )
-    if isinstance(method, CpsLoraMethod):
-        share = method.global_share if isinstance(method, HybridMethod) else 0.0
-        return CpsLoraConfig(
-            **common,
-            clusters=method.clusters,
-            balance=method.balance,
-            global_share=share,
-            placement=method.placement,
-        )
-    raise TypeError(f"no adapter for {type(method).__name__}")
+        options |= {"lora_dropout": options.pop("dropout"), "lora_alpha": method.resolved_alpha}
+        return LoraConfig(**options)
+    config_class = GlobalLocalLoraConfig if isinstance(method, GLoraMethod) else CpsLoraConfig
+    return config_class(**options, alpha=method.resolved_alpha, seed=seed)
 
 
 def trainable_parameters(model: nn.Module) -> int:

@@ -73,18 +73,13 @@ def open_run_folder(path: str | Path, *, overwrite: bool = False, resume: bool =
 
     Raises:
         FolderError: it cannot be written, is short of space, holds a run (without `overwrite` or `resume`) or other
-            files, or has nothing to resume.
+            files, or holds none to resume.
     """
     folder = RunFolder(Path(path))
     if overwrite and resume:
         raise FolderError("--overwrite and --resume exclude each other: one starts anew, the other continues")
     if resume and not folder.record.exists():
         raise FolderError(f"{folder.path} holds no run to resume; leave --resume out to start one")
-    if resume and folder.last_checkpoint() is None:
-        raise FolderError(
-            f"the run in {folder.path} stopped before its first checkpoint (training.checkpoint_every); "
-            "start it again with --overwrite"
-        )
     if folder.holds_run() and not (overwrite or resume):
         raise FolderError(
             f"{folder.path} already holds a run; continue it with --resume, replace it with --overwrite, "

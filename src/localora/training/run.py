@@ -105,6 +105,7 @@ def _prepare(
     if earlier is not None:
         _check_same_data(earlier, record)
         record.placement, record.resumed_at = earlier.placement, earlier.resumed_at
+        record.repartitions = earlier.repartitions
         record.peak_memory_mib = earlier.peak_memory_mib
         for stage, seconds in earlier.seconds.items():
             record.seconds[stage] = record.seconds.get(stage, 0.0) + seconds
@@ -118,11 +119,14 @@ def _train(
     held_out = HeldOutLoss(setup.held_out_loss, recipe.evaluation.curve_points)
     bar = ProgressBar(console, record.method)
     start, earlier_seconds = time.perf_counter(), record.seconds.get("train", 0.0)
+    earlier_events = record.repartitions
 
     def keep(state: TrainerState) -> None:
         for report in localization.reports.values():
             record.placement = report.to_dict()
             record.seconds["calibrate"] = report.seconds
+        events = [event.to_dict() for r in localization.repartitioners.values() for event in r.events]
+        record.repartitions = earlier_events + events
         record.curve = curve_of(state)
         record.seconds["train"] = earlier_seconds + time.perf_counter() - start
         record.write(folder.record)
@@ -136,7 +140,7 @@ def _train(
         model=model,
         train_dataset=setup.train,
         data_collator=Collator(_pad_id(setup)),
-        callbacks=[localization, held_out, OnSave(keep), bar],
+        callbacks=[bar, localization, held_out, OnSave(keep)],
     )
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -161,6 +165,11 @@ def _earlier_record(folder: RunFolder, recipe: Recipe) -> RunRecord:
     earlier = RunRecord.read(folder.record)
     if earlier.status == "finished":
         raise FolderError(f"the run in {folder.path} is finished; --overwrite starts it anew")
+    if folder.last_checkpoint() is None:
+        raise FolderError(
+            f"the run in {folder.path} stopped before its first checkpoint (training.checkpoint_every); "
+            "start it again with --overwrite"
+        )
     changed = list(_differences(earlier.recipe, recipe.resolved()))
     if changed:
         raise FolderError(

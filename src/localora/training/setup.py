@@ -69,7 +69,7 @@ def load_setup(recipe: Recipe) -> Setup:
     task = load_task(recipe.data)
     model, tokenizer = load_base_model(recipe.model.name, getattr(torch, recipe.model.dtype))
     if torch.cuda.is_available():
-        model.cuda()
+        model.to("cuda")  # type: ignore[arg-type]
     length, sizes = recipe.training.max_length, recipe.evaluation
     return Setup(
         task=task,

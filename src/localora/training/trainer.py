@@ -50,6 +50,7 @@ def build_trainer(recipe: Recipe, checkpoints: Path, **parts: Any) -> CheckedTra
         gradient_checkpointing=training.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
         bf16=training.precision == "bf16",
+        use_cpu=not torch.accelerator.is_available(),
         seed=training.seed,
         save_steps=training.checkpoint_every,
         save_total_limit=1,

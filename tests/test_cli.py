@@ -1,0 +1,129 @@
+"""The command line: its help is enough to use it, its errors are one line, its runs leave what they say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import Result
+from typer.testing import CliRunner
+
+import localora
+import tiny_runs
+from localora.cli import app
+from localora.recipe_file import validate_recipe
+from tiny_runs import METHODS, recipe_values, write_recipe
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_runs.save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def call(*arguments: Sequence[str] | str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "80"})
+
+
+def refused(result: Result, message: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.stderr
+
+
+def test_version() -> None:
+    assert call("--version").stdout == f"localora {localora.__version__}\n"
+
+
+def test_help_lists_the_commands() -> None:
+    text = call("--help").stdout
+    for command in ("train", "export", "quickstart"):
+        assert f"  {command}" in text
+
+
+def test_the_help_of_train_holds_a_recipe_that_is_valid_and_every_method() -> None:
+    text = call("train", "--help").stdout
+    block = text.split("A complete recipe:\n")[1].split("\n\n")[0]
+    recipe = validate_recipe(yaml.safe_load(block))
+    assert recipe.method.name == "cps-lora"
+    for method in METHODS:
+        assert f"\n      {method} " in text
+    for key in ("method.local_size: 0.25", "training.learning_rate: 0.001", "data.path: not set", "--resume"):
+        assert key in text
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_train_and_what_it_prints(model_folder: Path, tmp_path: Path, method: str) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", recipe_values(model_folder, tmp_path / "unused", method))
+    out = tmp_path / "run"
+    result = call("train", recipe, "--out", out, "--set", "training.steps=2", "--set", "training.seed=5")
+    assert result.exit_code == 0, result.output
+    record = json.loads((out / "run.json").read_text())
+    assert (record["status"], record["seed"], record["recipe"]["training"]["steps"]) == ("finished", 5, 2)
+    assert method in result.stdout
+    assert f"{record['after']['loss']:.3f}" in result.stdout
+    assert str(out / "run.json") in result.stdout
+    assert not (tmp_path / "unused").exists()
+    assert ("verified with stock PEFT" in result.stdout) == (method != "lora")
+
+
+def test_export_of_a_trained_adapter(model_folder: Path, tmp_path: Path) -> None:
+    values = recipe_values(model_folder, tmp_path / "run")
+    values["output"]["export"] = False
+    assert call("train", write_recipe(tmp_path / "r.yaml", values), "--set", "training.steps=2").exit_code == 0
+    assert not (tmp_path / "run" / "lora").exists()
+    result = call("export", tmp_path / "run" / "adapter", tmp_path / "plain")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "plain" / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    assert "plain LoRA, rank 8 (exact), 2 layers" in result.stdout
+    truncated = call("export", tmp_path / "run" / "adapter", tmp_path / "small", "--rank", "1")
+    assert "truncated from rank 8" in truncated.stdout
+
+
+def test_export_errors_are_one_line(tmp_path: Path) -> None:
+    refused(call("export", tmp_path / "nothing", tmp_path / "out"), "holds no adapter")
+
+
+def test_a_typo_in_a_recipe(model_folder: Path, tmp_path: Path) -> None:
+    values = recipe_values(model_folder, tmp_path / "run") | {"training": {"stepz": 3}}
+    refused(
+        call("train", write_recipe(tmp_path / "r.yaml", values)), "training.stepz: unknown key; did you mean steps?"
+    )
+
+
+def test_a_typo_in_an_override(model_folder: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", recipe_values(model_folder, tmp_path / "run"))
+    refused(call("train", recipe, "--set", "method.cluster=3"), "method.cluster: unknown key; did you mean clusters?")
+
+
+def test_several_problems_are_several_lines(model_folder: Path, tmp_path: Path) -> None:
+    values = recipe_values(model_folder, tmp_path / "run") | {"training": {"stepz": 3, "batch_size": 0}}
+    result = call("train", write_recipe(tmp_path / "r.yaml", values))
+    refused(result, "training.batch_size: should be greater than or equal to 1, got 0")
+    assert len(result.stderr.splitlines()) == 2
+
+
+def test_a_folder_below_a_file(model_folder: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", recipe_values(model_folder, tmp_path / "run"))
+    refused(call("train", recipe, "--out", recipe / "run"), "cannot write to")
+
+
+def test_an_empty_data_set(model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    values = recipe_values(model_folder, tmp_path / "run") | {"data": {"path": str(tmp_path / "empty.jsonl")}}
+    refused(call("train", write_recipe(tmp_path / "r.yaml", values)), "empty.jsonl")
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", recipe_values(tmp_path / "no-model", tmp_path / "run"))
+    refused(call("train", recipe), "no-model")
+
+
+def test_a_run_is_not_replaced_unasked(model_folder: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", recipe_values(model_folder, tmp_path / "run", "lora", steps=1))
+    assert call("train", recipe).exit_code == 0
+    refused(call("train", recipe), "already holds a run")
+    assert call("train", recipe, "--overwrite").exit_code == 0
