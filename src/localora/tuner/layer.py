@@ -12,7 +12,6 @@ import warnings
 from typing import Any, NamedTuple, final
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own custom)
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
 from peft.utils import resolve_quantization_backend
@@ -22,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from localora.placement.budget import LayerBudget
 from localora.placement.partition import LABEL_DTYPE, UNPLACED, Partition, Placement, PlacementError
 from localora.tuner.factors import ColumnFactor, RowFactor
+from localora.tuner.update import add_update
 
 
 class UnplacedAdapterError(RuntimeError):
@@ -219,11 +219,9 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
             if not self.localized_verified[name]:
                 self._verify_for_forward(name)
             A, B = self.dense_factors(name)
-            # The thin factors are cast to the activations' dtype, not the activations to the factors': the weights that
-            # the optimizer sees stay in their own precision, and no pass over the activations is spent on a cast.
-            dropped = self.localized_dropout[name](x)
-            update = F.linear(F.linear(dropped, A.to(x.dtype)), B.to(x.dtype))
-            result = result + update.to(result.dtype)
+            dropout = self.localized_dropout[name]
+            rate = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+            result = add_update(result, x, A, B, rate)
         return result
 
     @torch.compiler.disable

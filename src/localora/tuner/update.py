@@ -1,0 +1,75 @@
+"""y + dropout(x) A^T B^T, the adapter's whole work on activations, in as few passes and saved bytes as it takes.
+
+Shape legend
+    T   tokens      m, n   outputs and inputs      R   rank of the dense factors
+    x   (T, n)      A      (R, n)      u = x A^T   (T, R)
+    y   (T, m)      B      (m, R)      g = dL/dy   (T, m)
+
+    forward     y <- y + u B^T
+    backward    dB = g^T u      du = g B      dA = du^T x      dx = du A
+
+The update is written into the base layer's output, so no second (T, m) tensor is made or added. Saved for backward are
+x, which neighbouring layers share, and with dropout one byte an input for the mask; u is thin and is made again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def add_update(y: Tensor, x: Tensor, A_Rn: Tensor, B_mR: Tensor, dropout: float = 0.0) -> Tensor:
+    """y `(..., m)` plus the update of x `(..., n)`. y may be overwritten: it must be the caller's own.
+
+    The thin factors are cast to the activations' dtype (autocast's, where that is on), not the activations to the
+    factors': the weights that the optimizer sees stay in their own precision, and no pass is spent on casting x.
+    """
+    dtype = x.dtype
+    if torch.is_autocast_enabled(x.device.type) and x.dtype.is_floating_point:
+        dtype = torch.get_autocast_dtype(x.device.type)
+    keep = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - dropout) if dropout else None
+    x, A, B = x.to(dtype), A_Rn.to(dtype), B_mR.to(dtype)
+    base = y if y.dtype == dtype and y.is_contiguous() else y.new_zeros(y.shape, dtype=dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        updated = _AddUpdate.apply(base, x, A, B, keep, 1 / (1 - dropout))
+    return updated if base is y else y + updated.to(y.dtype)
+
+
+class _AddUpdate(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, x: Tensor, A_Rn: Tensor, B_mR: Tensor, keep: Tensor | None, keep_scale: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, A_Rn, B_mR, keep)
+        ctx.keep_scale = keep_scale  # dropout's 1 / (1 - p), applied to thin tensors only
+        ctx.mark_dirty(y)
+        u_TR = _scaled(_kept(x, keep).flatten(0, -2) @ A_Rn.T, keep_scale)
+        y.view(-1, y.shape[-1]).addmm_(u_TR, B_mR.T)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, A_Rn, B_mR, keep = ctx.saved_tensors
+        _, x_needed, A_needed, B_needed, *_ = ctx.needs_input_grad
+        g_Tm = g.flatten(0, -2)
+        du_TR = _scaled(g_Tm @ B_mR, ctx.keep_scale)
+        dx = dA = dB = None
+        if A_needed or B_needed:
+            x_Tn = _kept(x, keep).flatten(0, -2)
+            dA = du_TR.T @ x_Tn if A_needed else None
+            dB = g_Tm.T @ _scaled(x_Tn @ A_Rn.T, ctx.keep_scale) if B_needed else None
+        if x_needed:
+            dx = _kept((du_TR @ A_Rn).view_as(x), keep)
+        return g, dx, dA, dB, None, None
+
+
+def _kept(x: Tensor, keep: Tensor | None) -> Tensor:
+    return x if keep is None else x * keep
+
+
+def _scaled(thin: Tensor, keep_scale: float) -> Tensor:
+    return thin if keep_scale == 1 else thin.mul_(keep_scale)
