@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 SAMPLE = 768  # rows and columns the spectral start looks at: a constant, so its dense a x b graph is one too
 SAMPLE_PER_CLUSTER = 16
 SUBSPACE_ITERATIONS = 12
@@ -171,7 +172,8 @@ def _settle_prices(values: Array, prices: Array, low: int, high: int) -> None:
             misplaced = np.where(prices < 0, np.abs(wanted - sizes), np.maximum(wanted - sizes, 0)).sum()
             if misplaced <= tolerated:
                 break
-            temperature *= COOLING if _balance(sample, prices, wanted, temperature) else 1 / COOLING
+            if _balance(sample, prices, wanted, temperature):
+                temperature *= COOLING
         temperature /= COOLING**2  # the sample's prices are off by more than its last temperature
 
 
@@ -217,16 +219,11 @@ def _move_along_paths(values: Array, labels: NDArray[np.int64], low: int, high: 
         over, under = sizes > high, sizes < low
         sources = over if over.any() else sizes > low
         targets = under if under.any() and not over.any() else sizes < high
-        total, following = _best_paths(gains, tie)
-        total = np.where(sources[:, None] & targets & ~np.eye(K, dtype=bool), total, -np.inf)
-        first, last = (int(k) for k in np.unravel_index(total.argmax(), total.shape))
-        if not (over.any() or under.any()) and total[first, last] <= K * tie:
+        path, gain = _best_path(gains, sources, targets, tie)
+        if not (over.any() or under.any()) and gain <= K * tie:
             return
-        path = [first]
-        while path[-1] != last:
-            path.append(int(following[path[-1], last]))
-        surplus = sizes[first] - (high if over.any() else low)
-        room = (low if under.any() and not over.any() else high) - sizes[last]
+        surplus = sizes[path[0]] - (high if over.any() else low)
+        room = (low if under.any() and not over.any() else high) - sizes[path[-1]]
         edges = list(pairwise(path))
         # elements that tie with the best one move together: all-zero rows come in thousands
         movers = [i[values[to, i] - values[k, i] >= gains[k, to] - tie] for (k, to) in edges for i in [members[k]]]
@@ -248,13 +245,20 @@ def _best_gains(values: Array, members: NDArray[np.int64], k: int) -> Array:
     return gains
 
 
-def _best_paths(gains: Array, tie: float) -> tuple[Array, NDArray[np.int64]]:
-    """All-pairs best paths (Floyd and Warshall): `(K, K)` total gains and the cluster that follows on each path."""
-    K = len(gains)
-    total, following = gains.copy(), np.tile(np.arange(K), (K, 1))
-    for k in range(K):
-        via = total[:, k, None] + total[None, k]
-        better = via > total + tie
-        total = np.where(better, via, total)
-        following = np.where(better, following[:, k, None], following)
-    return total, following
+def _best_path(gains: Array, sources: Mask, targets: Mask, tie: float) -> tuple[list[int], float]:
+    """The clusters on the path from any source to any target with the greatest total gain, and that gain.
+
+    Bellman and Ford's relaxation. No cycle gains, since the labelling is optimal for its sizes, so it ends.
+    """
+    total, before = np.where(sources, 0.0, -np.inf), np.arange(len(gains))
+    for _ in range(len(gains)):
+        via = total[:, None] + gains
+        better = via.max(0) > total + tie
+        if not better.any():
+            break
+        before[better] = via.argmax(0)[better]
+        total[better] = via.max(0)[better]
+    path = [int(np.where(targets, total, -np.inf).argmax())]
+    while before[path[-1]] != path[-1]:
+        path.append(int(before[path[-1]]))
+    return path[::-1], float(total[path[0]])

@@ -261,6 +261,8 @@ def _correlation(U: Tensor, s: Tensor, V: Tensor, partition: Partition, rank: in
 
 def _mean_overlap(grams_Kqq: Tensor, rank: int) -> float:
     """Mean over pairs of ||E_k^T E_l||_F^2 / min(rank_k, rank_l), E_k the leading eigenvectors of Gram matrix k."""
+    if grams_Kqq.numel() == 0:  # M = 0
+        return 0.0
     eigenvalues, E = torch.linalg.eigh(grams_Kqq)
     eigenvalues, E = eigenvalues[:, -rank:], E[..., -rank:]
     real = eigenvalues > 1e-12 * max(1e-300, float(eigenvalues.max()))  # what lies below is rounding
