@@ -34,7 +34,7 @@ def match_clusters(new: Partition, old: Partition) -> Partition:
     overlap = _overlap(new.row_labels, old.row_labels, new.clusters) + _overlap(
         new.col_labels, old.col_labels, new.clusters
     )
-    renumber = assign(overlap.double(), 1, 1)
+    renumber = assign(overlap.T.double(), 1, 1)
     lookup = torch.cat([renumber, torch.tensor([-1])])  # index -1 (uncovered) stays -1
     return Partition.from_labels(lookup[new.row_labels.long()], lookup[new.col_labels.long()], new.clusters)
 
