@@ -18,6 +18,8 @@ app = typer.Typer(
     add_completion=False,
 )
 
+QUICKSTART_FOLDER = Path("runs/quickstart-comparison")  # runs/quickstart is that of recipes/quickstart.yaml
+
 TRAIN_HELP = """Fine-tune as RECIPE.yaml says, and leave adapter, plain-LoRA export, pictures and run.json in a folder.
 
 The run measures loss and task score on the test split before and after. The folder is output.folder, or
@@ -98,7 +100,9 @@ def export(
 
 @app.command()
 def quickstart(
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the three runs go.")] = Path("runs/quickstart"),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the three runs go.")] = Path(
+        "runs/quickstart-comparison"
+    ),
 ) -> None:
     """Fine-tune SmolLM2-135M on a generated task with CPS-LoRA, G-LoRA and LoRA at equal parameters, and compare.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def run_quickstart(folder: Path, console: Console) -> list[RunRecord]:
         before = records[0].before if records else None  # the untrained model is the same for all
         recipe = quickstart_recipe(method, folder)
         records.append(train(recipe, overwrite=True, before=before, console=console))
+        gc.collect()  # a Trainer holds its model in cycles, and the next run's peak memory is to be its own
     picture = folder / "quickstart.png"
     draw_overview({record.method: (record, folder / record.method / "adapter") for record in records}, picture)
     data = records[0].data

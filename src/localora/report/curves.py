@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from localora.training.record import Curve
 
@@ -34,5 +35,6 @@ def plot_losses(axes: Axes, curves: Mapping[str, Curve]) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per completion token)")
     axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize="small")

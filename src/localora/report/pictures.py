@@ -16,11 +16,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from localora.placement.partition import UNCOVERED, Partition
-from localora.report.curves import COLOURS
 
 LAYERS = 3  # drawn: the first, the middle and the last
 PIXELS = 384  # larger matrices are thinned evenly to about this many rows and columns
 UNTOUCHED = "#e6e6e6"
+CLUSTER_COLOURS = (
+    "#332288",
+    "#ddcc77",
+    "#44aa99",
+    "#cc6677",
+    "#88ccee",
+    "#aa4499",
+    "#117733",
+    "#999933",
+)  # not a run's
 
 
 def load_partitions(adapter: Path) -> dict[str, Partition]:
@@ -59,7 +68,7 @@ def plot_partition(axes: Axes, partition: Partition, *, reordered: bool) -> None
         axes.set_title(_sizes(partition), fontsize="medium")
     order = "by cluster" if partition.clusters > 1 else "block first"
     order = order if reordered else "original order"
-    colours = [UNTOUCHED] + [COLOURS[k % len(COLOURS)] for k in range(partition.clusters)]
+    colours = [UNTOUCHED] + [CLUSTER_COLOURS[k % len(CLUSTER_COLOURS)] for k in range(partition.clusters)]
     axes.imshow(
         entry_labels(_thinned(rows), _thinned(cols)).numpy(),
         cmap=ListedColormap(colours),
