@@ -53,6 +53,7 @@ class LocalizedConfig(PeftConfig):
     """
 
     method: ClassVar[str]
+    of_saved_adapter = False  # built by PEFT from an adapter's folder, whose labels are read and never planned again
 
     r: int = field(default=16, metadata={"help": "LoRA-equivalent rank."})
     alpha: float = field(default=32.0, metadata={"help": "Scaling numerator: the update is scaled by alpha / r."})
@@ -88,7 +89,9 @@ class LocalizedConfig(PeftConfig):
                 close = difflib.get_close_matches(key, known, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else "; it may come from a newer localora"
                 raise ValueError(f"unknown key {key!r} for {chosen.__name__}{hint}")
-        return super().__new__(chosen)
+        config = super().__new__(chosen)
+        config.of_saved_adapter = True
+        return config
 
     def __post_init__(self) -> None:
         super().__post_init__()

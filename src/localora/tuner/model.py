@@ -90,6 +90,8 @@ class LocalizedModel(BaseTuner):
         m, n = layer.out_features, layer.in_features
         if not budget.has_choice:
             layer.place(name, Partition.whole(m, n))  # this is LoRA
+        elif config.of_saved_adapter:
+            return  # unplaced until its file is read; were the file's labels missing, nothing would make up others
         elif config.placement == "contiguous":
             layer.place(name, contiguous_partition(m, n, local))
         elif config.placement == "random":
