@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from localora import PlacementError, export_lora
+from localora import PlacementError, UnplacedAdapterError, calibrate, export_lora
 from localora.tuner.model import adapted_layers
 from method_table import BY_NAME, Method, every_method, every_placed_method
 from tiny_models import LLAMA_TARGETS, tiny_llama, token_batch
@@ -114,6 +114,26 @@ def test_damage_is_refused_by_transformers_loader_at_first_use(method: Method, t
     model.load_adapter(str(tmp_path))
     with pytest.raises(PlacementError, match=r"row labels must lie in -1\.\.\d, got -?\d\.\.99"):
         model.eval()(**token_batch())
+
+
+@every_placed_method
+def test_missing_labels_are_never_made_up(method: Method, tmp_path: Path) -> None:
+    """transformers' loader only warns of missing tensors; a random placement must not be drawn again in their stead."""
+    edit_tensors(saved(method, tmp_path), drop(labels("row")))
+    model = tiny_llama()
+    model.load_adapter(str(tmp_path), is_trainable=True)
+    assert [name for name, layer in adapted_layers(model, "default") if layer.is_unplaced("default")] == [
+        LAYER.removeprefix("base_model.model.")
+    ]
+    with pytest.raises(UnplacedAdapterError):
+        model.train()(**token_batch())
+
+
+def test_a_saved_config_of_a_new_adapter_waits_for_a_placement(tmp_path: Path) -> None:
+    config = PeftConfig.from_pretrained(str(saved(BY_NAME["cps-lora"], tmp_path)))
+    model = get_peft_model(tiny_llama(), config)
+    assert all(layer.is_unplaced("default") for _, layer in adapted_layers(model, "default"))
+    assert len(calibrate(model, [token_batch()]).layers) == 8
 
 
 @pytest.mark.parametrize(
