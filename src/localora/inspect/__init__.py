@@ -1,0 +1,1 @@
+"""The microscope: what a trained update dW looks like, and whether it has clusters."""

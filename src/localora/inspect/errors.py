@@ -1,0 +1,7 @@
+"""The one error a user of the microscope can put right."""
+
+from __future__ import annotations
+
+
+class InspectionError(ValueError):
+    """A source that cannot be inspected, or settings that do not fit it; the message names the remedy."""
