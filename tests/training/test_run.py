@@ -18,6 +18,7 @@ from torch import Tensor
 from localora import export_lora
 from localora.data.batches import Collator
 from localora.data.load import load_task
+from localora.evaluation.likelihood import mean_loss
 from localora.recipe import Recipe, RecipeError
 from localora.recipe_file import validate_recipe
 from localora.report.console import export_line
@@ -51,6 +52,18 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(CheckedTrainer, "training_step", pulled)
+
+
+def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows by the number of finished steps whenever a step begins."""
+    original, steps = CheckedTrainer.training_step, []
+
+    def counted(self: CheckedTrainer, *args: Any, **kwargs: Any) -> Tensor:
+        steps.append(self.state.global_step)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(CheckedTrainer, "training_step", counted)
+    return steps
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -162,7 +175,10 @@ def test_a_resumed_run_ends_in_the_same_weights(
     assert (stopped.status, stopped.error) == ("failed", "plug pulled")
     with pytest.raises(FolderError, match="already holds a run"):
         train(broken, console=quiet())
-    resumed = train(broken, resume=True, console=quiet())
+    with monkeypatch.context() as patch:
+        steps = count_steps(patch)
+        resumed = train(broken, resume=True, console=quiet())
+    assert steps == [4, 5]  # steps done when each began: nothing is repeated
     assert resumed.resumed_at == [4]
     assert resumed.curve == straight.curve
     assert resumed.before == stopped.before
@@ -254,6 +270,27 @@ def test_a_rank_the_model_cannot_hold_is_an_error(model_folder: Path, tmp_path: 
     values["method"] = values["method"] | {"r": 4096}
     with pytest.raises(RecipeError, match=r"method: layer .*rank"):
         train(validate_recipe(values), console=quiet())
+
+
+def test_the_same_recipe_gives_the_same_weights_whatever_happened_before(model_folder: Path, tmp_path: Path) -> None:
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        train(recipe(model_folder, tmp_path / str(noise), "lora", steps=2), console=quiet())
+    first, second = load_file(tmp_path / "1" / ADAPTER), load_file(tmp_path / "2" / ADAPTER)
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_each_split_is_used_for_its_own_purpose(model_folder: Path, tmp_path: Path) -> None:
+    setup = load_setup(recipe(model_folder, tmp_path / "run"))
+    for rows, examples in (
+        (setup.train, setup.task.train),
+        (setup.validation, setup.task.validation[:4]),
+        (setup.test, setup.task.test[:4]),
+    ):
+        texts = [setup.tokenizer.decode(row["input_ids"]) for row in rows]
+        assert texts == [e.prompt + e.completion + setup.tokenizer.eos_token for e in examples]
+    assert setup.measure(setup.model).loss == pytest.approx(mean_loss(setup.model, setup.test, 4))
+    assert setup.held_out_loss(setup.model) == pytest.approx(mean_loss(setup.model, setup.validation, 4))
 
 
 def test_the_prompt_carries_no_loss(model_folder: Path, tmp_path: Path) -> None:
