@@ -26,7 +26,7 @@ from localora.tuner.layer import LocalizedLinear
 from localora.tuner.observe import Observer
 from localora.tuner.passes import CalibrationError, Layers, Passes
 from localora.tuner.report import LayerReport
-from localora.tuner.thin import thin_norm
+from localora.tuner.thin import gram_norm
 
 
 def plan_blocks(passes: Passes, layers: Layers, name: str, config: GlobalLocalLoraConfig) -> dict[str, LayerReport]:
@@ -97,7 +97,7 @@ def _signal_factors(
         left.append(-left_ms)
         right.append(right_sn)
     # Each part is scaled to unit norm; an update that is still zero is left out rather than divided by zero.
-    norms = [thin_norm(A, B) for A, B in zip(right, left, strict=True)]
+    norms = [gram_norm(A, B) for A, B in zip(right, left, strict=True)]
     parts = [(A / norm, B) for A, B, norm in zip(right, left, norms, strict=True) if norm > 0]
     if not parts:
         return left[0], right[0]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from localora.placement.partition import Partition
 from localora.tuner.layer import LocalizedLinear, check_fits
 from localora.tuner.refit import match_clusters, pack, refit, start_new_columns, unpack
-from localora.tuner.thin import relative_difference, split_svd, thin_svd
+from localora.tuner.thin import gram_norm, relative_difference, split_svd, thin_svd
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def move_layer(
     return Move(
         rows=int((rows_old != rows_new).sum()),
         cols=int((cols_old != cols_new).sum()),
-        delta_change=relative_difference(A_before, B_before, A_after, B_after),
+        delta_change=relative_difference(A_before, B_before, A_after, B_after, gram_norm),
         residual=(torch.cat([A_before, A_after]), torch.cat([B_before, -B_after], dim=1)) if keep_residual else None,
         state=worst_state(states),
     )
