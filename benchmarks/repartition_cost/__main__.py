@@ -1,0 +1,93 @@
+"""Measure and draw. Both measurements run in processes of their own, so that peak memory is theirs alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks.repartition_cost.event import peak_bytes, repartition
+from benchmarks.repartition_cost.layers import BLOCKS, adapted, llama_shapes
+
+from localora import CpsLoraConfig
+
+ROOT = Path(__file__).parents[2]
+RESULTS = Path(__file__).parent / "results"
+SIZES = (1024, 2048, 4096, 8192, 16384)
+REPEATS = 3
+SECONDS, BYTES = 60, 2 * 10**9  # what all matrices may cost
+CONFIG = CpsLoraConfig(r=16, clusters=4, sketch=64)
+
+
+def main() -> None:
+    options = _parser().parse_args()
+    torch.set_num_threads(options.threads)
+    if options.part:
+        print(json.dumps(_llama(options.blocks) if options.part == "llama" else _curve(options.sizes)))
+        return
+    result: dict[str, Any] = {
+        "config": {"r": CONFIG.r, "clusters": CONFIG.clusters, "sketch": CONFIG.sketch, "balance": CONFIG.balance},
+        "signal": CONFIG.repartition_signal,
+        "threads": options.threads,
+        "torch": torch.__version__,
+        "llama_3_8b": _in_own_process("llama"),
+        "square": _in_own_process("curve"),
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "repartition_cost.json").write_text(json.dumps(result, indent=1) + "\n")
+    from benchmarks.repartition_cost.figure import draw
+
+    draw(result, options.out / "repartition_cost.png")
+    print(json.dumps(result, indent=1))
+    _verdict(result["llama_3_8b"])
+
+
+def _llama(blocks: int) -> dict[str, Any]:
+    """All linear matrices of the model, held at once as in training."""
+    imported = peak_bytes()
+    model = adapted(llama_shapes(blocks), CONFIG)
+    held = peak_bytes()
+    event = repartition(model, CONFIG)
+    return event | {"peak_bytes": {"imports": imported, "before_the_event": held, "in_all": peak_bytes()}}
+
+
+def _curve(sizes: list[int]) -> list[dict[str, Any]]:
+    """One N x N matrix at a time; the quickest of some repeats, as a shared machine can only add."""
+    rows = []
+    for N in sizes:
+        events = [repartition(adapted({"layer": (N, N)}, CONFIG), CONFIG) for _ in range(REPEATS)]
+        best = min(events, key=lambda event: event["cpu_seconds"])
+        rows.append({"size": N, "peak_bytes": peak_bytes(), **best})
+    return rows
+
+
+def _in_own_process(part: str) -> Any:
+    command = [sys.executable, "-m", "benchmarks.repartition_cost", "--part", part, *sys.argv[1:]]
+    return json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def _verdict(event: dict[str, Any]) -> None:
+    seconds, peak = event["wall_seconds"], event["peak_bytes"]["in_all"] / 1e9
+    print(f"{event['layers']} matrices: {seconds:.1f} s (at most {SECONDS}), {peak:.2f} GB (at most {BYTES / 1e9:g})")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.repartition_cost",
+        description="Seconds and memory to re-partition the 224 linear matrices of Llama-3-8B's shapes on random "
+        "factors, and square matrices of growing size.",
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--blocks", type=int, default=BLOCKS, help="Llama blocks of seven matrices (default 32)")
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--part", choices=("llama", "curve"), help=argparse.SUPPRESS)
+    return parser
+
+
+if __name__ == "__main__":
+    main()
