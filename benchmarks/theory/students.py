@@ -1,0 +1,143 @@
+"""The students: each an adapter of the library, at the same number of parameters for the same r."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from benchmarks.theory.tasks import Batch, Task
+from peft import PeftModel, get_peft_model
+
+from localora import CpsLoraConfig, GlobalLocalLoraConfig, Repartitioner, calibrate
+from localora.placement.agreement import adjusted_rand_index
+from localora.tuner.config import LocalizedConfig
+from localora.tuner.model import adapted_layers
+
+SCHEDULE = (0.05, 0.15, 0.3)  # the default of CpsLoraConfig
+CALIBRATION_BATCHES = 4
+
+
+@dataclass(frozen=True)
+class Student:
+    """How an adapter is built and placed.
+
+    Attributes:
+        key: its name in records.
+        label: its name in tables and pictures.
+        labels: "oracle" (the planted ones), "found" (unplaced at first: calibrated, then re-partitioned), "start"
+            (calibrated, never re-partitioned), "random", or "none" (LoRA has nothing to place).
+        options: of the config.
+    """
+
+    key: str
+    label: str
+    labels: str
+    options: dict[str, Any]
+    method: type[LocalizedConfig] = CpsLoraConfig
+
+    def config(self, r: int, clusters: int, targets: list[str]) -> LocalizedConfig:
+        """Scale 1 at every rank; K is the planted number of blocks, except for LoRA."""
+        options = dict(self.options)
+        if self.method is CpsLoraConfig:
+            options = {"clusters": clusters, **options}
+        return self.method(
+            r=r,
+            alpha=float(r),
+            target_modules=list(targets),
+            placement="random" if self.labels == "random" else "calibrate",
+            repartition=list(SCHEDULE) if self.labels == "found" else [],
+            **options,
+        )
+
+
+STUDENTS = {
+    student.key: student
+    for student in (
+        Student("lora", "LoRA", "none", {"clusters": 1}),
+        Student("g-lora", "G-LoRA", "start", {}, GlobalLocalLoraConfig),
+        Student("cps-oracle", "CPS-LoRA, oracle labels", "oracle", {}),
+        Student("cps-found", "CPS-LoRA, found labels", "found", {}),
+        Student("cps-start", "CPS-LoRA, labels of the start", "start", {}),
+        Student("cps-random", "CPS-LoRA, random labels", "random", {}),
+        Student("cps-free", "CPS-LoRA, found, balance 0", "found", {"balance": 0.0}),
+        Student("hybrid", "hybrid, found labels", "found", {"global_share": 0.5}),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What became of a student: its error, how far its labels agree with the planted ones, first and last, and how many
+    rows and columns changed their cluster in between."""
+
+    error: float
+    parameters: int
+    agreement_first: float | None
+    agreement_last: float | None
+    moved: int
+
+
+def train(task: Task, student: Student, r: int, seed: int, lr: float, steps: int) -> Trained:
+    """Adam with a warm-up and a cosine to zero; one fresh batch a step."""
+    torch.manual_seed(seed)
+    model = get_peft_model(task.base(), student.config(r, task.clusters, task.targets))  # type: ignore[arg-type]
+    first = list(islice(task.batches(seed + 1), CALIBRATION_BATCHES))
+    _place(task, student, model, first)
+    agreement_first = _agreement(task, student, model)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=lr)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_lr(step, steps))
+    repartitioner = Repartitioner(model, optimizer, steps, first)
+    model.train()
+    for batch in islice(task.batches(seed), steps):
+        _step(model, batch, optimizer)
+        schedule.step()
+        repartitioner.step()
+    repartitioner.finish()
+    return Trained(
+        error=task.error(model),
+        parameters=sum(p.numel() for p in parameters),
+        agreement_first=agreement_first,
+        agreement_last=_agreement(task, student, model),
+        moved=sum(event.rows_moved + event.cols_moved for event in repartitioner.events),
+    )
+
+
+def _step(model: PeftModel, batch: Batch, optimizer: torch.optim.Optimizer) -> None:
+    model(**batch)["loss"].backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _share_of_lr(step: int, steps: int) -> float:
+    warm_up = 0.05 * steps
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up)))
+
+
+def _place(task: Task, student: Student, model: PeftModel, batches: list[Batch]) -> None:
+    if student.labels == "oracle":
+        for name, layer in adapted_layers(model, "default"):
+            layer.place("default", task.planted(name))
+    elif student.labels in ("found", "start"):
+        calibrate(model, batches)
+
+
+def _agreement(task: Task, student: Student, model: PeftModel) -> float | None:
+    """Mean adjusted Rand index with the planted labels, over layers, rows and columns."""
+    if student.labels == "none" or student.method is GlobalLocalLoraConfig:
+        return None
+    return sum(_indices(task, model)) / (2 * len(adapted_layers(model, "default")))
+
+
+def _indices(task: Task, model: PeftModel) -> Iterator[float]:
+    for name, layer in adapted_layers(model, "default"):
+        found, planted = layer.local_partition("default"), task.planted(name)
+        assert found is not None
+        yield adjusted_rand_index(found.row_labels, planted.row_labels)
+        yield adjusted_rand_index(found.col_labels, planted.col_labels)
