@@ -7,7 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-import typer
+try:
+    import typer
+except ImportError as error:  # the core alone is a library
+    raise SystemExit("the localora command needs more packages: pip install 'localora[train,plots]'") from error
 
 app = typer.Typer(
     name="localora",
@@ -96,6 +99,64 @@ def export(
         from localora import export_lora
 
         typer.echo(export_lora(adapter, out, rank=rank))
+
+
+@app.command()
+def inspect(
+    source: Annotated[
+        Path, typer.Argument(help="An adapter folder (ours or PEFT's LoRA), or a fine-tuned checkpoint.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder for the HTML page, pictures, JSON and CSV.")],
+    base: Annotated[Path | None, typer.Option(help="The checkpoint SOURCE was fine-tuned from.")] = None,
+    rank: Annotated[int, typer.Option(help="Budget in LoRA's rank at which adapters are compared.")] = 16,
+    clusters: Annotated[list[int] | None, typer.Option(help="Numbers of clusters to try; 2, 4 and 8.")] = None,
+    layers: Annotated[list[str] | None, typer.Option(help="Names or patterns such as '*.q_proj'; all if not.")] = None,
+    draws: Annotated[int, typer.Option(help="Shuffled matrices to compare with; more are steadier.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
+) -> None:
+    """Look at an update dW: spectrum, effective rank, and whether rows and columns form clusters, or do not."""
+    with _errors_in_one_line(ImportError):
+        from rich.console import Console
+
+        from localora.inspect.errors import InspectionError
+        from localora.inspect.microscope import inspect_delta
+        from localora.report.console import describe_progress
+
+        console = Console()
+        with _errors_in_one_line(InspectionError):
+            report = inspect_delta(
+                source,
+                base=base,
+                out=out,
+                rank=rank,
+                clusters=clusters or (2, 4, 8),
+                layers=layers,
+                draws=draws,
+                seed=seed,
+                progress=describe_progress(console, "layers"),
+            )
+        typer.echo(report)
+        typer.echo(f"page: {out / 'index.html'}")
+
+
+@app.command()
+def budget(
+    model: Annotated[str, typer.Option(help="smollm2-135m, llama-3-1b, -8b, -70b, a Hub id, or a folder.")],
+    method: Annotated[str, typer.Option(help="lora, g-lora, cps-lora or hybrid.")] = "cps-lora",
+    r: Annotated[int, typer.Option(help="LoRA-equivalent rank.")] = 16,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Another key of the method, e.g. clusters=8.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens in a calibration batch.")] = 2048,
+) -> None:
+    """What an adapter takes: parameters, file sizes, optimizer and calibration memory. Needs no weights."""
+    with _errors_in_one_line(ValueError):
+        from localora.cost import predict_cost
+        from localora.recipe_file import method_section
+        from localora.training.adapter import adapter_config
+
+        section = method_section({"name": method, "r": r}, set_ or [])
+        typer.echo(predict_cost(model, adapter_config(section, seed=0), tokens))
 
 
 @app.command()

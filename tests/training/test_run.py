@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from localora import export_lora
@@ -27,7 +28,7 @@ from localora.training import verification
 from localora.training.folder import FolderError
 from localora.training.record import RunRecord
 from localora.training.run import train
-from localora.training.setup import load_setup
+from localora.training.setup import Setup, load_setup
 from localora.training.trainer import CheckedTrainer, TrainingError
 from tiny_runs import METHODS, recipe_values
 
@@ -240,6 +241,17 @@ def test_a_folder_that_cannot_be_written_is_found_before_anything_is_loaded(
         train(recipe(model_folder, tmp_path / "file" / "run"), console=quiet())
 
 
+def test_pictures_without_matplotlib_are_refused_at_once(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "find_spec", lambda name: None)
+    values = recipe_values(model_folder, tmp_path / "run")
+    values["output"]["plots"] = True
+    with pytest.raises(RecipeError, match=r"pip install 'localora\[plots\]', or set output.plots=false"):
+        train(validate_recipe(values), console=quiet())
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_remedy(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +268,26 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_remedy(
     assert record.status == "failed"
     assert record.error is not None
     assert record.error.startswith("the loss became nan at step 3")
+
+
+def test_a_model_whose_weights_are_no_numbers_is_found_before_training(model_folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(model_folder, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"].fill_(math.nan)
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TrainingError, match=r"the loss on test examples is nan; .*model.dtype: float32"):
+        train(recipe(broken, tmp_path / "run"), console=quiet())
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_held_out_loss_that_is_no_number_stops_the_run(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Setup, "held_out_loss", lambda *_: math.inf)
+    with pytest.raises(TrainingError, match="on held-out examples at step 0 is inf"):
+        train(recipe(model_folder, tmp_path / "run"), console=quiet())
+    assert RunRecord.read(tmp_path / "run" / "run.json").status == "failed"
 
 
 def test_target_modules_that_are_not_there_are_an_error_of_the_recipe(model_folder: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from localora.training.record import Curve, Point
+from localora.training.trainer import finite
 
 HELD_OUT = "held_out_loss"  # its key in the Trainer's log history, which checkpoints keep
 
@@ -34,7 +35,8 @@ class HeldOutLoss(TrainerCallback):
             self._log(state, kwargs["model"])
 
     def _log(self, state: TrainerState, model: nn.Module) -> None:
-        state.log_history.append({HELD_OUT: self.measure(model), "step": state.global_step})
+        loss = finite(self.measure(model), f"on held-out examples at step {state.global_step}")
+        state.log_history.append({HELD_OUT: loss, "step": state.global_step})
 
 
 class OnSave(TrainerCallback):

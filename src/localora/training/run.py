@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from peft import PeftModel, get_peft_model
@@ -15,8 +16,6 @@ from localora import LocalizationCallback
 from localora.data.batches import Collator
 from localora.recipe import LoraMethod, Recipe, RecipeError
 from localora.report.console import describe_progress
-from localora.report.curves import draw_losses
-from localora.report.pictures import draw_placements, load_partitions
 from localora.training.adapter import adapter_config, base_parameters, lora_parameters, trainable_parameters
 from localora.training.callbacks import HeldOutLoss, OnSave, ProgressBar, curve_of
 from localora.training.folder import FolderError, RunFolder, check_space, open_run_folder, remove
@@ -50,6 +49,10 @@ def train(
         CalibrationError, TrainingError: raised in training; the record then says `failed` and why.
     """
     console = console or Console()
+    if recipe.output.plots and find_spec("matplotlib") is None:
+        raise RecipeError(
+            "output.plots", ["needs matplotlib: pip install 'localora[plots]', or set output.plots=false"]
+        )
     folder = open_run_folder(recipe.output.folder or "runs/run", overwrite=overwrite, resume=resume)
     earlier = _earlier_record(folder, recipe) if resume else None
     with PeakMemory() as memory:
@@ -153,12 +156,19 @@ def _save(recipe: Recipe, record: RunRecord, setup: Setup, model: PeftModel, fol
     with _timed(record, "save"):
         model.save_pretrained(str(folder.adapter))
         if recipe.output.plots:
-            draw_losses({record.method: record.curve}, folder.loss_picture)
-            if partitions := load_partitions(folder.adapter):
-                draw_placements(partitions, folder.placement_picture)
+            _draw(record, folder)
         if recipe.output.export and not isinstance(recipe.method, LoraMethod):  # that one is plain LoRA already
             record.export = export_and_verify(model, setup.test[0], folder.adapter, folder.lora)
         remove(folder.checkpoints)
+
+
+def _draw(record: RunRecord, folder: RunFolder) -> None:
+    from localora.report.curves import draw_losses  # matplotlib is an extra, and not needed without pictures
+    from localora.report.pictures import draw_placements, load_partitions
+
+    draw_losses({record.method: record.curve}, folder.loss_picture)
+    if partitions := load_partitions(folder.adapter):
+        draw_placements(partitions, folder.placement_picture)
 
 
 def _earlier_record(folder: RunFolder, recipe: Recipe) -> RunRecord:

@@ -19,6 +19,7 @@ from localora.evaluation.score import evaluate_task
 from localora.model.base import load_base_model
 from localora.recipe import EvaluationSection, Recipe
 from localora.training.record import Evaluation
+from localora.training.trainer import finite
 
 Progress = Callable[[int, int], None]  # (done, total)
 
@@ -36,9 +37,13 @@ class Setup:
     evaluation: EvaluationSection
 
     def measure(self, model: PreTrainedModel | PeftModel, progress: Progress | None = None) -> Evaluation:
-        """Loss and task score of `model` on the test split."""
+        """Loss and task score of `model` on the test split.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
         start = time.perf_counter()
-        loss = mean_loss(model, self.test, self.evaluation.batch_size)
+        loss = finite(mean_loss(model, self.test, self.evaluation.batch_size), "on test examples")
         result = Evaluation(loss=loss, examples=len(self.test))
         if self.task.scorer is not Scorer.none:
             score = evaluate_task(

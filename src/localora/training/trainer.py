@@ -20,6 +20,20 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message names the remedy."""
 
 
+def finite(loss: float, of: str) -> float:
+    """The loss, if it is a number.
+
+    Raises:
+        TrainingError: it is NaN or infinite.
+    """
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the loss {of} is {loss}; lower training.learning_rate, or compute in float32 "
+            "(model.dtype: float32, training.precision: fp32)"
+        )
+    return loss
+
+
 class CheckedTrainer(Trainer):
     """Looks at each loss before the optimizer uses its gradient, so the weights and checkpoints stay sound."""
 
