@@ -20,8 +20,8 @@ from localora.training.run import train
 BASE: dict[str, Any] = {
     "model": {"name": "smollm2-135m", "dtype": "bfloat16"},
     "data": {"task": "arithmetic", "difficulty": 2, "train_size": 1000},
-    "training": {"steps": 40, "batch_size": 8, "learning_rate": 3e-3, "max_length": 256},
-    "evaluation": {"examples": 40, "curve_examples": 32, "curve_points": 4, "batch_size": 40, "max_new_tokens": 40},
+    "training": {"steps": 30, "batch_size": 8, "learning_rate": 3e-3, "max_length": 256},
+    "evaluation": {"examples": 40, "curve_examples": 24, "curve_points": 3, "batch_size": 40, "max_new_tokens": 40},
 }
 METHODS: tuple[dict[str, Any], ...] = (
     {"name": "cps-lora", "r": 8, "clusters": 2, "calibration_steps": 4, "repartition": [0.25]},

@@ -50,9 +50,7 @@ def train(
     """
     console = console or Console()
     if recipe.output.plots and find_spec("matplotlib") is None:
-        raise RecipeError(
-            "output.plots", ["needs matplotlib: pip install 'localora[plots]', or set output.plots=false"]
-        )
+        raise RecipeError("output.plots", ["needs matplotlib (pip install 'localora[plots]'), or set it to false"])
     folder = open_run_folder(recipe.output.folder or "runs/run", overwrite=overwrite, resume=resume)
     earlier = _earlier_record(folder, recipe) if resume else None
     with PeakMemory() as memory:
