@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from localora.placement import cocluster_steps, coclustering
 from localora.placement.agreement import adjusted_rand_index, number_by_first_mention, number_like
 from localora.placement.cocluster_steps import assign, kmeans
 from localora.placement.coclustering import (
@@ -101,6 +102,31 @@ def test_weak_clusters_are_found_beside_strong_ones() -> None:
     M = M * strength[truth.row_labels.long()][:, None]
     result = plan_coclusters(*dense(M), clusters=4, rank=2, balance=0.0)
     assert rand_indices(result.partition, truth) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("clusters", "strengths", "noise", "rank", "not_enough"),
+    [(8, 8.0, 0.5, 3, 1.0), (6, 1.0, 1.0, 12, 0.0)],
+    ids=["weak clusters need power 0", "a rank above the planted one needs power 1"],
+)
+def test_each_spectral_start_is_needed(
+    clusters: int,
+    strengths: float,
+    noise: float,
+    rank: int,
+    not_enough: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    M, truth = planted(200, 160, clusters, 3, seed=0)
+    strength = strengths ** -torch.linspace(0, 1, clusters, dtype=F64)
+    M = M * strength[truth.row_labels.long()][:, None]
+    W = torch.randn(200, 160, generator=torch.Generator().manual_seed(100), dtype=F64)
+    M = M / M.norm() + noise * W / W.norm()
+    both = plan_coclusters(*dense(M), clusters=clusters, rank=rank, balance=0.0)
+    monkeypatch.setattr(coclustering, "START_POWERS", (not_enough,))
+    one = plan_coclusters(*dense(M), clusters=clusters, rank=rank, balance=0.0)
+    assert both.captured_energy > one.captured_energy
+    assert min(rand_indices(both.partition, truth)) > min(rand_indices(one.partition, truth)) + 0.02
 
 
 def test_large_matrices_are_sampled_and_still_solved() -> None:
@@ -234,6 +260,23 @@ def test_start_is_improved_never_worsened_and_keeps_its_numbers(balance: float) 
     assert settled.partition == found.partition
 
 
+def test_a_start_better_than_any_found_anew_is_kept() -> None:
+    g = torch.Generator().manual_seed(0)
+    left = torch.randn(80, 12, generator=g)
+    right = torch.randn(12, 70, generator=g) * 0.8 ** torch.arange(12)[:, None]
+    args: dict[str, Any] = {"clusters": 4, "rank": 2, "balance": 1.0}
+    plans = sorted((plan_coclusters(left, right, **args, seed=seed).captured_energy, seed) for seed in range(8))
+    (worst, bad_seed), (best, good_seed) = plans[0], plans[-1]
+    assert best > worst * 1.001
+    start = plan_coclusters(left, right, **args, seed=good_seed).partition
+    number = torch.tensor([3, 1, 0, 2])
+    start = Partition.from_labels(number[start.row_labels.long()], number[start.col_labels.long()], 4)
+    kept = plan_coclusters(left, right, **args, seed=bad_seed, start=start)
+    assert kept.captured_energy >= best - 1e-12
+    assert rand_indices(kept.partition, start)[0] > 0.9
+    assert (kept.partition.row_labels == start.row_labels).double().mean() > 0.9
+
+
 def test_a_poor_start_loses_to_the_spectral_one() -> None:
     M, truth = planted(120, 100, 4, 3, 2, noise=0.3)
     bad = Partition.from_labels(torch.zeros(120, dtype=torch.int64), torch.zeros(100, dtype=torch.int64), 4)
@@ -344,8 +387,6 @@ def test_assignment_is_optimal(seed: int, clusters: int, size: int, balance: flo
 def test_assignment_of_many_needs_few_moves_and_stays_optimal(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     scores = rng.chisquare(4, 600) ** 2 * (1 + 0.1 * rng.random((4, 600))) * np.linspace(0.5, 1, 4)[:, None]
-    from localora.placement import cocluster_steps
-
     best_path, calls = cocluster_steps._best_path, []
     monkeypatch.setattr(cocluster_steps, "_best_path", lambda *args: calls.append(1) or best_path(*args))
     prices = np.zeros(4)
@@ -355,6 +396,22 @@ def test_assignment_of_many_needs_few_moves_and_stays_optimal(monkeypatch: pytes
     assert prices.any()
     again = assign(torch.from_numpy(scores), 150, 150, prices).numpy()
     assert scores[again, np.arange(600)].sum() == pytest.approx(optimum(scores, 150, 150), rel=1e-12)
+
+
+def test_assignment_refuses_impossible_bounds() -> None:
+    with pytest.raises(PlacementError, match=r"10 rows or columns do not fit 3 clusters of 4..5"):
+        assign(torch.zeros(3, 10, dtype=F64), 4, 5)
+
+
+def test_nearly_tied_elements_move_together() -> None:
+    # rows of zeros reach the scores as rounding noise; one path must not move one of them at a time, nor loop
+    rng = np.random.default_rng(0)
+    scores = rng.random((4, 4000)) * 1e-30
+    scores[:, :400] = rng.random((4, 400))
+    labels = assign(torch.from_numpy(scores), 1000, 1000).numpy()
+    best = optimum(scores[:, :400], 0, 400)
+    assert np.bincount(labels).tolist() == [1000] * 4
+    assert scores[labels, np.arange(4000)].sum() == pytest.approx(best, rel=1e-9)
 
 
 def test_kmeans_separates_clouds_and_survives_equal_points() -> None:

@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from localora.placement.partition import PlacementError
+
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 SAMPLE = 768  # rows and columns the spectral start looks at: a constant, so its dense a x b graph is one too
@@ -123,12 +125,18 @@ def assign(scores_KN: Tensor, low: int, high: int, prices: Array | None = None) 
         scores_KN: float64, finite.
         low, high: bounds with K low <= N <= K high.
         prices: `(K,)`, zeros or those of a similar call, to start from; updated in place.
+
+    Raises:
+        PlacementError: no sizes within the bounds add up to N.
     """
     values = np.ascontiguousarray(scores_KN.numpy())
+    K, N = values.shape
+    if not K * low <= N <= K * high:
+        raise PlacementError(f"{N} rows or columns do not fit {K} clusters of {low}..{high}")
     labels = _choices(values)
-    sizes = np.bincount(labels, minlength=len(values))
+    sizes = np.bincount(labels, minlength=K)
     if sizes.max() > high or sizes.min() < low:
-        prices = np.zeros(len(values)) if prices is None else prices
+        prices = np.zeros(K) if prices is None else prices
         _settle_prices(values, prices, low, high)
         labels = _choices(values - prices[:, None])
         _move_along_paths(values, labels, low, high)
@@ -248,17 +256,26 @@ def _best_gains(values: Array, members: NDArray[np.int64], k: int) -> Array:
 def _best_path(gains: Array, sources: Mask, targets: Mask, tie: float) -> tuple[list[int], float]:
     """The clusters on the path from any source to any target with the greatest total gain, and that gain.
 
-    Bellman and Ford's relaxation. No cycle gains, since the labelling is optimal for its sizes, so it ends.
+    Bellman and Ford's relaxation. No cycle gains, as the labelling is optimal for its sizes; rounding may pretend so,
+    hence the look back.
     """
     total, before = np.where(sources, 0.0, -np.inf), np.arange(len(gains))
     for _ in range(len(gains)):
         via = total[:, None] + gains
-        better = via.max(0) > total + tie
-        if not better.any():
+        better = np.flatnonzero(via.max(0) > total + tie)
+        for k in better:
+            last = int(via[:, k].argmax())
+            if k not in _trace(before, last):
+                before[k], total[k] = last, via[last, k]
+        if len(better) == 0:
             break
-        before[better] = via.argmax(0)[better]
-        total[better] = via.max(0)[better]
-    path = [int(np.where(targets, total, -np.inf).argmax())]
+    path = _trace(before, int(np.where(targets, total, -np.inf).argmax()))
+    return path[::-1], float(total[path[0]])
+
+
+def _trace(before: NDArray[np.int64], last: int) -> list[int]:
+    """The path that ends at `last`, backwards."""
+    path = [last]
     while before[path[-1]] != path[-1]:
         path.append(int(before[path[-1]]))
-    return path[::-1], float(total[path[0]])
+    return path
