@@ -24,9 +24,7 @@ def without_clusters(M: Tensor, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     s = torch.linalg.svdvals(M)
     s = s[s > 1e-10 * s[0]]
-    U, V = (
-        torch.linalg.qr(torch.randn(size, len(s), generator=generator, dtype=torch.float64)).Q for size in M.shape
-    )
+    U, V = (torch.linalg.qr(torch.randn(size, len(s), generator=generator, dtype=torch.float64)).Q for size in M.shape)
     return U * s @ V.T
 
 

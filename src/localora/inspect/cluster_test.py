@@ -24,7 +24,7 @@ from localora.placement.ablation import contiguous_partition
 from localora.placement.budget import LocalShape
 from localora.placement.coclustering import plan_coclusters
 
-DIRECTIONS = 64
+DIRECTIONS = 64  # at most
 NEGLIGIBLE = 1e-3  # of the largest singular value: what a merge's rounding leaves behind is no direction of dW
 NULLS = ("shuffled", "rotated", "matched")
 BALANCES = {"balanced": 1.0, "free": 0.0}
@@ -101,7 +101,8 @@ def cluster_test(matrix: Matrix, *, rank: int, clusters: tuple[int, ...], draws:
     energy = matrix.energy()
     if energy == 0:
         return ClusterTest(UNCHANGED)
-    U, s, V = matrix.leading(DIRECTIONS)
+    # a basis of nearly as many directions as rows leaves nothing to draw at random
+    U, s, V = matrix.leading(min(DIRECTIONS, max(1, min(matrix.shape) // 2)))
     kept = s > NEGLIGIBLE * s[0]
     U, s, V = U[:, kept], s[kept], V[:, kept]
     ceiling = float(s.square().sum()) / energy
@@ -111,7 +112,7 @@ def cluster_test(matrix: Matrix, *, rank: int, clusters: tuple[int, ...], draws:
 
     def draw(null: str) -> Triplets:
         if null == "shuffled":
-            return shuffled(dense, DIRECTIONS, generator)
+            return shuffled(dense, len(s), generator)
         if null == "rotated":
             return rotated(U, s, V, generator)
         drawn = matched(U, s, V, generator)

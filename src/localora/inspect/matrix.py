@@ -63,7 +63,7 @@ class Matrix(ABC):
 
     @abstractmethod
     def dense(self) -> Tensor:
-        """`(m, n)` floating point"""
+        """`(m, n)`, float32 or float64"""
 
 
 class Dense(Matrix):
@@ -106,10 +106,12 @@ class Dense(Matrix):
 
 
 class Factors(Matrix):
-    """left `(m, q)` @ right `(q, n)`, in float64."""
+    """left `(m, q)` @ right `(q, n)`, in float64. Padding is dropped, so that it changes no figure in its last bit."""
 
     def __init__(self, left_mq: Tensor, right_qn: Tensor) -> None:
-        self._left, self._right = left_mq.detach().double(), right_qn.detach().double()
+        used = (left_mq != 0).any(0) & (right_qn != 0).any(1)
+        used[0] |= not bool(used.any())  # a zero matrix keeps one direction
+        self._left, self._right = left_mq.detach()[:, used].double(), right_qn.detach()[used].double()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -146,4 +148,4 @@ class Factors(Matrix):
         return Factors(torch.cat([self._left, -left_mk.double()], 1), torch.cat([self._right, right_kn.double()]))
 
     def dense(self) -> Tensor:
-        return self._left @ self._right
+        return self._left.float() @ self._right.float()

@@ -145,7 +145,7 @@ def _row(layer: LayerInspection, captured: Sequence[str]) -> str:
         )
         cells += [
             (adapter_name(f"cps_{test.strongest}").removeprefix("CPS-LoRA, "), test.strongest),
-            (f"{test.excess:.2f}", test.excess),
+            (f"{test.excess:z.2f}", test.excess),
             (f"{matched.observed:.1%}", matched.observed),
             *((_spread(null.mean, null.sd), null.mean) for null in (rotated, matched)),
             ("-" if matched.z is None else f"{matched.z:.1f}", matched.z),

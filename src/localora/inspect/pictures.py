@@ -64,7 +64,7 @@ def draw_captured(report: InspectionReport, theme: Theme) -> Figure:
     for line, (key, median) in enumerate(report.median_captured().items()):
         values = [x for x in (layer.captured.get(key) for layer in report.changed) if x is not None]
         axes.scatter(
-            values, line + jitter.uniform(-0.22, 0.22, len(values)), s=12, alpha=0.45, color=STRONG[theme], lw=0
+            values, line + jitter.uniform(-0.22, 0.22, len(values)), s=12, alpha=0.6, color=STRONG[theme], lw=0
         )
         axes.plot([median, median], [line - 0.34, line + 0.34], color=INK[theme], linewidth=2)
     axes.set_yticks(range(len(keys)), [adapter_name(key) for key in keys])

@@ -26,7 +26,7 @@ class Source:
 
     Attributes:
         description: one line, for the report.
-        names: of the layers, in order.
+        names: of the layers, in order of depth.
         load: dW of a layer.
         skipped: what is left out, and why.
         by_construction: whether the adapter can express clusters only, so that finding some says nothing.
@@ -127,10 +127,15 @@ def _matrices(deltas: Mapping[str, Tensor]) -> Source:
 
 
 def _chosen(names: Sequence[str], layers: Sequence[str] | None) -> tuple[str, ...]:
-    if not layers:
-        return tuple(names)
-    for pattern in layers:
+    """The names that match, by depth: the same order from every kind of source."""
+    for pattern in layers or ():
         if not any(fnmatchcase(name, pattern) for name in names):
             shown = ", ".join(list(names)[:3])
             raise InspectionError(f"no layer matches {pattern!r}; there are {len(names)}, such as {shown}")
-    return tuple(name for name in names if any(fnmatchcase(name, pattern) for pattern in layers))
+    matching = [name for name in names if not layers or any(fnmatchcase(name, pattern) for pattern in layers)]
+    return tuple(sorted(matching, key=_depth_order))
+
+
+def _depth_order(name: str) -> list[tuple[int, str]]:
+    """Sorts layers.9 before layers.10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
