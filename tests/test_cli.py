@@ -40,7 +40,7 @@ def test_version() -> None:
 
 def test_help_lists_the_commands() -> None:
     text = call("--help").stdout
-    for command in ("train", "export", "quickstart"):
+    for command in ("train", "export", "inspect", "budget", "quickstart"):
         assert f"  {command}" in text
 
 
@@ -127,3 +127,16 @@ def test_a_run_is_not_replaced_unasked(model_folder: Path, tmp_path: Path) -> No
     assert call("train", recipe).exit_code == 0
     refused(call("train", recipe), "already holds a run")
     assert call("train", recipe, "--overwrite").exit_code == 0
+
+
+def test_budget_needs_no_weights_and_refuses_unknown_keys() -> None:
+    text = call("budget", "--model", "llama-3-8b", "--method", "cps-lora", "--set", "clusters=8").stdout
+    # r (m + n) over q, k, v, o, gate, up, down of 32 blocks
+    lora = 16 * 32 * (2 * (4096 + 4096) + 2 * (1024 + 4096) + 3 * (14336 + 4096))
+    assert f"{lora:,} (0.52% of the base; LoRA r 16: {lora:,})" in text
+    assert "exported rank                      128 (exact: 128)" in text
+    refused(call("budget", "--model", "llama-3-8b", "--set", "clusterz=8"), "did you mean clusters?")
+
+
+def test_inspect_names_what_it_cannot_read(tmp_path: Path) -> None:
+    refused(call("inspect", str(tmp_path / "nothing"), str(tmp_path / "out")), str(tmp_path / "nothing"))

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from localora.recipe import METHOD_CLASSES, METHODS, SECTIONS, Recipe, RecipeError, with_folder
+from localora.recipe import METHOD_CLASSES, METHODS, SECTIONS, MethodBase, Recipe, RecipeError, with_folder
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), folder: str | Path | None = None) -> Recipe:
@@ -40,6 +40,14 @@ def validate_recipe(values: dict[str, Any], source: str = "recipe") -> Recipe:
     except ValidationError as error:
         problems = [_explain(dict(problem), values) for problem in error.errors(include_url=False)]
         raise RecipeError(source, list(dict.fromkeys(problems))) from None
+
+
+def method_section(values: dict[str, Any], overrides: Sequence[str] = ()) -> MethodBase:
+    """A method's section alone, from plain values and `key=value` overrides; errors as :func:`validate_recipe`."""
+    nested = {"method": values}
+    for override in overrides:
+        _apply_override(nested, f"method.{override}")
+    return validate_recipe({"model": {"name": "none"}, "data": {"task": "arithmetic"}, **nested}, "method").method
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
