@@ -10,6 +10,7 @@ import json
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,13 @@ class PeakMemory:
             if line.startswith(field):
                 return int(line.split()[1]) / 1024
         raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def seconds_to_import(module: str) -> dict[str, Any]:
+    """For a process of its own, in which nothing but torch was imported before."""
+    started = time.perf_counter()
+    importlib.import_module(module)
+    return {"seconds": time.perf_counter() - started}
 
 
 def main() -> None:

@@ -67,6 +67,13 @@ def _ours(kind: type, **options: object) -> ConfigMaker:
     )
 
 
+def _g_lora(r: int, dropout: float, placement: str) -> PeftConfig:
+    """Its block is a quarter of the rows and columns, or more where the narrowest matrix could not hold its rank."""
+    size = next(size for size in (0.25, 0.5, 0.75, 1.0) if size * size * NARROWEST >= r / 2 or size == 1)
+    return _ours(GlobalLocalLoraConfig, local_size=size)(r, dropout, placement)
+
+
+NARROWEST = 192  # outputs of SmolLM2's k and v: the smallest matrix of all workloads
 FLOOR = Method("floor", "frozen base", None)
 PEFT_LORA = Method("peft-lora", "PEFT LoRA", _lora())
 METHODS = (
@@ -77,7 +84,7 @@ METHODS = (
     Method("peft-dora", "PEFT DoRA", _lora(use_dora=True)),
     Method("peft-gralora", "PEFT GraLoRA", _gralora),
     Method("lora", "LoRA as placement", _ours(GlobalLocalLoraConfig, global_share=1.0)),
-    Method("g-lora", "G-LoRA", _ours(GlobalLocalLoraConfig)),
+    Method("g-lora", "G-LoRA", _g_lora),
     Method("cps-lora-2", "CPS-LoRA, K = 2", _ours(CpsLoraConfig, clusters=2)),
     Method("cps-lora-4", "CPS-LoRA, K = 4", _ours(CpsLoraConfig, clusters=4)),
     Method("cps-lora-8", "CPS-LoRA, K = 8", _ours(CpsLoraConfig, clusters=8)),

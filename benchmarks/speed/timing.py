@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -18,16 +19,30 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds of each call in each round, taken A B C A B C so that a drift of the machine meets all alike."""
     seconds: dict[str, list[float]] = {key: [] for key in calls}
-    for number in range(warmups + rounds):
-        for key, call in calls.items():
-            gc.collect()
-            _synchronize(device)
-            started = time.perf_counter()
-            call()
-            _synchronize(device)
-            if number >= warmups:
-                seconds[key].append(time.perf_counter() - started)
+    with _no_collections():
+        for number in range(warmups + rounds):
+            for key, call in calls.items():
+                gc.collect()
+                _synchronize(device)
+                started = time.perf_counter()
+                call()
+                _synchronize(device)
+                if number >= warmups:
+                    seconds[key].append(time.perf_counter() - started)
     return seconds
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """No garbage collection but the one before each call, and that one spared the objects that are there already."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 def _synchronize(device: torch.device) -> None:

@@ -65,7 +65,7 @@ class Workload:
         if not settings.tiny:
             return self
         return replace(
-            self, batch=2, length=8, hidden=32, kv=16, mlp=48, heads=4, layers=min(self.layers, 2), vocabulary=64
+            self, batch=2, length=8, hidden=64, kv=32, mlp=96, heads=2, layers=min(self.layers, 2), vocabulary=64
         )
 
     def base(self, dtype: torch.dtype, settings: Settings) -> PreTrainedModel:

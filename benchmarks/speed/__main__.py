@@ -1,0 +1,78 @@
+"""Measure, and write the tables of docs/benchmarks.md from what was measured."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from benchmarks.speed import calibrate, files, growth, inference, startup, training
+from benchmarks.speed.isolated import ROOT
+from benchmarks.speed.page import write_page
+from benchmarks.speed.store import Cells, StoreError, folder_name, run_section
+from benchmarks.speed.workloads import Settings
+
+SECTIONS: dict[str, Callable[[Settings], Cells]] = {
+    "training": training.time_cells,
+    "saved": training.saved_cells,
+    "memory": training.memory_cells,
+    "inference": inference.cells,
+    "files": files.cells,
+    "calibration": calibrate.cells,
+    "startup": startup.cells,
+    "growth": growth.cells,
+    "compile": training.compile_cells,
+}
+CUDA_ONLY = ("compile",)
+RESULTS = Path(__file__).parent / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
+
+
+def main() -> None:
+    options = _parser().parse_args()
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    out = options.out or (ROOT / "runs" / "speed-tiny" if options.tiny else RESULTS / folder_name(device))
+    settings = Settings(out, device, options.rounds, options.random, options.tiny)
+    chosen = options.only or [name for name in SECTIONS if name not in CUDA_ONLY or device.type == "cuda"]
+    try:
+        if not options.report:
+            for name in chosen:
+                run_section(name, SECTIONS[name](settings), settings, again=options.again, say=_say)
+        if options.tiny or options.out:
+            return
+        write_page(PAGE, RESULTS)
+        _say(f"tables written to {PAGE.relative_to(ROOT)}")
+    except StoreError as error:
+        sys.exit(f"error: {error}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.speed",
+        description="Time and memory of adapters, ours beside PEFT's. What was measured already is not measured again, "
+        "so a run that was stopped goes on where it stopped.",
+    )
+    parser.add_argument("--only", nargs="+", metavar="SECTION", choices=SECTIONS, help=", ".join(SECTIONS))
+    parser.add_argument("--again", action="store_true", help="measure these sections anew")
+    parser.add_argument("--report", action="store_true", help="measure nothing, only write the tables")
+    parser.add_argument("--rounds", type=int, default=7, help="samples of each figure (default 7)")
+    parser.add_argument("--random", action="store_true", help="random weights for SmolLM2, so that nothing is fetched")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    parser.add_argument("--threads", type=int, help="CPU threads of torch (default: torch's own choice)")
+    parser.add_argument("--out", type=Path, help="folder of the JSON files (default: benchmarks/speed/results/DEVICE)")
+    parser.add_argument(
+        "--tiny", action="store_true", help="toy sizes into runs/speed-tiny: a test of the script alone"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    main()

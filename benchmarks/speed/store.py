@@ -1,0 +1,72 @@
+"""Results on disk: one JSON file a section, written after every cell, so that a run can stop and go on.
+
+{"environment": ..., "rounds": 7, "cells": {cell: {"load": [before, after], "rows": [...]}}}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks.speed.machine import environment, load_average, same_machine
+from benchmarks.speed.workloads import Settings
+
+Row = dict[str, Any]
+Cells = dict[str, Callable[[], list[Row]]]
+
+
+class StoreError(RuntimeError):
+    """Results that cannot go into one table."""
+
+
+def run_section(name: str, cells: Cells, settings: Settings, *, again: bool, say: Callable[[str], None]) -> None:
+    """Measure the cells that the section's file lacks, all of them with `again`.
+
+    Raises:
+        StoreError: the file's other cells were measured on another machine or with other versions.
+    """
+    path = settings.out / f"{name}.json"
+    here = environment(settings.device)
+    result: dict[str, Any] = {"environment": here, "rounds": settings.rounds, "cells": {}}
+    if path.exists() and not again:
+        earlier = json.loads(path.read_text())
+        missing = [cell for cell in cells if cell not in earlier["cells"]]
+        if missing and not same_machine(earlier["environment"], here):
+            raise StoreError(
+                f"{path} holds results of another machine, other versions, threads or environment variables; "
+                "measure the whole section --again, or give another --out"
+            )
+        result["cells"] = earlier["cells"]
+        result["environment"] = earlier["environment"]
+    for cell, measure in cells.items():
+        if cell in result["cells"]:
+            say(f"{name}: {cell}: measured already")
+            continue
+        say(f"{name}: {cell}")
+        before = load_average()
+        rows = measure()
+        result["cells"][cell] = {"load": [before, load_average()], "commit": here["commit"], "rows": rows}
+        _write(path, result)
+
+
+def read_results(folder: Path) -> dict[str, dict[str, Any]]:
+    """Section -> what its file holds; sections not measured yet are absent."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def folder_name(device: torch.device) -> str:
+    """Where results of a device go by default: cpu, or the card's name."""
+    if device.type == "cpu":
+        return "cpu"
+    return torch.cuda.get_device_name(device).lower().replace(" ", "-")
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(partial, path)
