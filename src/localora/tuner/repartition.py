@@ -67,7 +67,7 @@ def move_layer(
     Raises:
         UnplacedAdapterError: the adapter has no partition to move from.
         PlacementError: `new` does not fit the adapter's fixed shapes.
-        TypeError: the factors are sharded (FSDP2's DTensor), whose rows cannot be moved between processes here.
+        TypeError: the factors are sharded (FSDP, ZeRO-3): rows cannot be moved between processes here.
     """
     old = layer.local_partition(name)
     assert old is not None
@@ -76,9 +76,7 @@ def move_layer(
     if new == old:
         return STILL
     A, B = (factors[name].get_parameter("weight") for factors in (layer.localized_local_A, layer.localized_local_B))
-    for parameter in (A, B):
-        if type(parameter.data) not in (Tensor, nn.Parameter):
-            raise TypeError(f"cannot re-partition a {type(parameter.data).__name__}: sharded factors are not supported")
+    _check_whole(layer, name, A, B)
     A_before, B_before = layer.dense_factors(name)
     rows_old, cols_old, rows_new, cols_new = (
         labels.to(A.device) for labels in (old.row_labels, old.col_labels, new.row_labels, new.col_labels)
@@ -100,6 +98,17 @@ def move_layer(
         residual=(torch.cat([A_before, A_after]), torch.cat([B_before, -B_after], dim=1)) if keep_residual else None,
         state=worst_state(states),
     )
+
+
+def _check_whole(layer: LocalizedLinear, name: str, A: nn.Parameter, B: nn.Parameter) -> None:
+    local = layer.localized_layout[name].budget.local
+    assert local is not None
+    plain = all(type(parameter.data) in (Tensor, nn.Parameter) for parameter in (A, B))
+    if not plain or (A.shape, B.shape) != ((local.rank, local.cols), (local.rows, local.rank)):
+        raise TypeError(
+            f"the factors of the adapter {name!r} are sharded over processes (FSDP or ZeRO-3), so their rows and "
+            "columns cannot be moved; train with repartition=[], or with DDP"
+        )
 
 
 def worst_state(states: Collection[str]) -> str:
