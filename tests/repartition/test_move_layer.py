@@ -181,6 +181,16 @@ def test_a_layer_that_was_never_placed_cannot_move() -> None:
         move_layer(first_layer(model), "default", Partition.from_labels([0] * 24, [0] * 20, 3))
 
 
+def test_sharded_factors_are_refused() -> None:
+    """Outside its forward, FSDP1 and ZeRO-3 leave a parameter without its rows."""
+    model = adapted_mlp("cps-lora")
+    layer = first_layer(model)
+    new = swapped(partition(layer), 4, 2)
+    factors(layer)[0].data = torch.empty(0)
+    with pytest.raises(TypeError, match=r"'default' are sharded .*repartition=\[\], or with DDP"):
+        move_layer(layer, "default", new)
+
+
 def test_labels_that_do_not_fit_leave_the_layer_as_it_was() -> None:
     model = adapted_mlp("g-lora")
     layer = first_layer(model)
