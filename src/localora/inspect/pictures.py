@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import matplotlib
@@ -78,11 +78,11 @@ def draw_captured(report: InspectionReport, theme: Theme) -> Figure:
 def draw_spectra(report: InspectionReport, theme: Theme) -> Figure:
     """Singular values over the largest, a line a layer, coloured by module."""
     figure, axes = plt.subplots(figsize=(9, 4.2), layout="constrained")
-    modules = list(dict.fromkeys(module for _, module in _placed(report)))
+    modules = list(dict.fromkeys(module for _, module in layer_places(report.layers)))
     colour = {
         module: plt.get_cmap("tab20" if len(modules) > 10 else "tab10")(i % 20) for i, module in enumerate(modules)
     }
-    for layer, (_, module) in zip(report.layers, _placed(report), strict=True):
+    for layer, (_, module) in zip(report.layers, layer_places(report.layers), strict=True):
         s = np.array(layer.singular_values)
         if layer.norm > 0:
             axes.plot(np.arange(1, len(s) + 1), s / s[0], color=colour[module], linewidth=0.9, alpha=0.6)
@@ -99,7 +99,7 @@ def draw_spectra(report: InspectionReport, theme: Theme) -> Figure:
 
 def draw_heatmap(report: InspectionReport, theme: Theme) -> Figure:
     """Layer x module: excess over the matched null, what clusters gain on LoRA, rank utilisation, LoRA's energy."""
-    places = _placed(report)
+    places = layer_places(report.layers)
     depths = sorted({depth for depth, _ in places})
     modules = list(dict.fromkeys(module for _, module in places))
     panels: list[tuple[str, Callable[[LayerInspection], float | None], str, float | None, float | None]] = [
@@ -177,12 +177,12 @@ def _gain(layer: LayerInspection) -> float | None:
     return max(planned) / lora if planned and lora else None
 
 
-def _placed(report: InspectionReport) -> list[tuple[int, str]]:
+def layer_places(layers: Sequence[LayerInspection]) -> list[tuple[int, str]]:
     """(depth, module) of each layer; depth -1 without a number in the name."""
-    split = [re.match(r"(.*?)\.?\b(\d+)\.(.+)", layer.name) for layer in report.layers]
+    split = [re.match(r"(.*?)\.?\b(\d+)\.(.+)", layer.name) for layer in layers]
     stacks = {found[1] for found in split if found}
     places = []
-    for layer, found in zip(report.layers, split, strict=True):
+    for layer, found in zip(layers, split, strict=True):
         if found is None:
             places.append((-1, layer.name))
         else:
