@@ -12,6 +12,7 @@ from peft import (
     LoraConfig,
     PeftConfig,
     PeftModel,
+    convert_to_lora,
     get_peft_model,
     get_peft_model_state_dict,
     inject_adapter_in_model,
@@ -20,7 +21,7 @@ from peft import (
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
-from localora import CpsLoraConfig, GlobalLocalLoraConfig, Placement, calibrate, placement_of
+from localora import CpsLoraConfig, GlobalLocalLoraConfig, Partition, Placement, PlacementError, calibrate, placement_of
 from localora.tuner.layer import LocalizedLinear
 from localora.tuner.model import adapted_layers
 from method_table import BY_NAME, METHODS, Method, every_method, every_placed_method
@@ -331,6 +332,43 @@ def test_a_copy_on_the_same_config_object_takes_over_the_labels() -> None:
     calibrate(model, [token_batch()])
     model.add_adapter("ref", model.peft_config["default"])
     assert placement_of(model, "ref") == placement_of(model, "default")
+
+
+def test_such_a_copy_takes_over_what_a_re_partition_left_behind() -> None:
+    model = adapted(CPS_LORA)
+    for _, layer in adapted_layers(model, "default"):
+        layer.set_carry("default", torch.randn(2, layer.in_features), torch.randn(layer.out_features, 2))
+    model.peft_config["default"].carry_rank = 2
+    model.add_adapter("ref", model.peft_config["default"])
+    for name, parameter in list(model.named_parameters()):
+        if ".default." in name:
+            model.get_parameter(name.replace(".default.", ".ref.")).data.copy_(parameter.data)
+    expected = logits(model)
+    for _, layer in adapted_layers(model, "default"):
+        layer.localized_carry_A["default"].zero_()  # the policy's next move must not change its reference
+    model.set_adapter("ref")
+    assert torch.equal(logits(model), expected)
+
+
+def test_labels_that_do_not_fit_the_fixed_shapes_are_refused() -> None:
+    ((_, layer), *_) = adapted_layers(adapted(G_LORA), "default")
+    with pytest.raises(PlacementError, match=r"do not fit the adapter 'default': rows 16 instead of 32, covered columns 32"):
+        layer.place("default", Partition.whole(16, 32))
+    with pytest.raises(PlacementError, match="covered columns 1 instead of 16"):
+        layer.place("default", Partition.block(32, 32, torch.arange(16), torch.tensor([0])))
+    ((_, layer), *_) = adapted_layers(adapted(METHODS[0]), "default")
+    with pytest.raises(PlacementError, match="no local term on this layer, so nothing to place"):
+        layer.place("default", Partition.whole(32, 32))
+
+
+@every_method
+def test_peft_s_own_conversion_to_lora(method: Method) -> None:
+    model = adapted(method)
+    rank = max(layer.dense_factors("default")[0].shape[0] for _, layer in adapted_layers(model, "default"))
+    config, state = convert_to_lora(model, rank=rank)
+    lora = get_peft_model(tiny_llama(), config).eval()
+    set_peft_model_state_dict(lora, state)
+    torch.testing.assert_close(logits(lora), logits(model), rtol=1e-3, atol=1e-4)
 
 
 def test_mixed_models_and_mixed_batches_are_refused() -> None:
