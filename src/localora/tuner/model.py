@@ -235,6 +235,11 @@ def placement_of(model: nn.Module, adapter_name: str = "default") -> dict[str, P
 
 
 def _check_supported(target: nn.Module, key: str) -> None:
+    if isinstance(target, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        raise TypeError(
+            f"layer {key} is the output projection of a torch.nn.MultiheadAttention, which reads its weight directly "
+            "and would bypass the adapter. Leave it out of target_modules"
+        )
     backend = resolve_quantization_backend(target)
     linear_backend = backend is not None and backend.layer_type == "linear"
     if not (isinstance(target, (nn.Linear, Conv1D)) or linear_backend):
