@@ -232,6 +232,15 @@ def test_alternation_never_loses_energy(balance: float, seed: int) -> None:
     assert run.energy() == pytest.approx(captured_energy(U * s, V.T, partition, 2), abs=1e-12)
 
 
+def test_search_in_few_directions_is_polished_on_all() -> None:
+    M, _ = planted(120, 100, 5, 3, 0, noise=2.0)
+    result = plan_coclusters(*dense(M), clusters=5, rank=3, balance=1.0)
+    U, s, V = _thin_svd(*dense(M))
+    labels = result.partition.row_labels.long(), result.partition.col_labels.long()
+    further = _alternate(U * s, V, *labels, 5, 3, size_bounds(120, 5, 1.0), size_bounds(100, 5, 1.0), 2)
+    assert further.energy() <= result.captured_energy * (1 + 2 * coclustering.TOLERANCE)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 7), st.floats(0, 1), st.integers(7, 40), st.integers(7, 40))
 def test_sizes_respect_balance(seed: int, clusters: int, balance: float, m: int, n: int) -> None:
