@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
+import adapted_models
 import tiny_models
 
 torch.set_num_threads(1)
@@ -24,3 +25,8 @@ def gpt2() -> GPT2LMHeadModel:
 @pytest.fixture
 def mlp() -> tiny_models.Mlp:
     return tiny_models.Mlp()
+
+
+@pytest.fixture
+def base_logits(llama: LlamaForCausalLM) -> torch.Tensor:
+    return adapted_models.logits(llama.eval())

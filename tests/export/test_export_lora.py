@@ -12,8 +12,9 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, safe_open
-from torch import Tensor, nn
+from torch import nn
 
+from adapted_models import adapted, logits
 from localora import calibrate, export_lora
 from localora.export.lora import RANK_GRID
 from localora.tuner.model import adapted_layers
@@ -23,15 +24,6 @@ from tiny_models import GPT2_TARGETS, LLAMA_TARGETS, MLP_TARGETS, Mlp, tiny_gpt2
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # At r = 4: global rank plus clusters times rank.
 DENSE_RANK = {"lora-by-share": 4, "lora-by-clusters": 4, "g-lora": 6, "cps-lora": 12, "hybrid": 6}
-
-
-def adapted(method: Method, **options: object) -> PeftModel:
-    return get_peft_model(tiny_llama(), method.config(**{"target_modules": LLAMA_TARGETS, **options})).eval()
-
-
-@torch.no_grad()
-def logits(model: nn.Module) -> Tensor:
-    return model(input_ids=token_batch()["input_ids"]).logits
 
 
 def config_of(folder: Path) -> dict:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
+from peft import PeftModel, get_peft_model, inject_adapter_in_model
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor, nn
 
+from adapted_models import unplaced
 from localora import CalibrationError, CpsLoraConfig, GlobalLocalLoraConfig, calibrate, placement_of
-from localora.tuner.layer import LocalizedLinear
 from localora.tuner.model import adapted_layers
-from method_table import BY_NAME, METHODS, Method, every_placed_method
+from method_table import BY_NAME, Method, every_placed_method
 from tiny_models import LLAMA_TARGETS, MLP_TARGETS, Mlp, mlp_batch, tiny_gpt2, tiny_llama, token_batch
 
 G_LORA, CPS_LORA = BY_NAME["g-lora"], BY_NAME["cps-lora"]
-
-
-def unplaced(method: Method, model: nn.Module | None = None, **options: object) -> PeftModel:
-    settings = {"target_modules": LLAMA_TARGETS, "placement": "calibrate", "init_weights": True, **options}
-    return get_peft_model(model if model is not None else tiny_llama(), method.config(**settings))
 
 
 def batches(count: int = 2) -> list[dict[str, Tensor]]:
@@ -260,71 +253,3 @@ def test_replace_places_anew() -> None:
     random = get_peft_model(tiny_llama(), G_LORA.config(target_modules=LLAMA_TARGETS))
     with pytest.raises(CalibrationError, match="placed already"):
         calibrate(random, [token_batch(1)])
-
-
-# What is wrong with the input
-
-
-def no_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    return torch.ones((), requires_grad=True)
-
-
-@pytest.mark.parametrize(
-    ("data", "options", "message"),
-    [
-        ([], {}, "calibration got no batches: the data set is empty"),
-        ([token_batch()], {"steps": 0}, "calibration got no batches"),
-        (
-            [{**token_batch(), "labels": torch.full((3, 10), -100)}],
-            {},
-            "batch 1 has no label tokens: every label is -100",
-        ),
-        (
-            [token_batch(), {**token_batch(), "labels": torch.full((3, 10), -100)}],
-            {},
-            "calibration batch 2 has no label tokens",
-        ),
-        ([{"input_ids": token_batch()["input_ids"]}], {}, "no scalar loss for a calibration batch; give it labels"),
-        ([token_batch()], {"loss_fn": lambda m, b: m(**b).loss * float("nan")}, "loss of calibration batch 1 is nan"),
-        ([token_batch()], {"loss_fn": lambda m, b: m(**b).loss / 0}, "loss of calibration batch 1 is inf"),
-        ([token_batch()], {"loss_fn": no_loss}, "no gradient reached any adapted layer"),
-        (
-            [token_batch()],
-            {"adapter_name": "x"},
-            r"'x' is no localora adapter of this model; its adapters are \['default'\]",
-        ),
-    ],
-)
-@every_placed_method
-def test_bad_input_is_named(method: Method, data: list[dict[str, Tensor]], options: dict, message: str) -> None:
-    model = unplaced(method)
-    flags = [p.requires_grad for p in model.parameters()]
-    with pytest.raises(CalibrationError, match=message):
-        calibrate(model, data, **options)
-    assert all(layer.is_unplaced("default") for _, layer in adapted_layers(model, "default"))
-    assert [p.requires_grad for p in model.parameters()] == flags
-    assert not any(module.calibrating for module in model.modules() if isinstance(module, LocalizedLinear))
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (tiny_llama, "needs one active localora adapter, found none"),
-        (lambda: get_peft_model(tiny_llama(), LoraConfig(target_modules=["q_proj"])), "found none"),
-        (lambda: unplaced(METHODS[0]), "no local term on any layer, so there is nothing to place"),
-    ],
-)
-def test_models_without_anything_to_place(make: Callable[[], nn.Module], message: str) -> None:
-    with pytest.raises(CalibrationError, match=message):
-        calibrate(make(), batches())
-
-
-def test_layers_that_no_gradient_reaches_are_named_in_a_warning() -> None:
-    class Routed(Mlp):
-        def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-            self.second(x.new_zeros(1, 24))
-            return {"loss": (self.first(x).mean(1, keepdim=True) - labels).square().mean()}
-
-    model = unplaced(G_LORA, Routed(), target_modules=MLP_TARGETS)
-    with pytest.warns(UserWarning, match="no gradient reached 1 of 2 adapted layers in calibration, .*second among"):
-        calibrate(model, [mlp_batch()])

@@ -8,17 +8,13 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 
+from adapted_models import unplaced
 from localora import UnplacedAdapterError, calibrate, export_lora, placement_of
 from localora.tuner.model import adapted_layers
 from method_table import METHODS, Method, every_placed_method
 from tiny_models import LLAMA_TARGETS, tiny_llama, token_batch
 
 REMEDY = r"'default' has no placement yet.*localora\.calibrate.*LocalizationCallback.*placement='random'"
-
-
-def unplaced(method: Method, **options: object) -> PeftModel:
-    config = method.config(target_modules=LLAMA_TARGETS, placement="calibrate", init_weights=True, **options)
-    return get_peft_model(tiny_llama(), config)
 
 
 @every_placed_method
