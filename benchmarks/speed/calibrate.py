@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 
 from localora import calibrate
 
-WORKLOADS = (smollm2(4, 128), smollm2(4, 512), llama_block())
-FEW, MANY = 1, 3  # batches; their difference is what a batch costs, the rest is planning
+WORKLOADS = (smollm2(4, 128), llama_block())
+BATCHES = 3
+MOST_ROUNDS = 5  # a calibration takes many times as long as a step
 
 
 def cells(settings: Settings) -> Cells:
@@ -33,25 +35,40 @@ def cells(settings: Settings) -> Cells:
     return made
 
 
-def run(model: nn.Module, batch: dict[str, Tensor], batches: int) -> None:
-    calibrate(model, [batch] * batches, steps=batches, replace=True)
+class Calibration:
+    """One calibration with a clock on its passes; `taken` holds (seconds of a batch, seconds of all the rest)."""
+
+    def __init__(self, model: nn.Module, batch: dict[str, Tensor]) -> None:
+        self.model, self.batch = model, batch
+        self.taken: list[tuple[float, float]] = []
+
+    def __call__(self) -> None:
+        ends: list[float] = []
+        started = time.perf_counter()
+        calibrate(
+            self.model,
+            [self.batch] * BATCHES,
+            steps=BATCHES,
+            replace=True,
+            progress=lambda done, total: ends.append(time.perf_counter()),
+        )
+        everything = time.perf_counter() - started
+        one = (ends[BATCHES - 1] - ends[0]) / (BATCHES - 1)  # the first pass warms caches up
+        self.taken.append((one, everything - BATCHES * one))
 
 
 def _time(workload: Workload, precision: str, settings: Settings) -> list[Row]:
     base, batch = workload.base(DTYPES[precision], settings), workload.token_batch(settings)
     step = TrainingStep(PEFT_LORA, PEFT_LORA.wrap(base, settings.r).train(), batch, settings.device)
-    calls: dict[str, Any] = {PEFT_LORA.key: step}
-    for key in PLACED:
-        model = BY_KEY[key].wrap(base, settings.r, placement="calibrate").train()
-        for batches in (FEW, MANY):
-            calls[f"{key} {batches}"] = partial(run, model, batch, batches)
-    seconds = interleave(calls, settings.rounds, settings.device, warmups=1)
+    rounds = min(settings.rounds, MOST_ROUNDS)
+    calibrations = {
+        key: Calibration(BY_KEY[key].wrap(base, settings.r, placement="calibrate").train(), batch) for key in PLACED
+    }
+    seconds = interleave({PEFT_LORA.key: step, **calibrations}, rounds, settings.device, warmups=1)
     rows: list[Row] = [{"method": PEFT_LORA.key, "step_seconds": seconds[PEFT_LORA.key]}]
-    for key in PLACED:
-        few, many = seconds[f"{key} {FEW}"], seconds[f"{key} {MANY}"]
-        batch_seconds = [(b - a) / (MANY - FEW) for a, b in zip(few, many, strict=True)]
-        rest = [a - FEW * one for a, one in zip(few, batch_seconds, strict=True)]
-        rows.append({"method": key, "batch_seconds": batch_seconds, "planning_seconds": rest})
+    for key, calibration in calibrations.items():
+        one, rest = zip(*calibration.taken[-rounds:], strict=True)
+        rows.append({"method": key, "batch_seconds": one, "planning_seconds": rest})
     return rows
 
 
@@ -83,9 +100,9 @@ def peak(workload: dict[str, Any], precision: str, method: str, r: int, device: 
     if method == PEFT_LORA.key:
         step = TrainingStep(chosen, model, batch, settings.device)
         memory = isolated.PeakMemory(settings.device)
-        for _ in range(MANY):
+        for _ in range(BATCHES):
             step()
     else:
         memory = isolated.PeakMemory(settings.device)
-        run(model, batch, MANY)
+        Calibration(model, batch)()
     return memory.result()

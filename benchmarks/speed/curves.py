@@ -122,7 +122,7 @@ def predict(cells: Cells) -> str:
                     *_memory(model, key),
                 ]
             )
-    tokens = int(blocks[0]["tokens"]) if not placing else int(placing[0]["tokens"])
+    tokens = placing[0]["tokens"]
     head = ["model", "method", f"step, {BATCH_TOKENS} tokens", "saved for backward"]
     head += [
         f"calibration with one batch of {tokens} tokens",

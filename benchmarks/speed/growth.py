@@ -6,14 +6,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from benchmarks.speed.calibrate import run as calibrate_batches
 from benchmarks.speed.methods import BY_KEY, FLOOR, PEFT_LORA, Method, cps_with
 from benchmarks.speed.store import Cells, Row
 from benchmarks.speed.timing import interleave
 from benchmarks.speed.training import saved_bytes, steps
 from benchmarks.speed.workloads import Settings, TrainingStep, Workload, plain_block
 
-from localora import CpsLoraConfig, Repartitioner
+from localora import CpsLoraConfig, Repartitioner, calibrate
 
 DTYPE = torch.bfloat16
 CURVES = ("floor", "peft-lora", "lora", "g-lora", "cps-lora-4")
@@ -65,7 +64,7 @@ def _placing(workload: Workload, settings: Settings) -> list[Row]:
     calls: dict[str, Any] = {"peft-lora step": step}
     for key in ("g-lora", "cps-lora-4"):
         model = BY_KEY[key].wrap(base, settings.r, placement="calibrate").train()
-        calls[f"{key} calibration"] = partial(calibrate_batches, model, batch, 1)
+        calls[f"{key} calibration"] = partial(calibrate, model, [batch], steps=1, replace=True)
     calls["cps-lora-4 re-partition"] = _repartition(base, batch, settings)
     seconds = interleave(calls, settings.rounds, settings.device, warmups=1)
     return [{"what": key, **_size(workload), "seconds": taken} for key, taken in seconds.items()]

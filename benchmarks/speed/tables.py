@@ -114,7 +114,7 @@ def calibration(cells: Cells) -> str:
                     f"{figures.peak_ratio(peaks['rows'], key):.3f}" if peaks else "–",  # noqa: RUF001
                 ]
             )
-    head = ["workload", "method", "a batch", "over a PEFT LoRA step", "planning, once", "peak memory / PEFT LoRA's"]
+    head = ["workload", "method", "a batch", "over a PEFT LoRA step", "the rest, once", "peak memory / PEFT LoRA's"]
     return table(head, body)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.speed import figures, isolated, training
+from benchmarks.speed import curves, figures, isolated, training
 from benchmarks.speed.curves import _fit, _time_terms
 from benchmarks.speed.methods import BY_KEY, OURS, with_shared_weights
 from benchmarks.speed.page import NOT_MEASURED, write_page
@@ -68,6 +68,30 @@ def test_slopes_are_found_again_and_carried_on() -> None:
     value, miss = _fit(rows, _time_terms, lambda row: row["seconds"][0], {"block_parameters": 1e9, "tokens": 1024})
     assert value == pytest.approx(0.1 + 2.0 + 3.072)
     assert miss < 1e-9
+
+
+def test_blocks_predict_whole_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    def block(hidden: int, tokens: int) -> list[dict[str, Any]]:
+        size = {"hidden": hidden, "tokens": tokens, "block_parameters": 13 * hidden**2, "r": curves.RANK}
+        cost = {"seconds": [1e-12 * tokens * 13 * hidden**2], "saved_bytes": 2 * tokens * hidden}
+        return [{"method": key, **size, **cost} for key in curves.PREDICTED]
+
+    def placing(hidden: int) -> list[dict[str, Any]]:
+        size = {"hidden": hidden, "tokens": 512, "block_parameters": 13 * hidden**2}
+        return [{"what": what, **size, "seconds": [1e-9 * 13 * hidden**2]} for what in curves.PLACED.values()]
+
+    cells = {f"hidden {hidden}": {"rows": block(hidden, 512)} for hidden in (512, 1024, 2048)}
+    cells |= {f"tokens {tokens}": {"rows": block(1024, tokens)} for tokens in (128, 256)}
+    cells |= {f"placing {hidden}": {"rows": placing(hidden)} for hidden in (512, 1024)}
+    monkeypatch.setattr(curves, "MODELS", ("llama-3-8b",))
+    text = curves.predict(cells)
+    # 32 blocks of 218,103,808 weights, 2048 tokens; 2 x 2048 x 4096 bytes a block
+    (line,) = [line for line in text.splitlines() if "| G-LoRA |" in line]
+    assert "| 14.3 s (fit ±0%) | 0.5 GiB (fit ±0%) | 7 s | 15.0 GiB |" in line
+    assert "320.0 MiB" in line  # Adam: 8 x 41,943,040
+    (floor,) = [line for line in text.splitlines() if "| frozen base |" in line]
+    assert floor.endswith("| – | – | – | – | – |")  # noqa: RUF001
+    assert not curves.predict({key: cells[key] for key in ("hidden 512", "placing 512")})  # one size has no slope
 
 
 def settings(out: Path) -> Settings:
