@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test check format bench clean
+.PHONY: help quickstart test test-lower-bounds check format bench theory clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -19,12 +19,29 @@ check: $(VENV)/dev.done          ## linter, formatter, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: $(VENV)/train.done        ## time and memory beside PEFT's LoRA, on a quiet machine; resumable; BENCH_ARGS='--only training'
+	$(BIN)/python -m benchmarks.speed $(BENCH_ARGS)
+
+theory: $(VENV)/dev.done         ## planted teachers: how many parameters each method needs; resumable
+	$(BIN)/python -m benchmarks.theory $(THEORY_ARGS)
+
+# Two things differ on the oldest versions: transformers 5.0 warns in reentrant checkpointing, and torch 2.6 rounds
+# otherwise, which on a toy without structure is enough for another, equally good, co-clustering.
+test-lower-bounds:               ## the core's tests on the oldest versions pyproject.toml admits
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install -q -r tests/lower-bounds.txt
+	.venv-oldest/bin/python -m pip install -q --no-deps -e .
+	.venv-oldest/bin/python -m pytest -q tests/placement/test_partition.py tests/placement/test_budget.py \
+		tests/placement/test_taylor.py tests/placement/test_signals.py tests/tuner/test_parity.py \
+		tests/tuner/test_saving.py tests/tuner/test_merging.py tests/tuner/test_calibration.py tests/export \
+		-k 'not (same_placement and cps) and not (reference and reentrant)'
+
 format: $(VENV)/dev.done         ## let the formatter and the linter's fixes loose
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:           ## remove the environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf $(VENV) .venv-oldest .mypy_cache .ruff_cache .pytest_cache .coverage
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 TOLERANCE = 0.005  # trainable parameters may differ from LoRA's by this share
 
@@ -66,6 +67,7 @@ def lora_parameters(m: int, n: int, r: int) -> int:
     return r * (m + n)
 
 
+@lru_cache(maxsize=256)  # a model has few shapes, and the search looks at every rank
 def global_local_budget(m: int, n: int, r: int, global_share: float, local_size: float) -> LayerBudget:
     """G-LoRA: solve r_l and the block's size from r, the global share and `local_size`.
 

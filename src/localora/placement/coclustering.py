@@ -26,6 +26,7 @@ from torch import Tensor
 from localora.placement.agreement import number_by_first_mention, number_like
 from localora.placement.cocluster_steps import Array, assign, spectral_start
 from localora.placement.partition import MAX_CLUSTERS, Partition, PlacementError
+from localora.placement.threads import one_thread
 
 RACE_ROUNDS = 3  # of each start, before the best goes on
 MAX_ROUNDS = 30
@@ -70,6 +71,7 @@ class _Run:
         return _Run(later.labels, later.energies, self.rounds + later.rounds)
 
 
+@one_thread()
 def plan_coclusters(
     left_mq: Tensor,
     right_qn: Tensor,
@@ -141,6 +143,7 @@ def plan_coclusters(
     return CoclusteringResult(partition, _captured(U, s, V, partition, rank), correlation, best.rounds)
 
 
+@one_thread()
 def captured_energy(left_mq: Tensor, right_qn: Tensor, partition: Partition, rank: int) -> float:
     """sum_k ||best rank-r approximation of M[R_k, C_k]||_F^2 / ||M||_F^2, in 0..1; 0 for an all-zero M.
 
@@ -153,6 +156,7 @@ def captured_energy(left_mq: Tensor, right_qn: Tensor, partition: Partition, ran
     return _captured(U, s, V, partition, rank)
 
 
+@one_thread()
 def subspace_correlation(left_mq: Tensor, right_qn: Tensor, partition: Partition, rank: int) -> float:
     """How much the clusters' subspaces overlap: 0 = orthogonal, 1 = one subspace for all.
 
