@@ -17,7 +17,7 @@ SCHEMA = 1
 VERDICTS = {
     CLUSTERS: "clusters of rows and columns, beyond what uneven row and column energies explain",
     UNEVEN: "no clusters, but some rows and columns hold more of the update than others",
-    NONE: "no clusters, and nothing else that a random update of the same singular values would not show",
+    NONE: "no clusters worth the name: little or no excess over random updates of the same singular values",
     UNDECIDED: "may be clusters; too few rows or columns hold the update to tell",
     UNCHANGED: "not changed by the training",
 }
