@@ -20,6 +20,7 @@ from localora.placement.coclustering import captured_energy, plan_coclusters
 from localora.placement.partition import Partition
 from localora.placement.signals import GradientSketch, TaylorScores
 from localora.placement.taylor import plan_block
+from localora.placement.threads import one_thread
 from localora.tuner.config import CpsLoraConfig, GlobalLocalLoraConfig, LocalizedConfig
 from localora.tuner.distributed import decide_once, sum_over_processes
 from localora.tuner.layer import LocalizedLinear
@@ -83,6 +84,7 @@ def _propose_clusters(passes: Passes, layers: Layers, name: str, config: CpsLora
 
 
 @torch.no_grad()
+@one_thread()
 def _signal_factors(
     layer: LocalizedLinear, name: str, sketch: GradientSketch | None, config: CpsLoraConfig
 ) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from localora.placement.partition import Partition
+from localora.placement.threads import one_thread
 from localora.tuner.layer import LocalizedLinear, check_fits
 from localora.tuner.refit import match_clusters, pack, refit, start_new_columns, unpack
 from localora.tuner.thin import gram_norm, relative_difference, split_svd, thin_svd
@@ -48,6 +49,7 @@ STILL = Move(0, 0, 0.0, None, "none")
 
 
 @torch.no_grad()
+@one_thread()
 def move_layer(
     layer: LocalizedLinear,
     name: str,
