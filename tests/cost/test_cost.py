@@ -134,16 +134,18 @@ def test_working_memory_is_what_observing_a_layer_allocates(signal: type, dtype:
     )
     observer = TaylorScores(m, n) if signal is TaylorScores else GradientSketch(m, n, width, seed=0)
     observer.observe(x, g, W)  # makes the projections, which count as kept
-    with torch.profiler.profile(profile_memory=True) as profile:
-        observer.observe(x, g, W)  # replaces sums that were made outside, whose release the profiler cannot see
-        observer.observe(x, g, W)
-    live = peak = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
-    kept = live
-    assert predicted.working == pytest.approx(peak - kept, rel=0.02)
+    measured: list[int] = []
+    for _ in range(3):  # the profiler now and then loses an event
+        with torch.profiler.profile(profile_memory=True) as profile:
+            observer.observe(x, g, W)  # replaces sums that were made outside, whose release the profiler cannot see
+            observer.observe(x, g, W)
+        live = peak = 0
+        for event in profile.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                live += event.nbytes()
+                peak = max(peak, live)
+        measured.append(peak - live)
+    assert predicted.working == pytest.approx(sorted(measured)[1], rel=0.02)
 
 
 def test_file_size_for_every_type_and_an_empty_file(tmp_path: Path) -> None:
