@@ -538,3 +538,15 @@ def test_measures_refuse_bad_input(measure: Any) -> None:
         measure(L, R, SPLIT, 0)
     with pytest.raises(PlacementError, match="lower the learning rate"):
         measure(L / 0, R, SPLIT, 1)
+
+
+@pytest.mark.parametrize("seed", [0, 3, 6, 7])
+def test_rounding_decides_nothing_where_clusters_have_fewer_rows_than_ranks(seed: int) -> None:
+    """A cluster of two rows leaves two of four directions open: who fills them is no matter of the 16th digit."""
+    generator = torch.Generator().manual_seed(seed)
+    left = torch.randn(16, 16, generator=generator, dtype=torch.float64) * 0.8 ** torch.arange(16)
+    left = left * torch.exp(torch.randn(16, 1, generator=generator, dtype=torch.float64))
+    right = torch.randn(16, 32, generator=generator, dtype=torch.float64)
+    noise = torch.randn(5, *right.shape, generator=generator, dtype=torch.float64) * 1e-15
+    plans = [plan_coclusters(left, right * (1 + e), clusters=3, rank=4, balance=0.5).partition for e in noise]
+    assert len(set(plans)) == 1

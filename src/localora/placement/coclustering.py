@@ -32,6 +32,7 @@ RACE_ROUNDS = 3  # of each start, before the best goes on
 MAX_ROUNDS = 30
 TOLERANCE = 2e-4  # relative gain of captured energy that is worth another round, or leaving `start`
 LAGGING = 0.95  # a new start that captures less than this share of what `start` does after the race is given up
+TIE_BREAK = 1e-9  # of the largest energy of a cluster: what decides directions that no energy decides
 START_POWERS = (1.0, 0.0)  # of the singular values in the two spectral starts
 EPS = torch.finfo(torch.float64).eps
 
@@ -47,12 +48,14 @@ class CoclusteringResult:
         captured_energy: see :func:`captured_energy`.
         subspace_correlation: see :func:`subspace_correlation`.
         rounds: alternations of the run that won.
+        start_energy: captured energy of `start`, if there was one.
     """
 
     partition: Partition
     captured_energy: float
     subspace_correlation: float
     rounds: int
+    start_energy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,8 @@ def plan_coclusters(
         _check_start(start, clusters, m, n)
     row_bounds, col_bounds = size_bounds(m, clusters, balance), size_bounds(n, clusters, balance)
     if len(s) == 0:
-        return CoclusteringResult(_undecided(m, n, clusters, row_bounds, col_bounds, start), 0.0, 0.0, 0)
+        undecided = _undecided(m, n, clusters, row_bounds, col_bounds, start)
+        return CoclusteringResult(undecided, 0.0, 0.0, 0, None if start is None else 0.0)
 
     def alternate(labels: tuple[Tensor, Tensor], directions: int, rounds: int = MAX_ROUNDS) -> _Run:
         X_few, V_few = U[:, :directions] * s[:directions], V[:, :directions]
@@ -140,7 +144,8 @@ def plan_coclusters(
         rows, cols = number_like(start, *best.labels)
     partition = Partition.from_labels(rows, cols, clusters)
     correlation = _correlation(U, s, V, partition, rank)
-    return CoclusteringResult(partition, _captured(U, s, V, partition, rank), correlation, best.rounds)
+    start_energy = None if start is None else _captured(U, s, V, start, rank)
+    return CoclusteringResult(partition, _captured(U, s, V, partition, rank), correlation, best.rounds, start_energy)
 
 
 @one_thread()
@@ -225,10 +230,15 @@ def _leading_maps(A: Tensor, H: Tensor, rank: int) -> tuple[Tensor, float]:
     With A_k = F^T F, X[R_k] = Q F for some orthonormal Q, so M_k M_k^T = Q (F H_k F^T) Q^T: its leading eigenvectors P
     give U_k = Q P and U_k^T M[R_k, j] = P^T F V[j]. Returns W_k = P^T F, `(K, min(r, q), q)`, and the sum of the
     eigenvalues, the squared singular values. With A and H exchanged, the same for rows.
+
+    A block of rank below r leaves directions open. They go to what all columns hold most of (the small multiple of the
+    identity, V^T V over all columns): left to rounding, they would be others on every machine.
     """
     F = _square_root(A)
-    eigenvalues, P = torch.linalg.eigh(F @ H @ F.mT)
-    return P[..., -rank:].mT @ F, float(eigenvalues[:, -rank:].clamp(min=0).sum())
+    weight = TIE_BREAK * H.diagonal(dim1=-2, dim2=-1).sum(-1).amax()
+    _, P = torch.linalg.eigh(F @ (H + weight * torch.eye(H.shape[-1], dtype=H.dtype)) @ F.mT)
+    W = P[..., -rank:].mT @ F
+    return W, float(((W @ H) * W).sum())
 
 
 def _square_root(A: Tensor) -> Tensor:

@@ -1,11 +1,16 @@
-"""One thread for work made of many small matrices."""
+"""One thread for work made of many small matrices; several such works side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @contextmanager
@@ -21,3 +26,16 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def over_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """`function` of every item, in order, on as many threads as torch may use, each of which computes on its own.
+
+    For functions that spend their time in torch's operations, which let other threads run.
+    """
+    items = list(items)
+    workers = min(torch.get_num_threads(), len(items))
+    if workers < 2:
+        return [function(item) for item in items]
+    with one_thread(), ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(function, items))
