@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from localora.placement.budget import LocalShape
-from localora.placement.coclustering import captured_energy, plan_coclusters
+from localora.placement.coclustering import plan_coclusters
 from localora.placement.partition import Partition
 from localora.placement.signals import GradientSketch, TaylorScores
 from localora.placement.taylor import plan_block
-from localora.placement.threads import one_thread
+from localora.placement.threads import one_thread, over_threads
 from localora.tuner.config import CpsLoraConfig, GlobalLocalLoraConfig, LocalizedConfig
 from localora.tuner.distributed import decide_once, sum_over_processes
 from localora.tuner.layer import LocalizedLinear
@@ -66,9 +66,11 @@ def propose(passes: Passes, layers: Layers, name: str, config: LocalizedConfig) 
 def _propose_clusters(passes: Passes, layers: Layers, name: str, config: CpsLoraConfig) -> dict[str, Proposal]:
     sketches = gradient_sketches(passes, layers, config) if config.repartition_signal != "delta" else {}
 
-    def propose_one(key: str, layer: LocalizedLinear) -> Proposal:
+    def propose_one(key: str) -> Proposal:
+        layer = layers[key]
         local, old = local_shape(layer, name), partition_of(layer, name)
-        left, right = _signal_factors(layer, name, sketches.get(key), config)
+        # popped, so that the memory of a sketch is free once it is planned on
+        left, right = _signal_factors(layer, name, sketches.pop(key, None), config)
         result = plan_coclusters(
             left,
             right,
@@ -78,9 +80,10 @@ def _propose_clusters(passes: Passes, layers: Layers, name: str, config: CpsLora
             seed=config.seed,
             start=old,
         )
-        return Proposal(result.partition, captured_energy(left, right, old, local.rank), result.captured_energy)
+        assert result.start_energy is not None
+        return Proposal(result.partition, result.start_energy, result.captured_energy)
 
-    return decide_once(lambda: {key: propose_one(key, layer) for key, layer in layers.items()})
+    return decide_once(lambda: dict(zip(layers, over_threads(propose_one, layers), strict=True)))
 
 
 @torch.no_grad()
@@ -114,9 +117,11 @@ def block_passes(config: GlobalLocalLoraConfig, batches: int) -> int:
 def plan_clusters(passes: Passes, layers: Layers, name: str, config: CpsLoraConfig) -> dict[str, LayerReport]:
     """CPS-LoRA: a sketch of the summed gradient, then its co-clusters."""
     sketches = gradient_sketches(passes, layers, config)
-    return decide_once(
-        lambda: {key: _cocluster(key, layers[key], name, config, *sketches[key].factors()) for key in layers}
-    )
+
+    def plan_one(key: str) -> LayerReport:
+        return _cocluster(key, layers[key], name, config, *sketches.pop(key).factors())
+
+    return decide_once(lambda: dict(zip(layers, over_threads(plan_one, layers), strict=True)))
 
 
 def gradient_sketches(passes: Passes, layers: Layers, config: CpsLoraConfig) -> dict[str, GradientSketch]:

@@ -74,49 +74,43 @@ def refit(A_rn: Tensor, B_mr: Tensor, old: Partition, new: Partition) -> tuple[T
     device = A_rn.device
     rows_old, cols_old = old.row_labels.to(device), old.col_labels.to(device)
     rows_new, cols_new = new.row_labels.to(device), new.col_labels.to(device)
-    A_old, B_old = A_rn.double(), B_mr.double()
-    A, B = A_old.clone(), B_old.clone()
-    moved_rows, moved_cols = rows_old != rows_new, cols_old != cols_new
+    columns = _Side(A_rn.double().T.contiguous(), cols_old, cols_new)
+    rows = _Side(B_mr.double(), rows_old, rows_new)
     for _ in range(ROUNDS):
-        for cluster in range(new.clusters):
-            _refit_columns(
-                A, B, A_old, B_old, moved_cols & (cols_new == cluster), rows_new == cluster, rows_old, cols_old
-            )
-        for cluster in range(new.clusters):
-            _refit_columns(
-                B.T, A.T, B_old.T, A_old.T, moved_rows & (rows_new == cluster), cols_new == cluster, cols_old, rows_old
-            )
+        for side, other in ((columns, rows), (rows, columns)):
+            for cluster in range(new.clusters):
+                side.fit(other, cluster)
+    A, B = columns.factor.T, rows.factor
     A[:, cols_new < 0] = 0
     B[rows_new < 0] = 0
-    return A.to(A_rn.dtype), B.to(B_mr.dtype)
+    return A.to(A_rn.dtype).contiguous(), B.to(B_mr.dtype)
 
 
-def _refit_columns(
-    A: Tensor,
-    B: Tensor,
-    A_old: Tensor,
-    B_old: Tensor,
-    columns: Tensor,
-    rows: Tensor,
-    rows_old: Tensor,
-    cols_old: Tensor,
-) -> None:
-    """Fit A[:, columns] in place so that B[rows] @ A[:, columns] is nearest to the old update there.
+class _Side:
+    """The columns, or the rows, of the update: one row of `factor` `(N, r)` for each, and its labels `(N,)`."""
 
-    With B[rows] = Q R, the solution needs Q^T dW only, which is a sum of thin products over the old clusters: no
-    matrix of rows x columns is formed.
-    """
-    if not columns.any() or not rows.any():
-        return
-    Q, R = torch.linalg.qr(B[rows])
-    from_old = rows_old[rows]
-    projected = Q.T @ B[rows] @ A[:, columns]
-    for cluster in cols_old[columns].unique().tolist():
-        if cluster >= 0:
-            members, came = columns & (cols_old == cluster), cols_old[columns] == cluster
-            stayed = from_old == cluster
-            projected[:, came] -= Q[stayed].T @ B_old[rows][stayed] @ A_old[:, members]
-    A[:, columns] -= torch.linalg.pinv(R) @ projected
+    def __init__(self, factor: Tensor, old: Tensor, new: Tensor) -> None:
+        self.factor, self.factor_old, self.old = factor.clone(), factor, old
+        self.moved = {int(k): ((old != new) & (new == k)).nonzero().flatten() for k in new.unique()}
+        self.members = {int(k): (new == k).nonzero().flatten() for k in new.unique()}
+
+    def fit(self, other: _Side, cluster: int) -> None:
+        """Fit what came to `cluster` so that, with the cluster's elements of the other side, it is nearest to old dW.
+
+        With the other side's factor = Q R, the solution needs dW Q only, which is a sum of thin products over the old
+        clusters: no matrix of rows x columns is formed.
+        """
+        points, partners = self.moved.get(cluster, ()), other.members.get(cluster, ())
+        if not len(points) or not len(partners):
+            return
+        Q, R = torch.linalg.qr(other.factor[partners])
+        misfit = self.factor[points] @ R.T
+        came_from, partners_from = self.old[points], other.old[partners]
+        for source in came_from.unique().tolist():
+            if source >= 0:
+                came, stayed = came_from == source, partners_from == source
+                misfit[came] -= self.factor_old[points[came]] @ (other.factor_old[partners[stayed]].T @ Q[stayed])
+        self.factor[points] -= misfit @ torch.linalg.pinv(R).T
 
 
 def _overlap(new: Tensor, old: Tensor, clusters: int) -> Tensor:
