@@ -1,4 +1,7 @@
-"""One re-partition through the library's own planning and moving, with the seconds of each of its parts."""
+"""One re-partition through the library's own planning and moving, with the seconds of each of its parts.
+
+Layers are planned side by side, one a thread, so the seconds of the parts add up to more than those on the clock.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,7 @@ from localora.tuner.repartition import move_layer
 
 PARTS = {
     "_signal_factors": "signal: factors of sketch and update",
-    "plan_coclusters": "co-clusters, warm start",
-    "captured_energy": "energy that the old partition captures",
+    "plan_coclusters": "co-clusters, from the present ones",
 }
 MOVE = "refit and move, to random labels"
 
