@@ -36,9 +36,10 @@ def draw_parameters(summary: dict[str, Any], path: Path) -> None:
                 panel.plot(
                     [row["parameters"] for row in mine],
                     [row["optimum"] for row in mine],
-                    color=COLOURS[student],
+                    color="black",
                     linewidth=1,
-                    linestyle="--",
+                    linestyle=":",
+                    zorder=3,
                     label="optimum at that rank" if student == "lora" else None,
                 )
         panel.set_title(f"K = {K} planted blocks")

@@ -37,7 +37,7 @@ class Scale:
 
 
 FULL = Scale(
-    "full", CLUSTERS, OVERLAPS, tuple(range(5)), {"linear": 500, "transformer": 300}, True, (1, 2, 4), (1, 2, 3, 4, 5)
+    "full", CLUSTERS, OVERLAPS, tuple(range(5)), {"linear": 500, "transformer": 1000}, True, (1, 2, 4), (1, 2, 3, 4, 5)
 )
 QUICK = Scale("quick", (4,), (1.0,), (0, 1), {"linear": 150}, False, (4,), (3, 4, 5))
 
@@ -76,7 +76,7 @@ def _table(K: int) -> Iterator[Cell]:
 def _transformer(K: int, scale: Scale) -> Iterator[Cell]:
     for student in ("lora", "cps-oracle", "cps-found", "cps-random"):
         yield Cell("transformer", K, 0.0, student, RANK)
-    for multiple in scale.multiples[-3:-1]:
+    for multiple in scale.multiples[1:4]:
         yield Cell("transformer", K, 0.0, "lora", K * multiple)
 
 

@@ -87,16 +87,17 @@ def _equal_error(cell: Cell, scale: Scale, store: Store) -> dict[str, Any]:
     """LoRA's parameters over the student's where LoRA's error is the student's, seed by seed.
 
     Between the ranks that were trained, LoRA's error is taken as linear in the rank: between multiples of K it is so
-    at the optimum of the linear task, since the K blocks share one spectrum. `outside` counts the seeds whose error
-    no rank of the curve comes near; they have no ratio.
+    at the optimum of the linear task, since the K blocks share one spectrum. Seeds whose error lies outside the curve
+    have no ratio: they are counted as `worse` (than LoRA at the lowest rank) or `better` (than at the highest).
     """
     loras = sorted(
         (c for c in cells(scale) if replace(c, r=cell.r) == replace(cell, student="lora")), key=lambda c: c.r
     )
     curves = [_errors(lora, scale, store) for lora in loras]
+    errors = _errors(cell, scale, store)
     ranks = [
         needed(error, [lora.r for lora in loras], [curve[number] for curve in curves])
-        for number, error in enumerate(_errors(cell, scale, store))
+        for number, error in enumerate(errors)
     ]
     ratios = [rank / cell.r for rank in ranks if rank is not None]
     return {
@@ -106,7 +107,9 @@ def _equal_error(cell: Cell, scale: Scale, store: Store) -> dict[str, Any]:
         "r": cell.r,
         "bound": cell.clusters,
         "ratio": interval(ratios) if len(ratios) > 1 else None,
-        "outside": len(ranks) - len(ratios),
+        "worse": sum(error > theirs for error, theirs in zip(errors, curves[0], strict=True)),
+        "better": sum(error < theirs for error, theirs in zip(errors, curves[-1], strict=True)),
+        "highest": loras[-1].r / cell.r,
     }
 
 

@@ -21,16 +21,20 @@ def fill_page(page: Path, summary: Summary) -> None:
 
 def equal_error(summary: Summary) -> str:
     """LoRA's parameters over CPS-LoRA's at the same error."""
+    ordered = sorted(
+        summary["parameters_at_equal_error"],
+        key=lambda row: (row["task"], row["clusters"], row["student"] == "cps-found", row["r"]),
+    )
     rows = [
         [
             row["task"],
             str(row["clusters"]),
             str(row["r"]),
             "oracle" if row["student"] == "cps-oracle" else "found",
-            _interval(row["ratio"], 2) or "below 1",
+            _ratio(row),
             str(row["bound"]),
         ]
-        for row in summary["parameters_at_equal_error"]
+        for row in ordered
     ]
     return _table(["teacher", "K", "r", "labels", "parameters of LoRA / of CPS-LoRA at equal error", "bound"], rows)
 
@@ -90,10 +94,21 @@ def _students(summary: Summary, task: str) -> str:
     return _table([*heads, "agreement with the planted labels, first, last"], rows)
 
 
+def _ratio(row: dict[str, Any]) -> str:
+    """The interval of the seeds that have a ratio, and how many lie beyond LoRA's curve."""
+    parts = [_interval(row["ratio"], 2)] if row["ratio"] else []
+    if row["worse"]:
+        parts.append(f"below 1 ({row['worse']} seeds)")
+    if row["better"]:
+        parts.append(f"above {row['highest']:g} ({row['better']} seeds)")
+    return "; ".join(parts)
+
+
 def _agreement(row: dict[str, Any]) -> str:
     if row["agreement_first"] is None or row["student"] == "cps-oracle":
         return ""
-    return f"{row['agreement_first']:.2f}, {row['agreement_last']:.2f}"
+    first, last = (max(row[key], 0.0) for key in ("agreement_first", "agreement_last"))  # chance is a little below 0
+    return f"{first:.2f}, {last:.2f}"
 
 
 def _interval(value: dict[str, float] | None, digits: int) -> str:
