@@ -96,9 +96,9 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
     "unknown method": (
         "data: {task: facts}\nmethod: {name: glora}",
         [],
-        "method.name: 'glora' is no method; did you mean g-lora?; known: lora, g-lora, cps-lora, hybrid",
+        "method.name: 'glora' is no method; did you mean g-lora?; known: lora, rslora, dora",
     ),
-    "no method name": ("data: {task: facts}\nmethod: {r: 2}", [], "method.name: missing; choose one of lora, g-lora"),
+    "no method name": ("data: {task: facts}\nmethod: {r: 2}", [], "method.name: missing; choose one of lora, rslora"),
     "no method": ("data: {task: facts}", [], "method: missing"),
     "no data source": ("data: {}\nmethod: {name: lora}", [], "needs exactly one of task, path, hub"),
     "rank 0": (

@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from localora.data.spec import DataSpec
 
-MethodName = Literal["lora", "g-lora", "cps-lora", "hybrid"]
+MethodName = Literal[
+    "lora", "rslora", "dora", "pissa", "gralora", "bd-lora", "miss", "hira", "g-lora", "cps-lora", "hybrid"
+]
 METHODS: tuple[str, ...] = get_args(MethodName)
 
 
@@ -51,9 +53,48 @@ class MethodBase(Section):
 
 
 class LoraMethod(MethodBase):
-    """PEFT's own LoRA, the baseline."""
+    """PEFT's own LoRA, the baseline, and its variants without keys of their own. Other methods of PEFT derive here.
 
-    name: Literal["lora"]
+    Some of them have more or fewer parameters than LoRA at the same rank; `ranks` then brings them level, and
+    `localora compare` solves for it. The scale stays that of rank r.
+    """
+
+    name: Literal["lora", "rslora", "dora", "pissa"]
+    ranks: dict[str, PositiveInt] = Field(default={}, description="PEFT's own rank by layer, where it is not r")
+
+
+class GraloraMethod(LoraMethod):
+    """GraLoRA: a grid of blocks, each with factors of its own (Jung et al., 2025); parameters of LoRA at rank r."""
+
+    name: Literal["gralora"]  # type: ignore[assignment]
+    ranks: dict[str, PositiveInt] = Field(default={}, max_length=0, description="r throughout; leave out")
+    blocks: PositiveInt = Field(default=2, description="k of the k x k grid; must divide r and the layers' sides")
+
+
+class BdLoraMethod(LoraMethod):
+    """BD-LoRA: one of the two factors block-diagonal, for fast serving on several GPUs."""
+
+    name: Literal["bd-lora"]  # type: ignore[assignment]
+    blocks: PositiveInt = Field(default=2, description="of the block-diagonal factor; must divide every rank")
+    row_sharded: list[str] = Field(default=["o_proj", "down_proj"], description="modules whose A is block-diagonal")
+    column_sharded: list[str] = Field(
+        default=["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"],
+        description="modules whose B is block-diagonal",
+    )
+
+
+class MissMethod(LoraMethod):
+    """MiSS: one trained matrix a layer, shared by slices of the inputs. Has no scale: the learning rate makes up."""
+
+    name: Literal["miss"]  # type: ignore[assignment]
+    ranks: dict[str, PositiveInt] = Field(default={}, max_length=0, description="one rank for all; see own_rank")
+    own_rank: PositiveInt | None = Field(default=None, description="rows of the trained matrix; r when left out")
+
+
+class HiraMethod(LoraMethod):
+    """HiRA: the low-rank product multiplies the frozen weight, entry by entry. Has no scale either."""
+
+    name: Literal["hira"]  # type: ignore[assignment]
 
 
 class LocalizedMethod(MethodBase):
@@ -105,9 +146,16 @@ class HybridMethod(ClusteredMethod):
     global_share: Share = Field(default=0.5, description="share of the parameters in the whole-matrix term")
 
 
-MethodSection = Annotated[LoraMethod | GLoraMethod | CpsLoraMethod | HybridMethod, Field(discriminator="name")]
+MethodSection = Annotated[
+    LoraMethod | GraloraMethod | BdLoraMethod | MissMethod | HiraMethod | GLoraMethod | CpsLoraMethod | HybridMethod,
+    Field(discriminator="name"),
+]
 METHOD_CLASSES: dict[str, type[MethodBase]] = {
-    "lora": LoraMethod,
+    **dict.fromkeys(("lora", "rslora", "dora", "pissa"), LoraMethod),
+    "gralora": GraloraMethod,
+    "bd-lora": BdLoraMethod,
+    "miss": MissMethod,
+    "hira": HiraMethod,
     "g-lora": GLoraMethod,
     "cps-lora": CpsLoraMethod,
     "hybrid": HybridMethod,
@@ -147,7 +195,7 @@ class OutputSection(Section):
 SECTIONS: dict[str, list[type[BaseModel]]] = {
     "model": [ModelSection],
     "data": [DataSpec],
-    "method": list(METHOD_CLASSES.values()),
+    "method": list(dict.fromkeys(METHOD_CLASSES.values())),
     "training": [TrainingSection],
     "evaluation": [EvaluationSection],
     "output": [OutputSection],

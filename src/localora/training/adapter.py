@@ -2,29 +2,74 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from peft import LoraConfig, PeftConfig
+from peft import GraloraConfig, HiraConfig, LoraConfig, MissConfig, PeftConfig
+from peft.tuners.lora import BdLoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from localora import CpsLoraConfig, GlobalLocalLoraConfig
-from localora.recipe import GLoraMethod, LoraMethod, MethodBase
+from localora.recipe import (
+    BdLoraMethod,
+    GLoraMethod,
+    GraloraMethod,
+    HiraMethod,
+    LoraMethod,
+    MethodBase,
+    MissMethod,
+)
 
 
 def adapter_config(method: MethodBase, seed: int) -> PeftConfig:
-    """The configuration that `get_peft_model` takes. Plain LoRA is PEFT's own, so that it is a fair baseline.
+    """The configuration that `get_peft_model` takes. PEFT's methods are PEFT's own, so that baselines are fair.
 
     Raises:
         ValueError: keys that contradict each other; the message says which.
     """
-    options = method.model_dump(exclude={"name", "alpha", "calibration_steps"})
-    options["task_type"] = "CAUSAL_LM"
     if isinstance(method, LoraMethod):
-        options |= {"lora_dropout": options.pop("dropout"), "lora_alpha": method.resolved_alpha}
-        return LoraConfig(**options)
+        return _peft_config(method)
+    options = method.model_dump(exclude={"name", "alpha", "calibration_steps"})
     config_class = GlobalLocalLoraConfig if isinstance(method, GLoraMethod) else CpsLoraConfig
-    return config_class(**options, alpha=method.resolved_alpha, seed=seed)
+    return config_class(**options, alpha=method.resolved_alpha, seed=seed, task_type="CAUSAL_LM")
+
+
+def _peft_config(method: LoraMethod) -> PeftConfig:
+    common: dict[str, Any] = {"target_modules": method.target_modules, "task_type": "CAUSAL_LM"}
+    r, ranks = method.r, dict(method.ranks)
+    if isinstance(method, GraloraMethod):
+        if method.r % method.blocks:
+            raise ValueError(f"gralora: r ({method.r}) must be a multiple of blocks ({method.blocks})")
+        alpha: Any = method.resolved_alpha  # PEFT says int, and only divides by r
+        return GraloraConfig(r=r, alpha=alpha, gralora_dropout=method.dropout, gralora_k=method.blocks, **common)
+    if isinstance(method, MissMethod):
+        return MissConfig(r=method.own_rank or r, miss_dropout=method.dropout, **common)
+    if isinstance(method, HiraMethod):
+        return HiraConfig(r=r, hira_dropout=method.dropout, rank_pattern=ranks, **common)
+    options: dict[str, Any] = {
+        "lora_dropout": method.dropout,
+        "lora_alpha": method.resolved_alpha,
+        "use_rslora": method.use_rslora or method.name == "rslora",
+        "use_dora": method.name == "dora",
+        "init_lora_weights": "pissa_niter_16" if method.name == "pissa" else True,
+        "rank_pattern": ranks,
+        "alpha_pattern": {layer: _same_scale(method, rank) for layer, rank in ranks.items()},
+    }
+    if isinstance(method, BdLoraMethod):
+        wrong = sorted({rank for rank in (r, *ranks.values()) if rank % method.blocks})
+        if wrong:
+            raise ValueError(f"bd-lora: ranks must be multiples of blocks ({method.blocks}), got {wrong}")
+        options["use_bdlora"] = BdLoraConfig(
+            target_modules_bd_a=method.row_sharded, target_modules_bd_b=method.column_sharded, nblocks=method.blocks
+        )
+    return LoraConfig(r=r, **options, **common)
+
+
+def _same_scale(method: LoraMethod, rank: int) -> float:
+    """The alpha with which a layer of another rank keeps the scale of rank r."""
+    ratio = rank / method.r
+    return method.resolved_alpha * (math.sqrt(ratio) if method.use_rslora or method.name == "rslora" else ratio)
 
 
 def trainable_parameters(model: nn.Module) -> int:
