@@ -175,6 +175,7 @@ def test_an_event_says_what_happened(monkeypatch: pytest.MonkeyPatch) -> None:
         "loss_before": pytest.approx(losses[0], rel=1e-6),
         "loss_after": pytest.approx(losses[1], rel=1e-6),
         "state": "kept",
+        "settled": False,
         "seconds": event.seconds,
     }
     assert "2 of 2 layers, 10 rows and 6 columns moved, captured 50.0% -> 75.0%" in str(event)
@@ -211,7 +212,7 @@ def test_an_event_that_proposes_the_present_labels_changes_no_loss(monkeypatch: 
     """Observation included: the passes of an event touch neither gradients nor parameters nor the optimizer."""
     propose(monkeypatch, lambda _, old: (old, 0.75))
     runs = []
-    for schedule_options in ({"repartition": []}, {"repartition": [], "repartition_every": 1}):
+    for schedule_options in ({"repartition": []}, {"repartition": [step / 7 for step in range(1, 7)]}):
         model = adapted_mlp("cps-lora", settle=1.0, **schedule_options)
         optimizer = torch.optim.AdamW(trainable(model), lr=1e-2)
         repartitioner = Repartitioner(model, optimizer, 7, BATCHES)

@@ -130,7 +130,7 @@ def test_events_every_n_steps(tmp_path: Path) -> None:
 def test_events_do_not_change_the_order_of_the_data(tmp_path: Path) -> None:
     """With events that move nothing the run is, bit for bit, the run without them; dropout is drawn too."""
     curves = []
-    for schedule in ({"repartition": []}, {"repartition": [], "repartition_every": 2}):
+    for schedule in ({"repartition": []}, {"repartition": [0.3, 0.6]}):
         options = {**schedule, "dropout": 0.2, "settle": 1e-9}
         made, localization = trainer(tmp_path, arguments={"max_steps": 6}, **options)
         made.train()

@@ -54,9 +54,8 @@ def _copies(m: int, n: int, tokens: int, wide_base: bool) -> int:
 
 
 def _band(m: int, n: int, wide_base: bool) -> int:
-    """A band of |W * G|, the one before it, which is freed only when this one is there, and a float32 band of W."""
-    bands = min(2, -(-m // ROW_BAND)) + (0 if wide_base else 1)
-    return F32 * min(ROW_BAND, m) * n * bands
+    """A band of |W * G| and a float32 band of W."""
+    return F32 * min(ROW_BAND, m) * n * (1 if wide_base else 2)
 
 
 def _left(m: int, n: int, tokens: int, s: int) -> int:

@@ -13,6 +13,7 @@ not at all. What stays in memory is O(m + n).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -22,6 +23,7 @@ from localora.placement.partition import Partition
 from localora.placement.threads import one_thread
 
 ROW_BAND = 1024  # rows of G formed at a time
+Projection = tuple[int, int, int]  # rows, columns and seed of a Gaussian matrix
 
 
 class TaylorScores:
@@ -53,6 +55,7 @@ class TaylorScores:
             self.cols += (row_mask[rows] @ importance).cpu()
             self.total += importance.sum().cpu()
             self.inside += (row_mask[rows] @ row_sums).cpu()
+            del importance  # before the next band is formed
         self.batches += 1
 
     @property
@@ -73,40 +76,117 @@ class GradientSketch:
     and right = pinv(Psi left) Z. It is exact when the rank of G is at most s.
     """
 
-    def __init__(self, m: int, n: int, width: int, seed: int) -> None:
+    def __init__(
+        self,
+        m: int,
+        n: int,
+        width: int,
+        seed: int,
+        *,
+        device: torch.device | str = "cpu",
+        inputs: SharedInputs | None = None,
+    ) -> None:
+        """Y and Z are kept on `device`. Sketches given the same `inputs` multiply an x they share by Omega once."""
         self.width = min(width, m, n)
         self.seed = seed
         self.m, self.n = m, n
-        self.Y = torch.zeros(m, self.width)
-        self.Z = torch.zeros(2 * self.width + 1, n)
+        self.inputs = inputs
+        self.Y = torch.zeros(m, self.width, device=device)
+        self.Z = torch.zeros(2 * self.width + 1, n, device=device)
         self.batches = 0
 
     def observe(self, x_tn: Tensor, g_tm: Tensor, W_mn: Tensor | None = None) -> None:
         """Add one batch. x `(T, n)`, g `(T, m)`; computed in float32 or wider. W is not needed."""
-        dtype = torch.promote_types(x_tn.dtype, torch.float32)
-        x, g = x_tn.to(dtype), g_tm.to(dtype)
-        self.Y = self.Y + (g.T @ (x @ self._omega().to(x))).cpu()
-        self.Z = self.Z + ((self._psi().to(g) @ g.T) @ x).cpu()
+        x, g = _wide(x_tn) if self.inputs is None else self.inputs.wide(x_tn), _wide(g_tm)
+        self.Y = self.Y + (g.T @ self._x_omega(x)).to(self.Y.device)
+        self.Z = self.Z + ((_as(self._psi_key, g) @ g.T) @ x).to(self.Z.device)
         self.batches += 1
+
+    def add(self, other: GradientSketch) -> None:
+        """Add another sketch of the same shape and seed: the sketch of the sum of both gradients."""
+        self.Y, self.Z, self.batches = self.Y + other.Y, self.Z + other.Z, self.batches + other.batches
+
+    def clear(self) -> None:
+        """Back to the sketch of nothing."""
+        self.Y, self.Z, self.batches = torch.zeros_like(self.Y), torch.zeros_like(self.Z), 0
 
     @one_thread()
     def factors(self) -> tuple[Tensor, Tensor]:
         """left `(m, s)` with orthonormal columns and right `(s, n)`, float64 on the CPU."""
-        left, _ = torch.linalg.qr(self.Y.double())
+        left, _ = torch.linalg.qr(self.Y.double().cpu())
         # Psi left has full rank, so its QR will do; torch's lstsq takes all n right-hand sides along, 30 times slower.
         Q, R = torch.linalg.qr(self._psi() @ left)
-        right = torch.linalg.solve_triangular(R, Q.T @ self.Z.double(), upper=True)
+        right = torch.linalg.solve_triangular(R, Q.T @ self.Z.double().cpu(), upper=True)
         return left, right
 
     def tensors(self) -> list[Tensor]:
         """What is summed over the processes of a distributed run."""
         return [self.Y, self.Z]
 
+    def _x_omega(self, x_tn: Tensor) -> Tensor:
+        def product() -> Tensor:
+            return x_tn @ _as(self._omega_key, x_tn)
+
+        return product() if self.inputs is None else self.inputs.product(self._omega_key, product)
+
+    @property
+    def _omega_key(self) -> Projection:
+        return self.n, self.width, 2 * self.seed
+
+    @property
+    def _psi_key(self) -> Projection:
+        return 2 * self.width + 1, self.m, 2 * self.seed + 1
+
     def _omega(self) -> Tensor:
-        return _gaussian(self.n, self.width, 2 * self.seed)
+        return _gaussian(*self._omega_key)
 
     def _psi(self) -> Tensor:
-        return _gaussian(2 * self.width + 1, self.m, 2 * self.seed + 1)
+        return _gaussian(*self._psi_key)
+
+
+class SharedInputs:
+    """The input x met last, and its products: the layers that read one tensor (q, k and v; gate and up) share them.
+
+    Backward visits such layers one after the other. x itself is kept until the next one comes, so that no other tensor
+    can take its address; :meth:`forget` lets go of the last.
+    """
+
+    def __init__(self) -> None:
+        self._x: Tensor | None = None
+        self._identity: tuple[object, ...] = ()
+        self._wide: Tensor | None = None
+        self._products: dict[Projection, Tensor] = {}
+
+    def wide(self, x_tn: Tensor) -> Tensor:
+        """x in float32 or wider; the same tensor again while x is the same memory, unchanged."""
+        identity = (x_tn.data_ptr(), x_tn._version, x_tn.shape, x_tn.stride(), x_tn.dtype, x_tn.device)
+        if self._wide is None or identity != self._identity:
+            self._x, self._identity, self._wide, self._products = x_tn, identity, _wide(x_tn), {}
+        return self._wide
+
+    def product(self, key: Projection, compute: Callable[[], Tensor]) -> Tensor:
+        """`compute()`, once for each key while x stays the same."""
+        if key not in self._products:
+            self._products[key] = compute()
+        return self._products[key]
+
+    def forget(self) -> None:
+        """Free what is kept."""
+        self._x, self._identity, self._wide, self._products = None, (), None, {}
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _as(key: Projection, like: Tensor) -> Tensor:
+    # On an accelerator the copy is kept: sending it there for every layer would cost more than its product.
+    return _gaussian(*key).to(like) if like.device.type == "cpu" else _gaussian_on(*key, like.device, like.dtype)
+
+
+@lru_cache(maxsize=16)
+def _gaussian_on(rows: int, cols: int, seed: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return _gaussian(rows, cols, seed).to(device, dtype)
 
 
 @lru_cache(maxsize=16)  # layers of equal shape share their projections; a model has few shapes

@@ -17,6 +17,7 @@ from localora.placement.partition import MAX_CLUSTERS
 PEFT_TYPE_NAME = "LOCALIZED"
 PlacementMode = Literal["calibrate", "random", "contiguous"]
 PLACEMENT_MODES: tuple[PlacementMode, ...] = ("calibrate", "random", "contiguous")
+RepartitionObserve = Literal["event", "training"]
 RepartitionSignal = Literal["gradient", "delta", "both"]
 REPARTITION_SIGNALS: tuple[RepartitionSignal, ...] = ("gradient", "delta", "both")
 
@@ -42,7 +43,11 @@ class LocalizedConfig(PeftConfig):
         init_weights: True starts from dW = 0; False from a non-zero update (for tests).
         repartition: when to place anew during training, as fractions of it in (0, 1]; empty means never. Done by
             :class:`localora.LocalizationCallback`, or by :class:`localora.Repartitioner` in a loop of one's own.
-        repartition_every: or every so many optimizer steps; 0 means not.
+        repartition_every: or every so many optimizer steps; 0 means not. It ends with the first event at which every
+            layer's new partition agrees with its present one to `settle`.
+        repartition_observe: where an event's gradient comes from. "event": observed at the event, on a fixed set of
+            batches. "training" (CPS-LoRA only): accumulated over the training steps since the last event, which a loop
+            of one's own puts into `with repartitioner.observe():`.
         settle: a layer whose new partition agrees with its present one to this adjusted Rand index is left alone.
         carry_residual: keep what the new partition cannot express of the old dW as a frozen low-rank term, so that the
             function does not jump. It is merged and exported with the rest, and its rank adds to the exported rank.
@@ -74,6 +79,7 @@ class LocalizedConfig(PeftConfig):
     init_weights: bool = field(default=True, metadata={"help": "Start from a zero update."})
     repartition: list[float] = field(default_factory=list, metadata={"help": "Fractions of training to re-place at."})
     repartition_every: int = field(default=0, metadata={"help": "Re-place every so many optimizer steps; 0: not."})
+    repartition_observe: RepartitionObserve = field(default="event", metadata={"help": "event | training"})
     settle: float = field(default=0.98, metadata={"help": "Adjusted Rand index above which a layer is left alone."})
     carry_residual: bool = field(default=False, metadata={"help": "Keep the residual of a move as a frozen term."})
     carry_rank: int = field(default=0, metadata={"help": "Rank of the frozen term; written by the library."})
@@ -122,6 +128,8 @@ class LocalizedConfig(PeftConfig):
         _require_int("repartition_every", self.repartition_every, 0)
         if self.repartition and self.repartition_every:
             raise ValueError("set repartition (fractions) or repartition_every (steps), not both")
+        if self.repartition_observe not in ("event", "training"):
+            raise ValueError(f"repartition_observe must be event or training, got {self.repartition_observe!r}")
         if not 0 < self.settle <= 1:
             raise ValueError(f"settle must lie in (0, 1], got {self.settle}")
 
@@ -174,6 +182,11 @@ class GlobalLocalLoraConfig(LocalizedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_method(self, "g-lora")
+        if self.repartition_observe != "event":
+            raise ValueError(
+                "G-LoRA's Taylor scores |W * dL/dW| need each batch's own gradient, which is formed at an event and "
+                "not in training; leave repartition_observe='event'"
+            )
         if not 0 < self.local_size <= 1:
             raise ValueError(f"local_size must lie in (0, 1], got {self.local_size}")
         _require_int("refine", self.refine, 0)
@@ -195,6 +208,8 @@ class CpsLoraConfig(LocalizedConfig):
         sketch: width s of the gradient sketch that the clusters are found on.
         repartition_signal: what a re-partition co-clusters: "gradient", the sketch at that moment; "delta", the update
             so far; or "both", update and gradient step together, each at equal weight.
+        repartition_normalise: divide the gradient accumulated in training by the root of its factored second moment, as
+            Adam's steps are (see :mod:`localora.placement.accumulated`); needs `repartition_observe="training"`.
 
     Reference: Xiong et al., CPS-LoRA, ACL 2026.
     """
@@ -207,6 +222,7 @@ class CpsLoraConfig(LocalizedConfig):
         default_factory=lambda: [0.05, 0.15, 0.3], metadata={"help": "Fractions of training to re-place at."}
     )
     repartition_signal: RepartitionSignal = field(default="both", metadata={"help": "gradient | delta | both"})
+    repartition_normalise: bool = field(default=False, metadata={"help": "Divide the gradient as Adam does."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -221,6 +237,10 @@ class CpsLoraConfig(LocalizedConfig):
             raise ValueError(
                 f"repartition_signal must be one of {', '.join(REPARTITION_SIGNALS)}, got {self.repartition_signal!r}"
             )
+        if self.repartition_observe == "training" and self.repartition_signal == "delta":
+            raise ValueError("repartition_signal='delta' uses no gradient; set repartition_observe='event'")
+        if self.repartition_normalise and self.repartition_observe != "training":
+            raise ValueError("repartition_normalise needs repartition_observe='training': an event has no Adam steps")
 
     def layer_budget(self, m: int, n: int, r: int) -> LayerBudget:
         return clustered_budget(m, n, r, self.global_share, self.clusters)

@@ -1,8 +1,12 @@
-"""Agreement between the processes of a distributed run: signals are summed, labels come from one process."""
+"""Agreement between the processes of a distributed run: signals are summed, labels come from one process.
+
+Every process must come through these functions in the same order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -21,6 +25,33 @@ def sum_over_processes(tensors: Iterable[Tensor]) -> None:
         summed = tensor.to(device)
         dist.all_reduce(summed)
         tensor.copy_(summed)
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """An error in the body on one process is raised on every process, so that none waits for it for ever.
+
+    Raises:
+        RuntimeError: the body went well here and failed on another process.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    if _distributed():
+        errors: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(errors, None if error is None else f"{type(error).__name__}: {error}")
+        failed = [f"process {rank} failed: {message}" for rank, message in enumerate(errors) if message]
+        if failed and error is None:
+            raise RuntimeError("; ".join(failed))
+    if error is not None:
+        raise error
+
+
+def processes() -> tuple[int, int]:
+    """This process's number, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
 
 
 def decide_once(decide: Callable[[], T]) -> T:

@@ -36,36 +36,48 @@ class _Watch(torch.autograd.Function):
 
 
 @contextmanager
-def watch_gradients(model: nn.Module, observers: Mapping[nn.Module, Observer]) -> Iterator[Callable[[], None]]:
+def observe_gradients(observers: Mapping[nn.Module, Observer]) -> Iterator[None]:
     """While active, every backward pass through a layer of `observers` calls its observer with `(x, g)`.
 
-    No parameter requires grad meanwhile, so nothing accumulates in any `.grad` and no gradient of a weight is formed;
-    each parameter gets its own flag back at the end. Yields a function to call before each backward pass, which takes
-    the flags away again: losses that need a reference switch the adapter off and on, and PEFT then sets them.
+    Nothing else changes: parameters get the gradients they would have got, to the last bit.
     """
-    # The layers before the first trainable parameter have outputs that autograd would not follow. An anchor that
-    # requires grad makes them followed, and so does the embedding's output, for reentrant gradient checkpointing.
+    # The layers before the first trainable parameter have outputs that autograd would not follow; an anchor that
+    # requires grad makes them followed.
     anchor = torch.zeros((), requires_grad=True)
-    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-
-    def freeze(*_: Any) -> None:
-        for parameter, _flag in required:
-            parameter.requires_grad_(False)
 
     def hook(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return output
         return _Watch.apply(anchor, inputs[0].detach(), output, observers[layer])
 
+    with ExitStack() as stack:
+        for layer in observers:
+            stack.callback(layer.register_forward_hook(hook).remove)
+        yield
+
+
+@contextmanager
+def watch_gradients(model: nn.Module, observers: Mapping[nn.Module, Observer]) -> Iterator[Callable[[], None]]:
+    """:func:`observe_gradients` for passes that are made to observe and for nothing else.
+
+    No parameter requires grad meanwhile, so nothing accumulates in any `.grad` and no gradient of a weight is formed;
+    each parameter gets its own flag back at the end. Yields a function to call before each backward pass, which takes
+    the flags away again: losses that need a reference switch the adapter off and on, and PEFT then sets them.
+    """
+    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+
+    def freeze(*_: Any) -> None:
+        for parameter, _flag in required:
+            parameter.requires_grad_(False)
+
     def follow(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
         if torch.is_grad_enabled() and not output.requires_grad:
             output.requires_grad_(True)
 
     with ExitStack() as stack:
-        for layer in observers:
-            stack.callback(layer.register_forward_hook(hook).remove)
+        stack.enter_context(observe_gradients(observers))
         embeddings = _input_embeddings(model)
-        if embeddings is not None:
+        if embeddings is not None:  # reentrant gradient checkpointing needs an input that requires grad
             stack.callback(embeddings.register_forward_hook(follow).remove)
         stack.callback(model.register_forward_pre_hook(freeze).remove)
         try:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from localora.tuner.distributed import failing_together
 from localora.tuner.layer import LocalizedLinear
 from localora.tuner.observe import Observer, watch_gradients
 
@@ -41,9 +42,10 @@ class Passes:
         progress: Callable[[int], None] | None = None,
     ) -> None:
         self.model = model
-        self.batches = [_to_device(batch, model) for batch in islice(batches, steps)]
-        if not self.batches:
-            raise CalibrationError("calibration got no batches: the data set is empty, or its iterator is used up")
+        with failing_together():
+            self.batches = [_to_device(batch, model) for batch in islice(batches, steps)]
+            if not self.batches:
+                raise CalibrationError("calibration got no batches: the data set is empty, or its iterator is used up")
         self.loss_fn = loss_fn or _default_loss
         self.progress = progress
         self.losses: list[float] = []
@@ -60,7 +62,7 @@ class Passes:
         for layer in calibrated:
             layer.calibrating = True
         try:
-            with watch_gradients(self.model, by_module) as freeze, torch.enable_grad():
+            with failing_together(), watch_gradients(self.model, by_module) as freeze, torch.enable_grad():
                 for number, batch in enumerate(batches, start=1):
                     loss = self._loss(batch, number)
                     freeze()
@@ -78,7 +80,9 @@ class Passes:
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         try:
-            return float(self._loss(self.batches[0], 1))
+            with failing_together():
+                loss = self._loss(self.batches[0], 1)
+            return float(loss)
         finally:
             for module, training in modes:
                 module.training = training

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from localora.placement.accumulated import AccumulatedGradient
 from localora.placement.budget import LocalShape
 from localora.placement.coclustering import plan_coclusters
 from localora.placement.partition import Partition
-from localora.placement.signals import GradientSketch, TaylorScores
+from localora.placement.signals import GradientSketch, SharedInputs, TaylorScores
 from localora.placement.taylor import plan_block
 from localora.placement.threads import one_thread, over_threads
 from localora.tuner.config import CpsLoraConfig, GlobalLocalLoraConfig, LocalizedConfig
@@ -28,6 +29,12 @@ from localora.tuner.observe import Observer
 from localora.tuner.passes import CalibrationError, Layers, Passes
 from localora.tuner.report import LayerReport
 from localora.tuner.thin import gram_norm
+
+IN_CALIBRATION = "calibration: does the loss depend on the model's output, and does the loss_fn use the model given?"
+UNOBSERVED = (
+    "put `with repartitioner.observe():` around forward and backward, or give the Trainer the LocalizationCallback. "
+    "torch.compile hides the gradients"
+)
 
 
 def plan_blocks(passes: Passes, layers: Layers, name: str, config: GlobalLocalLoraConfig) -> dict[str, LayerReport]:
@@ -49,10 +56,19 @@ class Proposal:
     captured_after: float
 
 
-def propose(passes: Passes, layers: Layers, name: str, config: LocalizedConfig) -> dict[str, Proposal]:
-    """What a re-partition would do to each placed layer, by the planner of its method."""
+def propose(
+    passes: Passes,
+    layers: Layers,
+    name: str,
+    config: LocalizedConfig,
+    accumulated: dict[str, AccumulatedGradient] | None = None,
+) -> dict[str, Proposal]:
+    """What a re-partition would do to each placed layer, by the planner of its method.
+
+    `accumulated` is what training itself has shown of the gradient (emptied here); None observes it on the passes.
+    """
     if isinstance(config, CpsLoraConfig):
-        return _propose_clusters(passes, layers, name, config)
+        return _propose_clusters(passes, layers, name, config, accumulated)
     assert isinstance(config, GlobalLocalLoraConfig)
     old = {key: partition_of(layer, name) for key, layer in layers.items()}
     before = _taylor_scores(passes, layers, old, passes.batches[-1:])
@@ -63,8 +79,19 @@ def propose(passes: Passes, layers: Layers, name: str, config: LocalizedConfig) 
     }
 
 
-def _propose_clusters(passes: Passes, layers: Layers, name: str, config: CpsLoraConfig) -> dict[str, Proposal]:
-    sketches = gradient_sketches(passes, layers, config) if config.repartition_signal != "delta" else {}
+def _propose_clusters(
+    passes: Passes,
+    layers: Layers,
+    name: str,
+    config: CpsLoraConfig,
+    accumulated: dict[str, AccumulatedGradient] | None,
+) -> dict[str, Proposal]:
+    sketches: dict[str, GradientSketch] | dict[str, AccumulatedGradient] = {}
+    if accumulated is not None:
+        sum_signals(accumulated, f"training since the last event; {UNOBSERVED}")
+        sketches = accumulated
+    elif config.repartition_signal != "delta":
+        sketches = gradient_sketches(passes, layers, config)
 
     def propose_one(key: str) -> Proposal:
         layer = layers[key]
@@ -89,7 +116,7 @@ def _propose_clusters(passes: Passes, layers: Layers, name: str, config: CpsLora
 @torch.no_grad()
 @one_thread()
 def _signal_factors(
-    layer: LocalizedLinear, name: str, sketch: GradientSketch | None, config: CpsLoraConfig
+    layer: LocalizedLinear, name: str, sketch: GradientSketch | AccumulatedGradient | None, config: CpsLoraConfig
 ) -> tuple[Tensor, Tensor]:
     """Thin factors of what the next partition should capture: dW, the step -G, or both at equal energy."""
     left, right = [], []
@@ -126,12 +153,14 @@ def plan_clusters(passes: Passes, layers: Layers, name: str, config: CpsLoraConf
 
 def gradient_sketches(passes: Passes, layers: Layers, config: CpsLoraConfig) -> dict[str, GradientSketch]:
     """Sketches of each layer's gradient, summed over the batches and the processes."""
+    inputs = SharedInputs()
     sketches = {
-        key: GradientSketch(layer.out_features, layer.in_features, config.sketch, config.seed)
+        key: GradientSketch(layer.out_features, layer.in_features, config.sketch, config.seed, inputs=inputs)
         for key, layer in layers.items()
     }
     passes.run(layers, {key: sketch.observe for key, sketch in sketches.items()}, passes.batches)
-    _sum_signals(sketches)
+    inputs.forget()
+    sum_signals(sketches, IN_CALIBRATION)
     return sketches
 
 
@@ -160,7 +189,7 @@ def _taylor_scores(
         return lambda x, g: scores[key].observe(x, g, _weight_mn(layer))
 
     passes.run(layers, {key: observer(key, layer) for key, layer in layers.items()}, batches)
-    _sum_signals(scores)
+    sum_signals(scores, IN_CALIBRATION)
     return scores
 
 
@@ -189,21 +218,27 @@ def _cocluster(
     )
 
 
-def _sum_signals(signals: Mapping[str, TaylorScores | GradientSketch]) -> None:
-    silent = [key for key, signal in signals.items() if signal.batches == 0]
+def sum_signals(signals: Mapping[str, TaylorScores | GradientSketch | AccumulatedGradient], where: str) -> None:
+    """Sum what the processes observed, in place.
+
+    Raises:
+        CalibrationError: no process saw any gradient, or one that is not finite.
+    """
+    seen = torch.tensor([signal.batches for signal in signals.values()])
+    sum_over_processes([seen])
+    silent = [key for key, batches in zip(signals, seen.tolist(), strict=True) if batches == 0]
     if len(silent) == len(signals):
-        raise CalibrationError(
-            "no gradient reached any adapted layer: does the loss depend on the model's output, and does the loss_fn "
-            "use the model it is given?"
-        )
+        raise CalibrationError(f"no gradient reached any adapted layer in {where}")
     if silent:
         warnings.warn(
-            f"no gradient reached {len(silent)} of {len(signals)} adapted layers in calibration, {silent[0]} among "
-            "them (an expert that no token was routed to?); their placement is arbitrary. Use more or other batches",
+            f"no gradient reached {len(silent)} of {len(signals)} adapted layers, {silent[0]} among them (an expert "
+            "that no token was routed to?); their placement is arbitrary. Use more or other batches",
             stacklevel=3,
         )
-    for signal in signals.values():
+    for key, signal in signals.items():
         sum_over_processes(signal.tensors())
+        if not all(bool(tensor.isfinite().all()) for tensor in signal.tensors()):
+            raise CalibrationError(f"the gradient of {key} holds NaN or infinity; try bfloat16 instead of float16")
 
 
 def _weight_mn(layer: LocalizedLinear) -> Tensor:

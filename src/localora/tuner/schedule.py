@@ -1,11 +1,12 @@
-"""Re-partition on a schedule: when, from which signal, and what each event did.
+"""Re-partition on a schedule: when, from which signal, and what is kept for a run that resumes.
 
-A schedule is a list of fractions of training, or "every N steps"; with `settle`, a layer whose new partition agrees
-with its present one to that adjusted Rand index is left alone.
+A schedule is a list of fractions of training, or "every N steps" until settled: after an event at which every layer's
+new partition agrees with its present one, to the adjusted Rand index `settle`, there are no more. At any event, a layer
+that agrees so far is left alone.
 
-The gradient signal is observed at the event itself, on a fixed set of the run's batches, rather than accumulated over
-the steps before it: an event is then a function of the model and the batches alone, so a run that resumes from a
-checkpoint repeats it bit for bit, and it is the same under any gradient accumulation.
+By default the gradient is observed at the event itself, on a fixed set of the run's batches: an event is then a
+function of the model and the batches alone. With `repartition_observe="training"` it is what the training steps since
+the last event have shown, and that is part of a run's state.
 """
 
 from __future__ import annotations
@@ -13,71 +14,27 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from localora.placement.agreement import adjusted_rand_index
-from localora.placement.partition import Placement
+from localora.placement.partition import Partition, Placement
 from localora.tuner.calibration import adapter_config
-from localora.tuner.distributed import check_agreement
-from localora.tuner.layer import LocalizedLinear
+from localora.tuner.config import CpsLoraConfig
+from localora.tuner.distributed import check_agreement, processes
+from localora.tuner.event import RepartitionEvent, ScheduleError
 from localora.tuner.model import adapted_layers
 from localora.tuner.passes import LossFn, Passes
-from localora.tuner.planning import Proposal, partition_of, propose
-from localora.tuner.repartition import STILL, Move, carry_residuals, move_layer, worst_state
+from localora.tuner.planning import partition_of, propose
+from localora.tuner.repartition import STILL, carry_residuals, move_layer, worst_state
+from localora.tuner.resume import check_state, fingerprint
+from localora.tuner.training_signal import TrainingSignal
 
 logger = logging.getLogger(__name__)
-
-
-class ScheduleError(RuntimeError):
-    """A scheduled re-partition that cannot happen, or that did not happen."""
-
-
-@dataclass(frozen=True)
-class RepartitionEvent:
-    """One event, summed over layers.
-
-    Attributes:
-        step: optimizer steps done when it happened.
-        rows_moved, cols_moved: over all layers. layers_moved, layers: how many layers changed, of how many.
-        captured_before, captured_after: mean over layers of what the old and the new partition capture: share of the
-            signal's energy (CPS-LoRA) or of the Taylor importance (G-LoRA).
-        delta_change: largest relative change of a layer's dW caused by the move; 0 where the residual is carried.
-        carry_rank: rank of the frozen term that holds the residuals.
-        loss_before, loss_after: on the same batch.
-        state: worst case over layers, see :class:`localora.tuner.repartition.Move`.
-        seconds: the whole event.
-    """
-
-    step: int
-    rows_moved: int
-    cols_moved: int
-    layers_moved: int
-    layers: int
-    captured_before: float
-    captured_after: float
-    delta_change: float
-    carry_rank: int
-    loss_before: float
-    loss_after: float
-    state: str
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        carried = f" (residual carried, rank {self.carry_rank})" if self.carry_rank else ""
-        return (
-            f"re-partition at step {self.step}: {self.layers_moved} of {self.layers} layers, {self.rows_moved} rows "
-            f"and {self.cols_moved} columns moved, captured {self.captured_before:.1%} -> {self.captured_after:.1%}, "
-            f"dW changed by up to {self.delta_change:.1%}{carried}, loss {self.loss_before:.4f} -> "
-            f"{self.loss_after:.4f}, optimizer state {self.state}, {self.seconds:.1f} s"
-        )
 
 
 class Repartitioner:
@@ -85,15 +42,18 @@ class Repartitioner:
 
         repartitioner = Repartitioner(model, optimizer, total_steps, batches)
         for batch in loader:
-            model(**batch).loss.backward(); optimizer.step(); optimizer.zero_grad()
+            with repartitioner.observe():
+                model(**batch).loss.backward()
+            optimizer.step(); optimizer.zero_grad()
             repartitioner.step()
 
     Args:
         model: a PEFT model whose adapter is placed.
         optimizer: its state of what stays is carried along. None: there is none.
         total_steps: optimizer steps of the whole training; fractions in the config refer to it.
-        batches: what each event observes. At most `steps` of them are read, at once, and kept: a data loader that
-            shuffles anew every epoch would give other batches to a run that resumes than to one that did not stop.
+        batches: what each event observes, and takes its losses on. At most `steps` of them are read (one, where the
+            gradient comes from training), at once, and kept: a data loader that shuffles anew every epoch would give
+            other batches to a run that resumes than to one that did not stop.
         steps: batches to observe at an event.
         loss_fn: as in :func:`localora.calibrate`.
         adapter_name: default the active adapter.
@@ -115,11 +75,36 @@ class Repartitioner:
         self.model, self.optimizer, self.loss_fn = model, optimizer, loss_fn
         self.name, self.config = adapter_config(model, adapter_name)
         self.done_steps = done_steps
-        movable = any(x.localized_layout[self.name].budget.has_choice for _, x in adapted_layers(model, self.name))
-        steps_due = self.config.repartition_steps(total_steps) if movable else []
-        self.due = [step for step in steps_due if step > done_steps]
-        self.batches = list(islice(batches, steps)) if self.due else []
+        self.layers = {
+            key: layer
+            for key, layer in adapted_layers(model, self.name)
+            if layer.localized_layout[self.name].budget.local
+        }
+        movable = any(layer.localized_layout[self.name].budget.has_choice for layer in self.layers.values())
+        self.scheduled = self.config.repartition_steps(total_steps) if movable else []
+        self.due = [step for step in self.scheduled if step > done_steps]
+        self.settled = False
+        self.signal = None
+        if self.due and self.config.repartition_observe == "training":
+            assert isinstance(self.config, CpsLoraConfig)  # the other config refuses it
+            self.signal = TrainingSignal(self.layers, self.config)
+        self.batches = list(islice(batches, 1 if self.signal else steps)) if self.due else []
         self.events: list[RepartitionEvent] = []
+
+    @property
+    def has_state(self) -> bool:
+        """Whether an event depends on more than the model, the optimizer and the batches, so that a resumed run needs
+        this object's state: what training has shown of the gradient, or that the partition has settled."""
+        return bool(self.scheduled) and (
+            self.config.repartition_observe == "training" or self.config.repartition_every > 0
+        )
+
+    def observe(self) -> AbstractContextManager[None]:
+        """Put around every forward and backward pass of training; gradients stay what they are, to the last bit.
+
+        Does nothing where the gradient is observed at the events themselves, or where no event is left.
+        """
+        return self.signal.observing() if self.signal else nullcontext()
 
     def step(self) -> RepartitionEvent | None:
         """Call after every optimizer step; returns the event if one was due."""
@@ -128,6 +113,8 @@ class Repartitioner:
     def at(self, done_steps: int) -> RepartitionEvent | None:
         """The same with the number of optimizer steps done given."""
         self.done_steps = done_steps
+        if self.signal:
+            self.signal.end_step()
         if not self.due or self.due[0] > done_steps:
             return None
         if self.due[0] < done_steps:
@@ -139,6 +126,10 @@ class Repartitioner:
         event = self._event()
         self.events.append(event)
         logger.info("%s", event)
+        if self.config.repartition_every and event.settled:
+            self._settle()
+        if not self.due:
+            self.signal = None
         return event
 
     def finish(self, done_steps: int | None = None) -> None:
@@ -159,26 +150,69 @@ class Repartitioner:
         if self.due:
             logger.warning("training ended at step %d, before the re-partitions at %s", self.done_steps, self.due)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run needs beside the weights and the optimizer; take it after :meth:`step`."""
+        return {
+            "done_steps": torch.tensor(self.done_steps),
+            "settled": torch.tensor(self.settled),
+            "processes": torch.tensor(processes()[1]),
+            "fingerprint": fingerprint(self.layers, self.name),
+            **(self.signal.state_dict() if self.signal else {}),
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from :meth:`state_dict`, in each process from its own, once the model's weights are loaded.
+
+        Raises:
+            ScheduleError: the state is of other weights, another model, other settings, or another number of processes.
+        """
+        done_steps = int(state.get("done_steps", torch.tensor(0)))
+        if self.done_steps not in (0, done_steps):
+            raise ScheduleError(
+                f"the saved state of the re-partition is of step {done_steps}, but training resumes after step "
+                f"{self.done_steps}; load the state of the same checkpoint as the weights"
+            )
+        self.done_steps = done_steps
+        self.due = [step for step in self.due if step > done_steps]
+        if bool(state.get("settled", False)):
+            self._settle()
+        if not self.due:
+            self.signal = None
+        check_state(state, self.state_dict())
+        if self.signal:
+            self.signal.load_state_dict(state)
+
+    def _settle(self) -> None:
+        if self.due:
+            logger.info("the partition has settled; the re-partitions at steps %s are dropped", self.due)
+        self.settled, self.due = True, []
+
     def _event(self) -> RepartitionEvent:
         started = time.perf_counter()
-        layers = {
-            key: layer
-            for key, layer in adapted_layers(self.model, self.name)
-            if layer.localized_layout[self.name].budget.local
-        }
         passes = Passes(self.model, self.batches, len(self.batches), self.loss_fn)
         loss_before = passes.first_loss()
-        proposals = propose(passes, layers, self.name, self.config)
-        moves = {key: self._move(layer, proposals[key]) for key, layer in layers.items()}
+        accumulated = self.signal.take() if self.signal else None
+        proposals = propose(passes, self.layers, self.name, self.config, accumulated)
+        moves, agreements = {}, []
+        for key, layer in self.layers.items():
+            proposal = proposals[key]
+            agreements.append(_agreement(partition_of(layer, self.name), proposal.partition))
+            # A settled layer, or a proposal that captures no more than what is there, is no reason to move.
+            still = agreements[-1] >= self.config.settle or proposal.captured_after <= proposal.captured_before
+            moves[key] = (
+                STILL
+                if still
+                else move_layer(layer, self.name, proposal.partition, self.optimizer, self.config.carry_residual)
+            )
         if self.config.carry_residual:
-            self.config.carry_rank = carry_residuals(layers, self.name, moves)
-        check_agreement(Placement.digest_of(partition_of(layer, self.name) for layer in layers.values()))
+            self.config.carry_rank = carry_residuals(self.layers, self.name, moves)
+        check_agreement(Placement.digest_of(partition_of(layer, self.name) for layer in self.layers.values()))
         return RepartitionEvent(
             step=self.done_steps,
             rows_moved=sum(move.rows for move in moves.values()),
             cols_moved=sum(move.cols for move in moves.values()),
             layers_moved=sum(move is not STILL for move in moves.values()),
-            layers=len(layers),
+            layers=len(self.layers),
             captured_before=_mean(proposal.captured_before for proposal in proposals.values()),
             captured_after=_mean(
                 p.captured_before if moves[key] is STILL else p.captured_after for key, p in proposals.items()
@@ -188,19 +222,13 @@ class Repartitioner:
             loss_before=loss_before,
             loss_after=passes.first_loss(),
             state=worst_state([move.state for move in moves.values()]),
+            settled=min(agreements) >= self.config.settle,
             seconds=time.perf_counter() - started,
         )
 
-    def _move(self, layer: LocalizedLinear, proposal: Proposal) -> Move:
-        old = partition_of(layer, self.name)
-        agreement = min(
-            adjusted_rand_index(old.row_labels, proposal.partition.row_labels),
-            adjusted_rand_index(old.col_labels, proposal.partition.col_labels),
-        )
-        # A settled layer, or a proposal that captures no more than what is there, is no reason to move.
-        if agreement >= self.config.settle or proposal.captured_after <= proposal.captured_before:
-            return STILL
-        return move_layer(layer, self.name, proposal.partition, self.optimizer, self.config.carry_residual)
+
+def _agreement(old: Partition, new: Partition) -> float:
+    return min(adjusted_rand_index(old.row_labels, new.row_labels), adjusted_rand_index(old.col_labels, new.col_labels))
 
 
 def _mean(values: Iterable[float]) -> float:
