@@ -72,6 +72,9 @@ def train(
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Output folder, instead of the recipe's.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run the folder holds.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue it from its last checkpoint.")] = False,
+    allow_code_execution: Annotated[
+        bool, typer.Option("--allow-code-execution", help="Run generated code, in a sandbox, to score it.")
+    ] = False,
 ) -> None:
     with _errors_in_one_line():
         from rich.console import Console
@@ -80,7 +83,8 @@ def train(
         from localora.report.console import print_record
         from localora.training.run import train as run
 
-        chosen = load_recipe(recipe, set_ or [], folder=out)
+        allowed = ["evaluation.allow_code_execution=true"] if allow_code_execution else []
+        chosen = load_recipe(recipe, [*(set_ or []), *allowed], folder=out)
         console = Console()
         record = run(chosen, overwrite=overwrite, resume=resume, console=console)
         print_record(record, console)
@@ -197,6 +201,7 @@ def _errors_in_one_line(*more: type[Exception]) -> Iterator[None]:
 
     from localora import CalibrationError, PlacementError, UnplacedAdapterError
     from localora.data.example import DataError
+    from localora.evaluation.sandbox import SandboxError
     from localora.model.errors import ModelError
     from localora.placement.budget import BudgetError
     from localora.recipe import RecipeError
@@ -206,7 +211,7 @@ def _errors_in_one_line(*more: type[Exception]) -> Iterator[None]:
 
     expected: tuple[type[Exception], ...] = (
         BudgetError, CalibrationError, DataError, FolderError, ModelError, PlacementError, RecipeError, RecordError,
-        TrainingError, UnplacedAdapterError, *more,
+        SandboxError, TrainingError, UnplacedAdapterError, *more,
     )  # fmt: skip
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -184,6 +184,9 @@ class EvaluationSection(Section):
     curve_points: PositiveInt = Field(default=5, description="times the held-out loss is measured during training")
     batch_size: PositiveInt = 16
     max_new_tokens: PositiveInt = 128
+    allow_code_execution: StrictBool = Field(
+        default=False, description="run generated code, in a sandbox (docs/evaluation.md); without, no pass@1"
+    )
 
 
 class OutputSection(Section):

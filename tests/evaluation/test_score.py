@@ -1,52 +1,16 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 
 from localora.data.example import DataError, Example, Scorer
 from localora.evaluation import score
-from localora.evaluation.generate import generate
-from localora.evaluation.score import evaluate_task, final_answer, same_answer
+from localora.evaluation.sandbox import Verdict
+from localora.evaluation.score import evaluate_task
 
 SETTINGS = {"batch_size": 4, "max_new_tokens": 6}
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        (" 5 + 7 = 12\n#### 12", "12"),
-        ("#### 3\nQuestion: and now 8?\n#### 4\n", "4"),
-        ("#### 1,234 apples in 2 boxes", "1,234"),
-        ("so $1,200.50.", "$1,200.50"),
-        ("5 - 7 = -2", "-2"),
-        ("#### C", "C"),
-        ("#### -7.", "-7"),
-        ("none at all", None),
-        ("####", None),
-        ("#### \n5 is left", "5"),
-    ],
-)
-def test_final_answer(text, answer):
-    assert final_answer(text) == answer
-
-
-@pytest.mark.parametrize(
-    ("found", "expected", "same"),
-    [
-        ("1,200", "1200", True),
-        ("$1200.00", "1200", True),
-        ("12.", "12", True),
-        ("50%", "50", True),
-        ("c", "C", True),
-        ("-2", "2", False),
-        ("1.5", "15", False),
-        ("10000000000000001", "10000000000000000", False),
-        (None, "0", False),
-    ],
-)
-def test_same_answer(found, expected, same):
-    assert same_answer(found, expected) is same
 
 
 def test_exact_match_counts_items_in_order(model, tokenizer, monkeypatch):
@@ -63,11 +27,9 @@ def test_generation_ends_with_the_marked_line(model, tokenizer, monkeypatch):
     seen = []
     monkeypatch.setattr(score, "generate", lambda *args, **kwargs: seen.append(kwargs) or ["1"])
     evaluate_task(model, tokenizer, [Example("", "a", "b", answer="1")], Scorer.exact_match, **SETTINGS)
-    pattern = score.re.compile(seen[0]["stop_pattern"])
+    pattern = re.compile(seen[0]["stop_pattern"])
     assert not any(map(pattern.search, ("5\n", "####\n", "#### 1", "#### \n")))
     assert pattern.search("so\n#### 12\n")
-    evaluate_task(model, tokenizer, [Example("", "a", "b")], Scorer.code, **SETTINGS)
-    assert seen[1]["stop_pattern"] is None
 
 
 def test_multiple_choice_with_a_real_model(model, tokenizer):
@@ -81,13 +43,40 @@ def test_multiple_choice_with_a_real_model(model, tokenizer):
     assert result.name == "multiple choice accuracy"
 
 
-def test_code_is_compared_as_text_and_says_so(model, tokenizer):
-    examples = [Example(p, p, "?") for p in ("one", "two?")]
-    texts = generate(model, tokenizer, examples, **SETTINGS)
-    planted = [replace(examples[0], completion=f"\n  {texts[0]}  \n"), replace(examples[1], completion="else")]
-    result = evaluate_task(model, tokenizer, planted, Scorer.code, **SETTINGS)
-    assert result.items == [True, False]
-    assert "not run" in result.name
+def test_code_runs_in_the_sandbox_it_is_given(model, tokenizer, monkeypatch):
+    """The sandbox gets prompt and answer, without what the model went on to write, and its verdict is the score."""
+    seen = []
+
+    class Box:
+        def run_all(self, samples):
+            seen.extend(samples)
+            return [Verdict("n + 1" in program, "said so") for program, _ in samples]
+
+    prompt = 'def f(n):\n    """Doc."""'
+    texts = ["\n    return n + 1\nprint(f(1))", "\n    return n\n\ndef g(): ..."]
+    monkeypatch.setattr(score, "generate", lambda *_, **__: texts)
+    examples = [Example(str(i), prompt, "c", tests="assert f(1) == 2") for i in range(2)]
+    result = evaluate_task(model, tokenizer, examples, Scorer.code, sandbox=Box(), **SETTINGS)
+    assert seen == [(f"{prompt}\n    return n{end}", "assert f(1) == 2") for end in (" + 1", "\n")]
+    assert (result.name, result.items) == ("pass@1", [True, False])
+    assert result.outputs[1].endswith("# said so")
+
+
+def test_code_without_a_sandbox_is_refused(model, tokenizer):
+    with pytest.raises(DataError, match="--allow-code-execution"):
+        evaluate_task(model, tokenizer, [Example("", "a", "b", tests="c")], Scorer.code, **SETTINGS)
+
+
+def test_the_first_answer_word_counts(model, tokenizer, monkeypatch):
+    words = ("ending1", "ending2", "ending3")
+    texts = [" it is Ending2, not ending1", "ending12 or ending1", "none"]
+    seen = []
+    monkeypatch.setattr(score, "generate", lambda *_, **kwargs: seen.append(kwargs["stop_pattern"]) or texts)
+    examples = [Example(str(i), "p", "c", choices=words, answer_index=right) for i, right in enumerate((1, 0, 2))]
+    result = evaluate_task(model, tokenizer, examples, Scorer.answer_word, **SETTINGS)
+    assert result.items == [True, True, False]
+    assert re.search(seen[0], "well, ending3")
+    assert not re.search(seen[0], "ending4, endings")
 
 
 @pytest.mark.parametrize(
@@ -97,6 +86,7 @@ def test_code_is_compared_as_text_and_says_so(model, tokenizer):
         ([Example("a", "p", "c")], Scorer.none, "no scorer"),
         ([Example("e7", "p", "c")], Scorer.exact_match, "'e7' has no answer"),
         ([Example("e8", "p", "c", choices=("a", "b"))], Scorer.multiple_choice, "'e8' has no choices"),
+        ([Example("e9", "p", "c", choices=("a", "b"))], Scorer.answer_word, "'e9' has no choices"),
     ],
 )
 def test_what_cannot_be_scored(model, tokenizer, examples, scorer, message):

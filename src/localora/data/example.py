@@ -19,6 +19,7 @@ class Scorer(StrEnum):
 
     exact_match = "exact_match"  # final number of the generated text against Example.answer
     multiple_choice = "multiple_choice"  # likeliest of Example.choices against Example.answer_index
+    answer_word = "answer_word"  # first of Example.choices in the generated text against Example.answer_index
     code = "code"  # Example.tests run after prompt + generated text
     none = "none"  # loss only
 

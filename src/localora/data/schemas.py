@@ -21,6 +21,7 @@ from localora.data.example import DataError, Example, Scorer
 from localora.data.jsonl import Row
 
 _FINAL_ANSWER = re.compile(r"####[ \t]*(\S[^\n]*?)\s*$")
+LETTERS = "ABCDE"  # of a math problem's options; its answer is one of them
 _CALCULATOR_MARK = re.compile(r"<<[^<>\n]*>>")
 
 
@@ -160,7 +161,8 @@ def _multiple_choice(row: Row, identity: str, _: Columns) -> Example:
 def _math(row: Row, identity: str, _: Columns) -> Example:
     question = _text(row, "question")
     if row.values.get("choices"):
-        question = "\n".join([question, *_texts(row, "choices", 2)])
+        options = _texts(row, "choices", 2)
+        question = "\n".join([question, *(f"{letter}) {text}" for letter, text in zip(LETTERS, options, strict=False))])
     # GSM8K's <<48/2=24>> marks address a calculator we do not have.
     rationale = _CALCULATOR_MARK.sub("", _text(row, "answer"))
     return Example(

@@ -24,11 +24,21 @@ def mean_loss(model: nn.Module, encoded: Sequence[Encoded], batch_size: int) -> 
     Raises:
         DataError: `encoded` holds no label token.
     """
+    sums, counts = completion_losses(model, encoded, batch_size)
+    return sum(sums) / sum(counts)
+
+
+def completion_losses(model: nn.Module, encoded: Sequence[Encoded], batch_size: int) -> tuple[list[float], list[int]]:
+    """Of each sequence the negative log-likelihood of its label tokens in nats, summed, and their number.
+
+    Raises:
+        DataError: `encoded` holds no label token.
+    """
     # The first position is predicted from nothing, so its label does not count.
-    tokens = sum(label != IGNORED for row in encoded for label in row["labels"][1:])
-    if tokens == 0:
+    counts = [sum(label != IGNORED for label in row["labels"][1:]) for row in encoded]
+    if sum(counts) == 0:
         raise DataError("no token to measure a loss on; the held-out data are empty")
-    return float(_losses(model, encoded, batch_size).sum()) / tokens
+    return _losses(model, encoded, batch_size).tolist(), counts
 
 
 def choose(

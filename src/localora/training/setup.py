@@ -15,7 +15,8 @@ from localora.data.batches import Encoded, encode_examples
 from localora.data.example import Scorer, TaskData
 from localora.data.load import load_task
 from localora.evaluation.likelihood import mean_loss
-from localora.evaluation.score import evaluate_task
+from localora.evaluation.sandbox import Sandbox
+from localora.evaluation.score import CODE_IS_OFF, evaluate_task
 from localora.model.base import load_base_model
 from localora.recipe import EvaluationSection, Recipe
 from localora.training.record import Evaluation
@@ -35,6 +36,7 @@ class Setup:
     validation: list[Encoded]
     test: list[Encoded]
     evaluation: EvaluationSection
+    sandbox: Sandbox | None = None  # None: generated code is not run
 
     def measure(self, model: PreTrainedModel | PeftModel, progress: Progress | None = None) -> Evaluation:
         """Loss and task score of `model` on the test split.
@@ -45,7 +47,9 @@ class Setup:
         start = time.perf_counter()
         loss = finite(mean_loss(model, self.test, self.evaluation.batch_size), "on test examples")
         result = Evaluation(loss=loss, examples=len(self.test))
-        if self.task.scorer is not Scorer.none:
+        if self.task.scorer is Scorer.code and self.sandbox is None:
+            result.score_name = CODE_IS_OFF
+        elif self.task.scorer is not Scorer.none:
             score = evaluate_task(
                 cast(PreTrainedModel, model),
                 self.tokenizer,
@@ -53,6 +57,7 @@ class Setup:
                 self.task.scorer,
                 batch_size=self.evaluation.batch_size,
                 max_new_tokens=self.evaluation.max_new_tokens,
+                sandbox=self.sandbox,
                 progress=progress,
             )
             result.score_name, result.score, result.score_examples = score.name, score.value, score.count
@@ -70,8 +75,11 @@ def load_setup(recipe: Recipe) -> Setup:
 
     Raises:
         DataError, ModelError: as their loaders say.
+        SandboxError: generated code is to be run, and this system cannot contain it.
     """
     task = load_task(recipe.data)
+    runs_code = recipe.evaluation.allow_code_execution and task.scorer is Scorer.code
+    sandbox = Sandbox() if runs_code else None
     model, tokenizer = load_base_model(recipe.model.name, getattr(torch, recipe.model.dtype))
     if torch.cuda.is_available():
         model.to("cuda")  # type: ignore[arg-type]
@@ -84,4 +92,5 @@ def load_setup(recipe: Recipe) -> Setup:
         validation=encode_examples(task.validation[: sizes.curve_examples], tokenizer, length),
         test=encode_examples(task.test[: sizes.examples], tokenizer, length),
         evaluation=sizes,
+        sandbox=sandbox,
     )

@@ -1,0 +1,1 @@
+"""Published tasks of three families by name: commonsense, math, code. From local files, or from the Hub."""

@@ -1,0 +1,26 @@
+"""95 % intervals of what a test set measures."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+Z = 1.959963984540054  # of the normal distribution, 95 % two-sided
+_DRAWS = 2000
+
+
+def wilson(right: int, count: int) -> tuple[float, float]:
+    """Wilson's score interval of a share; sound at 0 and at 1, unlike the normal approximation."""
+    share = right / count
+    middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
+    half = Z / (1 + Z**2 / count) * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def bootstrap_ratio(sums: list[float], counts: list[int], seed: int = 0) -> tuple[float, float]:
+    """Percentile interval of sum(sums) / sum(counts) over items drawn anew: of a mean per token, say."""
+    top, bottom = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
+    drawn = np.random.default_rng(seed).integers(0, len(top), size=(_DRAWS, len(top)))
+    low, high = np.quantile(top[drawn].sum(1) / bottom[drawn].sum(1), [0.025, 0.975])
+    return float(low), float(high)
