@@ -1,0 +1,73 @@
+"""What would make a comparison unfair is refused before any run starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from localora.compare.errors import PlanError
+from localora.compare.plan import ResolvedPlan
+from localora.data.example import DataError, TaskData
+from localora.data.load import load_task
+from localora.data.overlap import prompt_hash
+
+BUDGET_TOLERANCE = 0.01
+
+
+def check_budgets(resolved: ResolvedPlan) -> None:
+    """Every method trains as many parameters as LoRA at the plan's r, within one percent, or wears a label.
+
+    Raises:
+        PlanError: names each method that does not.
+    """
+    problems = [
+        f"methods.{c.label}: trains {c.trainable:,} parameters, {c.budget_ratio - 1:+.1%} of LoRA's {c.budget:,} at r "
+        f"{resolved.plan.r}; the most is {BUDGET_TOLERANCE:.0%}. Change its rank, or give it a budget_label, which "
+        "every table then shows"
+        for c in resolved.contenders
+        if abs(c.budget_ratio - 1) > BUDGET_TOLERANCE and c.budget_label is None
+    ]
+    if problems:
+        raise PlanError(resolved.name, problems)
+
+
+def check_data(resolved: ResolvedPlan) -> dict[str, TaskData]:
+    """Load every task; no prompt that is trained, calibrated or tuned on, in any task, occurs in any task's test.
+
+    Returns:
+        The tasks, so that they need not be loaded twice.
+
+    Raises:
+        PlanError: names the tasks, how many prompts they share, and some of them.
+    """
+    tasks: dict[str, TaskData] = {}
+    problems: list[str] = []
+    for name, spec in resolved.plan.tasks.items():
+        try:
+            tasks[name] = load_task(spec)
+        except DataError as error:
+            problems.append(f"tasks.{name}: {error}")
+    problems += _shared(tasks)
+    wanted = resolved.plan.learning_rates.validation_examples
+    problems += [
+        f"tasks.{name}: has {len(task.validation)} validation examples, and learning_rates.validation_examples is "
+        f"{wanted}; raise data's validation_size or lower that"
+        for name, task in tasks.items()
+        if len(task.validation) < wanted
+    ]
+    if problems:
+        raise PlanError(resolved.name, problems)
+    return tasks
+
+
+def _shared(tasks: Mapping[str, TaskData]) -> list[str]:
+    problems = []
+    for name, task in tasks.items():
+        seen = {prompt_hash(example) for example in (*task.train, *task.validation)}
+        for other, held_out in tasks.items():
+            shared = [example.id for example in held_out.test if prompt_hash(example) in seen]
+            if shared:
+                problems.append(
+                    f"tasks.{name}: {len(shared)} prompt(s) that it trains, calibrates or chooses learning rates on "
+                    f"occur in the test split of {other} ({', '.join(shared[:3])}); remove them from one of the two"
+                )
+    return problems

@@ -1,0 +1,137 @@
+"""A comparison's plan: methods x learning rates x seeds x tasks, all else the same for all."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, StrictBool, field_validator, model_validator
+
+from localora.data.spec import DataSpec
+from localora.recipe import EvaluationSection, MethodSection, ModelSection, PositiveInt, Section
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", description="also a folder's name")]
+Rate = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Role = Literal["method", "headroom"]
+
+CHOSEN_FOR_ALL = {  # keys that a method of a plan cannot have to itself, and where they belong
+    "target_modules": "target_modules at the plan's top level",
+    "steps": "training.steps",
+    "batch_size": "training.batch_size",
+    "learning_rate": "learning_rates.grid, or learning_rates of the method for a grid of its own",
+    "seed": "seeds",
+}
+
+
+class LearningRates(Section):
+    """How each method's learning rate is chosen: on validation examples, never on the test split."""
+
+    grid: list[Rate] = Field(min_length=3, description="tried by every method that has no grid of its own")
+    widen: Annotated[int, Field(ge=0)] = Field(
+        default=2, description="values added, one at a time, while the best is at the grid's edge"
+    )
+    rungs: list[PositiveInt] = Field(
+        default=[], description="steps of short runs that narrow the grid first; the last ones have training.steps"
+    )
+    seed: Seed = Field(default=1000, description="of these runs; none of the plan's seeds")
+    validation_examples: PositiveInt = Field(default=100, description="that the choice is made on")
+    choose_on: Literal["validation"] = "validation"
+
+    @field_validator("choose_on", mode="before")
+    @classmethod
+    def _never_on_test(cls, value: Any) -> Any:
+        if value == "test":
+            raise ValueError(
+                "a learning rate chosen on the test split makes its numbers worthless; choose on validation"
+            )
+        return value
+
+    @field_validator("grid")
+    @classmethod
+    def _distinct(cls, grid: list[float]) -> list[float]:
+        return distinct_grid(grid)
+
+
+class Statistics(Section):
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    score_margin: Rate = Field(default=0.01, description="scores that differ by less are a tie")
+    loss_margin: Rate = Field(default=0.005, description="losses (nats a token) that differ by less are a tie")
+    draws: PositiveInt = Field(default=5000, description="of the bootstrap")
+    seed: Seed = 0
+
+
+class Plan(Section):
+    model: ModelSection = ModelSection()
+    tasks: dict[Name, DataSpec] = Field(min_length=1)
+    r: PositiveInt = Field(default=8, description="LoRA-equivalent rank of every method")
+    target_modules: str | list[str] = "all-linear"
+    methods: dict[Name, dict[str, Any] | None] = Field(min_length=1)
+    headroom: list[Annotated[int, Field(ge=2)]] = Field(
+        default=[2, 4], description="multiples of r that LoRA is run at"
+    )
+    headroom_of: list[Name] = Field(default=["lora"], description="methods whose headroom is measured")
+    baseline: Name = Field(default="lora", description="what the others are held against")
+    learning_rates: LearningRates
+    seeds: list[Seed] = Field(min_length=2, description="fresh ones, the same for every method")
+    training: dict[str, Any] = Field(default={}, description="a recipe's, without learning_rate and seed")
+    evaluation: EvaluationSection = EvaluationSection()
+    statistics: Statistics = Statistics()
+    export: StrictBool = Field(default=True, description="of our methods' final runs, as plain LoRA")
+    folder: str | None = Field(default=None, description="results/<name of the plan> when left out")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for key in ("baseline", "headroom_of"):
+            names = [self.baseline] if key == "baseline" else self.headroom_of if self.headroom else []
+            missing = [name for name in names if name not in self.methods]
+            if missing:
+                raise ValueError(f"{key} names {', '.join(missing)}, which is not among the methods")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds holds the same seed twice; each must be a run of its own")
+        if self.learning_rates.seed in self.seeds:
+            raise ValueError(
+                f"seed {self.learning_rates.seed} chooses the learning rates and is among the final seeds; the final "
+                "ones must be fresh (learning_rates.seed)"
+            )
+        for key in ("learning_rate", "seed"):
+            if key in self.training:
+                raise ValueError(f"training.{key} is no key of a plan; it belongs in {CHOSEN_FOR_ALL[key]}")
+        return self
+
+
+class Contender(Section):
+    """One line of the comparison, its own rank solved and its parameters counted."""
+
+    label: str
+    role: Role = "method"
+    method: MethodSection
+    budget_label: str | None = Field(default=None, description="admits another budget, and is shown in every table")
+    grid: list[Rate]
+    trainable: int
+    budget: int = Field(description="trainable parameters of LoRA at the plan's r")
+
+    @property
+    def budget_ratio(self) -> float:
+        return self.trainable / self.budget
+
+
+class ResolvedPlan(Section):
+    """What a comparison's folder keeps beside its records: enough to schedule, and to report, without a model."""
+
+    name: str
+    plan: Plan
+    contenders: list[Contender]
+
+    def contender(self, label: str) -> Contender:
+        return next(contender for contender in self.contenders if contender.label == label)
+
+    @property
+    def rivals(self) -> list[Contender]:
+        """Those whose verdict is wanted: every method but the baseline, without the headroom runs."""
+        return [c for c in self.contenders if c.role == "method" and c.label != self.plan.baseline]
+
+
+def distinct_grid(grid: list[float]) -> list[float]:
+    if len(set(grid)) < 3:
+        raise ValueError(f"needs at least 3 different learning rates, got {grid}; with fewer nobody was tuned")
+    return sorted(set(grid))

@@ -1,0 +1,1 @@
+"""Where runs take place: processes of this machine, or a Ray cluster."""
