@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from localora.placement.partition import LABEL_DTYPE, UNPLACED, Partition, PlacementError
 from localora.tuner.config import LocalizedConfig
-from localora.tuner.factors import scatter_columns, scatter_rows
+from localora.tuner.factors import places_of, scatter
 from localora.tuner.layer import UnplacedAdapterError, check_fits
 from localora.tuner.model import adapted_layers
 
@@ -119,8 +119,10 @@ def _layer_factors(config: LocalizedConfig, name: str, tensors: dict[str, Tensor
                 f"the adapter was saved before it was placed ({name}); there is nothing to export"
             )
         check_fits(Partition.from_labels(rows, cols, local.clusters), budget, name)
-        A.append(scatter_columns(tensor("local_A.weight", local.rank, local.cols), cols, local.clusters))
-        B.append(scatter_rows(tensor("local_B.weight", local.rows, local.rank) * scale, rows, local.clusters))
+        A_packed = tensor("local_A.weight", local.rank, local.cols)
+        B_packed = tensor("local_B.weight", local.rows, local.rank) * scale
+        A.append(scatter(A_packed.T, places_of(cols, local.cols, local.clusters), n, local.clusters).T)
+        B.append(scatter(B_packed, places_of(rows, local.rows, local.clusters), m, local.clusters))
     if f"{name}.localized_carry_A" in tensors:
         A.append(tensor("carry_A", config.carry_rank, n))
         B.append(tensor("carry_B", m, config.carry_rank))

@@ -12,6 +12,9 @@ order of W. Its update is
 which is B_dense @ A_dense with A scattered to `(K r, n)` and B to `(m, K r)`: the slice k of both holds cluster k and
 zeros elsewhere. Forward, merge, unmerge and export all multiply these dense factors and nothing else. The scatter
 costs K r (m + n), nothing beside the activations, and its shapes never depend on what the labels are.
+
+Both factors are scattered alike, one entry (a column of W for A, a row for B) with its r numbers at a time: seen as
+`(n, K, r)`, the dense factor of n entries is n K short rows, and an entry j of cluster k fills the one at j K + k.
 """
 
 from __future__ import annotations
@@ -20,55 +23,74 @@ import torch
 from torch import Tensor, nn
 
 
-def scatter_columns(A_rn: Tensor, labels_n: Tensor, clusters: int) -> Tensor:
-    """A `(r, n')` and column labels `(n,)` to A_dense `(K r, n)`. Differentiable in A."""
-    r = A_rn.shape[0]
-    if A_rn.shape[1] < labels_n.numel():
-        A_rn = A_rn.index_select(1, _packed_position(labels_n))
-    member_kn = labels_n == torch.arange(clusters, device=labels_n.device).unsqueeze(1)
-    zero = torch.zeros((), dtype=A_rn.dtype, device=A_rn.device)
-    return torch.where(member_kn.unsqueeze(1), A_rn, zero).reshape(clusters * r, -1)
+def places_of(labels_n: Tensor, covered: int, clusters: int) -> Tensor | None:
+    """Where each covered entry goes, int64 `(n',)`: j K + label; None if there is nothing to scatter.
+
+    The labels must be placed. Their number of covered entries is given, so no shape depends on data.
+    """
+    n = labels_n.numel()
+    if covered == n and clusters == 1:
+        return None
+    order = torch.argsort(labels_n < 0, stable=True)[:covered]
+    return order * clusters + labels_n[order]
 
 
-def scatter_rows(B_mr: Tensor, labels_m: Tensor, clusters: int) -> Tensor:
-    """B `(m', r)` and row labels `(m,)` to B_dense `(m, K r)`. Differentiable in B."""
-    r = B_mr.shape[1]
-    if B_mr.shape[0] < labels_m.numel():
-        B_mr = B_mr.index_select(0, _packed_position(labels_m))
-    member_mk = labels_m.unsqueeze(1) == torch.arange(clusters, device=labels_m.device)
-    zero = torch.zeros((), dtype=B_mr.dtype, device=B_mr.device)
-    return torch.where(member_mk.unsqueeze(2), B_mr.unsqueeze(1), zero).reshape(-1, clusters * r)
+def scatter(packed_nr: Tensor, places: Tensor | None, entries: int, clusters: int) -> Tensor:
+    """The packed numbers `(n', r)` of one side to the dense `(n, K r)`. Differentiable in them."""
+    if places is None:
+        return packed_nr
+    r = packed_nr.shape[1]
+    return packed_nr.new_zeros(entries * clusters, r).index_copy_(0, places, packed_nr).view(entries, clusters * r)
 
 
-def _packed_position(labels: Tensor) -> Tensor:
-    """Where each row or column of W lies in the packed factor; uncovered ones point anywhere and are masked out."""
-    return (torch.cumsum(labels >= 0, dim=0) - 1).clamp_(min=0)
-
-
-class ColumnFactor(nn.Module):
-    """The packed A `(r, n')` of one partition, as `weight`.
+class _Factor(nn.Module):
+    """A packed factor of one partition, as `weight`, and the places its labels name.
 
     The factor is a childless module with a `weight`, and its forward returns a new tensor rather than the weight
     itself, because FSDP shards such modules and holds their weight whole only inside their forward.
     """
 
-    def __init__(self, rank: int, cols: int) -> None:
+    def __init__(self, rows: int, cols: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(rank, cols))
+        self.weight = nn.Parameter(torch.empty(rows, cols))
+        self._read: tuple[Tensor, int, Tensor | None] | None = None
 
-    def forward(self, col_labels: Tensor | None, clusters: int) -> Tensor:
-        """A_dense `(K r, n)`; `col_labels=None` means the whole matrix in one cluster."""
-        return self.weight.clone() if col_labels is None else scatter_columns(self.weight, col_labels, clusters)
+    def scattered(self, packed_nr: Tensor, labels: Tensor | None, clusters: int) -> Tensor:
+        """`labels=None` means the whole matrix in one cluster."""
+        if labels is None:
+            return packed_nr
+        return scatter(packed_nr, self._places(labels, packed_nr.shape[0], clusters), labels.numel(), clusters)
+
+    def _places(self, labels: Tensor, covered: int, clusters: int) -> Tensor | None:
+        """Read from the labels, once for as long as they are the same tensor, unwritten since."""
+        if torch.compiler.is_compiling() or labels.is_inference():
+            return places_of(labels, covered, clusters)  # a compiled graph reads them anew, and so outlives a move
+        if self._read is None or self._read[0] is not labels or self._read[1] != labels._version:
+            self._read = (labels, labels._version, places_of(labels, covered, clusters))
+        return self._read[2]
 
 
-class RowFactor(nn.Module):
-    """The packed B `(m', r)` of one partition, as `weight`; see :class:`ColumnFactor`."""
+class ColumnFactor(_Factor):
+    """The packed A `(r, n')`."""
+
+    def __init__(self, rank: int, cols: int) -> None:
+        super().__init__(rank, cols)
+
+    def forward(self, col_labels: Tensor | None, clusters: int, dtype: torch.dtype | None = None) -> Tensor:
+        """A_dense `(K r, n)`, of `dtype` if given."""
+        weight = self.weight.clone() if dtype in (None, self.weight.dtype) else self.weight.to(dtype)
+        return self.scattered(weight.T, col_labels, clusters).T
+
+
+class RowFactor(_Factor):
+    """The packed B `(m', r)`."""
 
     def __init__(self, rows: int, rank: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(rows, rank))
+        super().__init__(rows, rank)
 
-    def forward(self, row_labels: Tensor | None, clusters: int, scale: float) -> Tensor:
+    def forward(
+        self, row_labels: Tensor | None, clusters: int, scale: float, dtype: torch.dtype | None = None
+    ) -> Tensor:
         """s B_dense `(m, K r)`: the scale is folded in here, once, so that no pass over the activations applies it."""
         weight = self.weight * scale
-        return weight if row_labels is None else scatter_rows(weight, row_labels, clusters)
+        return self.scattered(weight if dtype is None else weight.to(dtype), row_labels, clusters)

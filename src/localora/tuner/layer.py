@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from localora.placement.budget import LayerBudget
 from localora.placement.partition import LABEL_DTYPE, UNPLACED, Partition, Placement, PlacementError
 from localora.tuner.factors import ColumnFactor, RowFactor
-from localora.tuner.update import add_update
+from localora.tuner.update import add_update, update_dtype
 
 
 class UnplacedAdapterError(RuntimeError):
@@ -181,20 +181,26 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
             partitions.append(local)
         return Placement(tuple(partitions))
 
-    def dense_factors(self, name: str) -> tuple[Tensor, Tensor]:
-        """Plain LoRA factors A_dense `(R, n)` and s B_dense `(m, R)`; their product is dW. The only formula."""
+    def dense_factors(self, name: str, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """Plain LoRA factors A_dense `(R, n)` and s B_dense `(m, R)`; their product is dW. The only formula.
+
+        They are of `dtype` if given, and without the local term while it is unplaced.
+        """
         budget, scale = self.localized_layout[name]
         A, B = [], []
         if budget.global_rank:
-            A.append(self.localized_global_A[name](None, 1))
-            B.append(self.localized_global_B[name](None, 1, scale))
-        if budget.local:
+            A.append(self.localized_global_A[name](None, 1, dtype))
+            B.append(self.localized_global_B[name](None, 1, scale, dtype))
+        if budget.local and (self.localized_verified[name] or not self.is_unplaced(name)):
             clusters = budget.local.clusters
-            A.append(self.localized_local_A[name](self.localized_col_labels[name], clusters))
-            B.append(self.localized_local_B[name](self.localized_row_labels[name], clusters, scale))
+            A.append(self.localized_local_A[name](self.localized_col_labels[name], clusters, dtype))
+            B.append(self.localized_local_B[name](self.localized_row_labels[name], clusters, scale, dtype))
         if name in self.localized_carry_A:
-            A.append(self.localized_carry_A[name])
-            B.append(self.localized_carry_B[name])
+            A.append(self.localized_carry_A[name].to(dtype))
+            B.append(self.localized_carry_B[name].to(dtype))
+        if not A:
+            like = self.localized_local_A[name].get_parameter("weight")
+            return like.new_zeros(0, self.in_features, dtype=dtype), like.new_zeros(self.out_features, 0, dtype=dtype)
         return (A[0], B[0]) if len(A) == 1 else (torch.cat(A, dim=0), torch.cat(B, dim=1))
 
     def get_delta_weight(self, name: str) -> Tensor:
@@ -218,7 +224,7 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
                 continue
             if not self.localized_verified[name]:
                 self._verify_for_forward(name)
-            A, B = self.dense_factors(name)
+            A, B = self.dense_factors(name, update_dtype(x))
             dropout = self.localized_dropout[name]
             rate = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
             result = add_update(result, x, A, B, rate)

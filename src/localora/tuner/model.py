@@ -69,8 +69,9 @@ class LocalizedModel(BaseTuner):
                 layer.requires_grad_(False)  # an additional adapter does not train until it is activated
             self._replace_module(parent, target_name, layer, target)
         self._place_at_once(layer, adapter_name, peft_config, current_key)
-        # A loader may now write other labels straight into the buffers, so they are checked again at their first use.
-        layer.localized_verified[adapter_name] = budget.local is None
+        if peft_config.of_saved_adapter:
+            # A loader may now write other labels straight into the buffers: they are checked at their first use.
+            layer.localized_verified[adapter_name] = budget.local is None
 
     def _place_at_once(self, layer: LocalizedLinear, name: str, config: LocalizedConfig, key: str) -> None:
         budget = layer.localized_layout[name].budget

@@ -9,7 +9,8 @@ Shape legend
     backward    dB = g^T u      du = g B      dA = du^T x      dx = du A
 
 The update is written into the base layer's output, so no second (T, m) tensor is made or added. Saved for backward are
-x, which neighbouring layers share, and with dropout one byte an input for the mask; u is thin and is made again.
+x, which neighbouring layers share, and with dropout one byte an input for the mask. In half precision u is kept too: with
+x it is still less than the float32 copy of x that PEFT's LoRA keeps. In float32 it is made again.
 """
 
 from __future__ import annotations
@@ -21,20 +22,27 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def add_update(y: Tensor, x: Tensor, A_Rn: Tensor, B_mR: Tensor, dropout: float = 0.0) -> Tensor:
-    """y `(..., m)` plus the update of x `(..., n)`. y may be overwritten: it must be the caller's own.
+def update_dtype(x: Tensor) -> torch.dtype:
+    """What an update of x is computed in: the activations' dtype, or autocast's where that is on.
 
-    The thin factors are cast to the activations' dtype (autocast's, where that is on), not the activations to the
-    factors': the weights that the optimizer sees stay in their own precision, and no pass is spent on casting x.
+    The thin factors are cast to it, not the activations to the factors': the weights that the optimizer sees stay in
+    their own precision, and no pass is spent on casting x.
     """
-    dtype = x.dtype
     if torch.is_autocast_enabled(x.device.type) and x.dtype.is_floating_point:
-        dtype = torch.get_autocast_dtype(x.device.type)
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def add_update(y: Tensor, x: Tensor, A_Rn: Tensor, B_mR: Tensor, dropout: float = 0.0) -> Tensor:
+    """y `(..., m)` plus the update of x `(..., n)`; A and B are of x's :func:`update_dtype`.
+
+    y may be overwritten: it must be the caller's own.
+    """
     keep = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - dropout) if dropout else None
-    x, A, B = x.to(dtype), A_Rn.to(dtype), B_mR.to(dtype)
-    base = y if y.dtype == dtype and y.is_contiguous() else y.new_zeros(y.shape, dtype=dtype)
+    x = x.to(A_Rn.dtype)
+    base = y if y.dtype == x.dtype and y.is_contiguous() else y.new_zeros(y.shape, dtype=x.dtype)
     with torch.autocast(x.device.type, enabled=False):
-        updated = _AddUpdate.apply(base, x, A, B, keep, 1 / (1 - dropout))
+        updated = _AddUpdate.apply(base, x, A_Rn, B_mR, keep, 1 / (1 - dropout))
     return updated if base is y else y + updated.to(y.dtype)
 
 
@@ -43,25 +51,29 @@ class _AddUpdate(torch.autograd.Function):
     def forward(
         ctx: Any, y: Tensor, x: Tensor, A_Rn: Tensor, B_mR: Tensor, keep: Tensor | None, keep_scale: float
     ) -> Tensor:
-        ctx.save_for_backward(x, A_Rn, B_mR, keep)
+        u_TR = _scaled(_kept(x, keep).flatten(0, -2) @ A_Rn.T, keep_scale)
+        ctx.save_for_backward(x, A_Rn, B_mR, keep, u_TR if x.element_size() == 2 else None)
         ctx.keep_scale = keep_scale  # dropout's 1 / (1 - p), applied to thin tensors only
         ctx.mark_dirty(y)
-        u_TR = _scaled(_kept(x, keep).flatten(0, -2) @ A_Rn.T, keep_scale)
         y.view(-1, y.shape[-1]).addmm_(u_TR, B_mR.T)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, A_Rn, B_mR, keep = ctx.saved_tensors
+        x, A_Rn, B_mR, keep, u_TR = ctx.saved_tensors
         _, x_needed, A_needed, B_needed, *_ = ctx.needs_input_grad
         g_Tm = g.flatten(0, -2)
         du_TR = _scaled(g_Tm @ B_mR, ctx.keep_scale)
         dx = dA = dB = None
-        if A_needed or B_needed:
+        if A_needed or (B_needed and u_TR is None):
             x_Tn = _kept(x, keep).flatten(0, -2)
-            dA = du_TR.T @ x_Tn if A_needed else None
-            dB = g_Tm.T @ _scaled(x_Tn @ A_Rn.T, ctx.keep_scale) if B_needed else None
+            if A_needed:  # in A's own memory order, or the scatter's backward would have to copy it
+                dA = du_TR.T @ x_Tn if A_Rn.is_contiguous() else (x_Tn.T @ du_TR).T
+            u_TR = _scaled(x_Tn @ A_Rn.T, ctx.keep_scale) if u_TR is None else u_TR
+        if B_needed:
+            assert u_TR is not None
+            dB = g_Tm.T @ u_TR
         if x_needed:
             dx = _kept((du_TR @ A_Rn).view_as(x), keep)
         return g, dx, dA, dB, None, None
