@@ -59,6 +59,48 @@ def test_events_happen_every_n_steps_but_not_after_the_last() -> None:
     assert [event.step for event in run(9, repartition=[], repartition_every=3).events] == [3, 6]
 
 
+def settling(monkeypatch: pytest.MonkeyPatch, changes: list[int]) -> None:
+    """At the n-th event `changes[n]` rows of the first layer move; the second layer agrees throughout."""
+    left = iter(changes)
+
+    def planned(key: str, old: Partition) -> tuple[Partition, float]:
+        return (swapped(old, next(left), 0) if key.endswith("first") else old), 0.75
+
+    propose(monkeypatch, planned)
+
+
+def test_events_every_n_steps_end_once_every_layer_has_settled(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """8 of 24 rows is agreement far below 0.8, 0 rows is 1: the third event is the last of nine."""
+    settling(monkeypatch, [8, 8, 0])
+    with caplog.at_level(logging.INFO, logger="localora"):
+        repartitioner = run(10, repartition=[], repartition_every=1, settle=0.8)
+        repartitioner.finish()
+    assert [(event.step, event.settled) for event in repartitioner.events] == [(1, False), (2, False), (3, True)]
+    assert repartitioner.settled
+    assert "settled; the re-partitions at steps [4, 5, 6, 7, 8, 9] are dropped" in caplog.text
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_settled_schedule_is_still_settled_after_a_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"repartition": [], "repartition_every": 2, "settle": 0.8}
+    settling(monkeypatch, [8, 0])
+    before = run(5, total=10, **options)
+    assert [event.step for event in before.events] == [2, 4]
+    resumed = Repartitioner(before.model, None, 10, BATCHES, done_steps=5)
+    assert resumed.due == [6, 8]
+    resumed.load_state_dict(before.state_dict())
+    assert [resumed.step() for _ in range(5)] == [None] * 5
+    resumed.finish()
+
+
+def test_fixed_fractions_are_kept_when_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    settling(monkeypatch, [0, 8])
+    events = run(4, repartition=[0.5, 1.0], settle=0.8).events
+    assert [(event.step, event.settled, event.rows_moved) for event in events] == [(2, True, 0), (4, False, 8)]
+
+
 def test_no_schedule_means_no_event_and_no_batch_read() -> None:
     def never() -> object:
         raise AssertionError("batches were read")

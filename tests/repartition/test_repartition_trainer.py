@@ -69,7 +69,9 @@ def trainer(
         "dataloader_pin_memory": False,
     }
     arguments_ = TrainingArguments(**{**values, **(arguments or {})})
-    made = Trainer(model, arguments_, train_dataset=Examples(12), callbacks=[localization, *callbacks])
+    made = Trainer(
+        model, arguments_, train_dataset=Examples(12), eval_dataset=Examples(4), callbacks=[localization, *callbacks]
+    )
     return made, localization
 
 
@@ -82,11 +84,18 @@ def steps(localization: LocalizationCallback) -> list[int]:
 
 
 CARRIED = {"carry_residual": True}
+OBSERVING = {"repartition_observe": "training"}
 
 
 @pytest.mark.parametrize(
     ("method", "options", "stops"),
-    [("cps-lora", {}, {2: [3, 8], 7: [8], 8: []}), ("cps-lora", CARRIED, {5: [8]}), ("g-lora", {}, {5: [8]})],
+    [
+        ("cps-lora", {}, {2: [3, 8], 7: [8], 8: []}),
+        ("cps-lora", CARRIED, {5: [8]}),
+        ("g-lora", {}, {5: [8]}),
+        ("cps-lora", OBSERVING, {1: [3, 8], 3: [8], 7: [8], 8: []}),
+        ("hybrid", {**OBSERVING, "repartition_normalise": True, "repartition_signal": "gradient"}, {5: [8]}),
+    ],
 )
 def test_a_resumed_run_is_the_uninterrupted_run_to_the_last_bit(
     method: str, options: dict[str, Any], stops: dict[int, list[int]], tmp_path: Path
@@ -102,14 +111,82 @@ def test_a_resumed_run_is_the_uninterrupted_run_to_the_last_bit(
         assert all(event.carry_rank > 0 for event in localization.repartitioners["default"].events)
     expected = whole.model.state_dict()
     for stopped_at, events in stops.items():
-        resumed, localization = trainer(tmp_path / f"resumed-{stopped_at}", method, **options)
-        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{stopped_at}"))
+        checkpoint = tmp_path / "whole" / f"checkpoint-{stopped_at}"
+        localization = LocalizationCallback(checkpoint=checkpoint)
+        resumed, _ = trainer(tmp_path / f"resumed-{stopped_at}", method, localization=localization, **options)
+        resumed.train(resume_from_checkpoint=str(checkpoint))
         assert steps(localization) == events
         assert not localization.reports  # the placement was read back, not made again
         assert losses(resumed) == losses(whole)
         found = resumed.model.state_dict()
         assert found.keys() == expected.keys()
         assert all(torch.equal(value, expected[key]) for key, value in found.items())
+
+
+FILE = "localora_repartition_default_0.safetensors"
+
+
+@pytest.mark.parametrize(
+    "options", [OBSERVING, {"repartition": [], "repartition_every": 4}], ids=["observing", "every"]
+)
+def test_a_schedule_with_a_state_keeps_it_in_the_checkpoint_and_wants_it_back(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    options = {"repartition": [0.25, 0.6], **options}
+    whole, _ = trainer(tmp_path, arguments=saving, callbacks=(StopAt(6),), **options)
+    whole.train()
+    checkpoint = tmp_path / "checkpoint-4"
+    assert (checkpoint / FILE).is_file()
+    again, localization = trainer(tmp_path, callbacks=(StopAt(5),), **options)
+    again.train(resume_from_checkpoint=str(checkpoint))  # in the run's own folder: found without being told
+    assert localization.repartitioners["default"].done_steps == 5
+
+    (tmp_path / "checkpoint-2" / FILE).rename(checkpoint / FILE)
+    with pytest.raises(ScheduleError, match="is of step 2, but training resumes after step 4"):
+        trainer(tmp_path, **options)[0].train(resume_from_checkpoint=str(checkpoint))
+    (checkpoint / FILE).write_bytes(b"not a safetensors file")
+    with pytest.raises(ScheduleError, match="is damaged"):
+        trainer(tmp_path, **options)[0].train(resume_from_checkpoint=str(checkpoint))
+    (checkpoint / FILE).unlink()
+    with pytest.raises(ScheduleError, match=rf"{FILE} is missing.*LocalizationCallback\(checkpoint=folder\)"):
+        trainer(tmp_path, **options)[0].train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_a_schedule_without_a_state_writes_none(tmp_path: Path) -> None:
+    made, _ = trainer(tmp_path, arguments={"save_strategy": "steps", "save_steps": 4}, repartition=[0.25])
+    made.train()
+    assert (tmp_path / "checkpoint-4").is_dir()
+    assert not list(tmp_path.rglob("localora_repartition*"))
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True}, {"bf16": True}], ids=["", "ckpt", "bf16"])
+def test_every_micro_batch_of_training_is_observed_and_no_other(options: dict[str, Any], tmp_path: Path) -> None:
+    """Three micro-batches a step, and evaluations between the steps; observation does not change the curve."""
+    curves = []
+    for observe in ("event", "training"):
+        arguments = {"gradient_accumulation_steps": 3, "max_steps": 5, "eval_strategy": "steps", "eval_steps": 1}
+        made, localization = trainer(
+            tmp_path,
+            repartition=[1.0],
+            repartition_observe=observe,
+            callbacks=(StopAt(4),),
+            arguments={**arguments, **options},
+        )
+        made.train()
+        curves.append(losses(made))
+    assert curves[0] == curves[1]
+    signal = localization.repartitioners["default"].signal
+    assert signal is not None
+    assert {gradient.batches for gradient in signal.gradients.values()} == {12}
+    assert not any(layer.get_base_layer()._forward_hooks for layer in signal.layers.values())
+
+
+def test_half_precision_that_scales_the_loss_is_refused(tmp_path: Path) -> None:
+    made, _ = trainer(tmp_path, **OBSERVING)
+    made.args.fp16 = True
+    with pytest.raises(ScheduleError, match=r"fp16 scales the loss .* Set repartition_observe='event'"):
+        made.train()
 
 
 def test_events_count_optimizer_steps_under_gradient_accumulation(tmp_path: Path) -> None:
