@@ -1,4 +1,4 @@
-"""From a plan to its contenders: sections validated, own ranks solved, parameters counted on a model without weights."""
+"""From a plan to its contenders: sections validated, own ranks solved, parameters counted without weights."""
 
 from __future__ import annotations
 
@@ -95,8 +95,5 @@ def _section(plan: Plan, label: str, values: dict[str, Any]) -> tuple[str | None
     own = {key: value for key, value in values.items() if key not in PLAN_KEYS}
     section = method_section({"r": plan.r, "target_modules": plan.target_modules, **own})
     grid = values.get("learning_rates")
-    return (
-        values.get("budget_label"),
-        distinct_grid([float(x) for x in grid] if grid else plan.learning_rates.grid),
-        section,
-    )
+    rates = distinct_grid([float(rate) for rate in grid]) if grid else plan.learning_rates.grid
+    return values.get("budget_label"), rates, section

@@ -51,7 +51,7 @@ class Choice:
 
 
 def choose_rate(grid: Sequence[float], rungs: Sequence[int], widen: int, losses: Losses) -> Needs | Choice:
-    """The next runs to make, or the choice. `rungs` are steps, those of the last rung decide; ties go to the lower rate."""
+    """The next runs to make, or the choice. `rungs` are steps, the last ones decide; ties go to the lower rate."""
     candidates, added = sorted(grid), []
     for number, steps in enumerate(rungs):
         left = widen

@@ -1,4 +1,4 @@
-"""What is left to run: a pure function of the plan and of what is in the folder, so that a killed run just continues."""
+"""What is left to run: a pure function of the plan and the folder, so that a killed comparison just continues."""
 
 from __future__ import annotations
 

@@ -98,9 +98,7 @@ class Store:
         if changed:
             raise PlanError(
                 str(self.path(spec)),
-                [
-                    f"finished under another plan ({'; '.join(changed[:3])}); give the new plan a folder of its own (--out)"
-                ],
+                [f"finished under another plan ({'; '.join(changed[:3])}); give the new one its own folder (--out)"],
             )
 
     def fail(self, spec: RunSpec, error: str, diverged: bool) -> Failure:

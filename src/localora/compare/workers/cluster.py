@@ -6,6 +6,7 @@ itself starts the runs of a lost node again on another.
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -40,7 +41,7 @@ class ClusterPool:
         self.store, self.module = store, module
         if not ray.is_initialized():
             try:
-                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             except (ConnectionError, ValueError) as error:
                 raise PlanError("--cluster", [f"no Ray cluster at {address!r}: {error}"]) from error
         self._ray = ray
