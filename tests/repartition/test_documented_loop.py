@@ -22,11 +22,12 @@ class Output(dict[str, torch.Tensor]):
         return self["loss"]
 
 
-@pytest.mark.parametrize("method", ["cps-lora", "g-lora"])
-def test_the_printed_loop_re_partitions(method: str) -> None:
+@pytest.mark.parametrize(("method", "observe"), [("cps-lora", "event"), ("cps-lora", "training"), ("g-lora", "event")])
+def test_the_printed_loop_re_partitions(method: str, observe: str) -> None:
     page = (PAGES / f"{method}.md").read_text()
     (loop,) = (code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "Repartitioner" in code)
-    model = adapted_mlp(method, placement="calibrate", init_weights=True, repartition=[0.5], settle=1.0)
+    options = {"repartition": [0.5], "repartition_observe": observe, "settle": 1.0}
+    model = adapted_mlp(method, placement="calibrate", init_weights=True, **options)
     model.register_forward_hook(lambda _, __, output: Output(output))
     names = {
         "torch": torch,

@@ -25,7 +25,7 @@ from localora.placement.agreement import adjusted_rand_index
 from localora.placement.partition import Partition, Placement
 from localora.tuner.calibration import adapter_config
 from localora.tuner.config import CpsLoraConfig
-from localora.tuner.distributed import check_agreement, processes
+from localora.tuner.distributed import check_agreement, failing_together, processes
 from localora.tuner.event import RepartitionEvent, ScheduleError
 from localora.tuner.model import adapted_layers
 from localora.tuner.passes import LossFn, Passes
@@ -166,19 +166,20 @@ class Repartitioner:
         Raises:
             ScheduleError: the state is of other weights, another model, other settings, or another number of processes.
         """
-        done_steps = int(state.get("done_steps", torch.tensor(0)))
-        if self.done_steps not in (0, done_steps):
-            raise ScheduleError(
-                f"the saved state of the re-partition is of step {done_steps}, but training resumes after step "
-                f"{self.done_steps}; load the state of the same checkpoint as the weights"
-            )
-        self.done_steps = done_steps
-        self.due = [step for step in self.due if step > done_steps]
-        if bool(state.get("settled", False)):
-            self._settle()
-        if not self.due:
-            self.signal = None
-        check_state(state, self.state_dict())
+        with failing_together():
+            done_steps = int(state.get("done_steps", torch.tensor(0)))
+            if self.done_steps not in (0, done_steps):
+                raise ScheduleError(
+                    f"the saved state of the re-partition is of step {done_steps}, but training resumes after step "
+                    f"{self.done_steps}; load the state of the same checkpoint as the weights"
+                )
+            self.done_steps = done_steps
+            self.due = [step for step in self.due if step > done_steps]
+            if bool(state.get("settled", False)):
+                self._settle()
+            if not self.due:
+                self.signal = None
+            check_state(state, self.state_dict())
         if self.signal:
             self.signal.load_state_dict(state)
 
