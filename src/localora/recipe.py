@@ -131,6 +131,10 @@ class ClusteredMethod(LocalizedMethod):
         default=[0.05, 0.15, 0.3], description="fractions of training at which to place anew"
     )
     repartition_signal: Literal["gradient", "delta", "both"] = "both"
+    repartition_observe: Literal["event", "training"] = Field(
+        default="event", description="gradient of batches at the event, or of training since the last one"
+    )
+    repartition_normalise: StrictBool = Field(default=False, description="divide training's gradient as Adam does")
 
 
 class CpsLoraMethod(ClusteredMethod):
