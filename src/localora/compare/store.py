@@ -43,12 +43,31 @@ class Update(BaseModel):
     layers: int = 0
 
 
+class TaskScores(BaseModel):
+    """A published task, measured after a final run, item by item."""
+
+    model_config = ConfigDict(extra="forbid")
+    task: str
+    metric: str
+    value: float | None  # None where its code was not run
+    right: list[bool]
+    loss: float  # nats a token, over all reference answers
+    losses: list[float]  # of each item
+    data_hash: str
+
+
+class Tasks(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    tasks: list[TaskScores]
+
+
 @dataclass(frozen=True)
 class Outcome:
     status: Literal["missing", "finished", "diverged", "failed"]
     record: RunRecord | None = None
     failure: Failure | None = None
     update: Update | None = None
+    tasks: tuple[TaskScores, ...] = ()
 
 
 class Store:
@@ -80,7 +99,13 @@ class Store:
         record = RunRecord.read(path / "run" / "run.json") if (path / "run" / "run.json").exists() else None
         if record is not None and record.status == "finished":
             self._check_recipe(spec, record)
-            return Outcome("finished", record, update=_load(Update, path / "update.json"))
+            tasks = _load(Tasks, path / "tasks.json")
+            return Outcome(
+                "finished",
+                record,
+                update=_load(Update, path / "update.json"),
+                tasks=tuple(tasks.tasks if tasks else ()),
+            )
         failure = _load(Failure, path / "failure.json")
         if failure is None:
             return Outcome("missing", record)

@@ -1,0 +1,1 @@
+"""From records alone to tables, pictures and a page: no model, no GPU, the same bytes of numbers every time."""

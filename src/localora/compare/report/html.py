@@ -1,0 +1,125 @@
+"""The report as one self-contained page: pictures inlined, no request to anywhere, readable in light and dark.
+
+Style and table script are those of the page of `localora inspect`, with a few rules of its own.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+
+from localora.compare.headroom import headroom_sentence
+from localora.compare.report.comparison import Comparison
+from localora.compare.report.figures import TITLES
+from localora.compare.report.markdown import title
+from localora.compare.report.reading import READING
+from localora.compare.report.text import (
+    COST_HEADINGS,
+    HEADINGS,
+    RATE_HEADINGS,
+    Cell,
+    cost_rows,
+    headline,
+    line_cells,
+    problems,
+    rate_rows,
+    summary,
+)
+from localora.compare.statistics.verdict import MEANINGS
+from localora.inspect.page import POLICY
+
+
+def render_page(comparison: Comparison, light: dict[str, bytes], dark: dict[str, bytes]) -> str:
+    """The page, given each picture as PNG bytes for both themes."""
+    shared = files("localora.inspect")
+    style = shared.joinpath("page.css").read_text(encoding="utf-8")
+    style += files("localora.compare.report").joinpath("page.css").read_text(encoding="utf-8")
+    script = shared.joinpath("page.js").read_text(encoding="utf-8")
+    name = escape(comparison.resolved.name)
+    sections = [_head(comparison), *_tables(comparison), *(_picture(key, light[key], dark[key]) for key in light)]
+    sections += [
+        _section("Learning rates", _grid(RATE_HEADINGS, rate_rows(comparison))),
+        _section("Costs and ranks", _grid(COST_HEADINGS, cost_rows(comparison))),
+        _section("How to read it", _reading()),
+    ]
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<title>Comparison: {name}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+{"".join(sections)}
+</main>
+<script>
+{script}</script>
+</body>
+</html>
+"""
+
+
+def _head(comparison: Comparison) -> str:
+    found = problems(comparison)
+    warning = ""
+    if found:
+        items = "".join(f"<li>{escape(line)}</li>" for line in found)
+        warning = f'<section class="note warn"><h2>Not all is well</h2><ul>{items}</ul></section>'
+    said = escape(headline(comparison))
+    return f"""<h1>{escape(comparison.resolved.name)}: {said}</h1>
+<p class="soft">{escape(summary(comparison))}</p>
+{warning}<input id="filter" type="search" placeholder="filter all tables, e.g. cps-lora" aria-label="filter tables">
+"""
+
+
+def _tables(comparison: Comparison) -> list[str]:
+    plan = comparison.resolved.plan
+    sections = []
+    for table in comparison.tables:
+        rows = [line_cells(table, line, plan.baseline) for line in table.lines]
+        note = escape(headroom_sentence(table.headroom, bool(plan.headroom)))
+        sections.append(_section(title(table), f'{_grid(HEADINGS, rows)}<p class="note">{note}</p>'))
+    return sections
+
+
+def _section(heading: str, body: str) -> str:
+    return f"<section><h2>{escape(heading)}</h2>{body}</section>\n"
+
+
+def _grid(headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    head = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in headings)
+    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
+    return (
+        f'<div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def _cell(cell: Cell) -> str:
+    shown, value = cell
+    mark = f' class="{shown}"' if shown in MEANINGS or shown in ("baseline", "headroom") else ""
+    return f'<td{mark} data-value="{"" if value is None else escape(str(value))}">{escape(shown)}</td>'
+
+
+def _picture(name: str, light: bytes, dark: bytes) -> str:
+    heading = TITLES[name]
+    return f"""<section><h2>{heading}</h2>
+<picture><source media="(prefers-color-scheme: dark)" srcset="{_data_uri(dark)}">
+<img alt="{heading}" src="{_data_uri(light)}"></picture></section>
+"""
+
+
+def _reading() -> str:
+    return (
+        "<dl>" + "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in READING.items()) + "</dl>"
+    )
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
