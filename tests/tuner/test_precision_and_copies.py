@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from peft import (
-    PeftModel,
-    get_peft_model,
-)
+from peft import PeftModel, get_peft_model
+from torch import Tensor
 
 from adapted_models import adapted, differ, logits
+from localora.placement.ablation import random_partition
+from localora.tuner.model import adapted_layers
 from method_table import BY_NAME, Method, every_method
 from tiny_models import LLAMA_TARGETS, MLP_TARGETS, Mlp, mlp_batch, tiny_llama, token_batch
 
@@ -58,20 +59,30 @@ def test_forward_and_backward_under_autocast(method: Method) -> None:
 
 
 @every_method
-def test_compiles_into_one_graph(method: Method) -> None:
+def test_compiles_into_one_graph_that_outlives_a_move(method: Method) -> None:
     model = get_peft_model(Mlp(), method.config(target_modules=MLP_TARGETS))
     batch = mlp_batch()
-    expected = model(**batch)["loss"]
-    expected.backward()
-    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    loss = compiled(**batch)["loss"]
-    loss.backward()
-    torch.testing.assert_close(loss, expected)
-    for name, parameter in model.named_parameters():
-        if name in gradients:
-            torch.testing.assert_close(parameter.grad, gradients[name])
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)  # from its very first use
+    compare_with_eager(model, compiled, batch)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for _, layer in adapted_layers(model, "default"):
+            budget = layer.localized_layout["default"].budget
+            if budget.local and budget.has_choice:
+                layer.place("default", random_partition(budget.m, budget.n, budget.local, seed=5))
+        compare_with_eager(model, compiled, batch)
+
+
+def compare_with_eager(model: PeftModel, compiled: Any, batch: dict[str, Tensor]) -> None:
+    losses, gradients = [], []
+    for run in (model, compiled):
+        model.zero_grad()
+        losses.append(run(**batch)["loss"])
+        losses[-1].backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(*losses)
+    assert gradients[0].keys() == gradients[1].keys() != set()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient)
 
 
 @every_method

@@ -121,7 +121,7 @@ class Sandbox:
         try:
             os.write(token_write, token)
             if uid is not None:
-                os.chown(folder, uid, uid)
+                _give(folder, uid)
             job = {
                 **asdict(self.limits),
                 "program": program,
@@ -211,6 +211,13 @@ for act in (
     except OSError:
         pass
 """
+
+
+def _give(folder: str, uid: int) -> None:
+    try:
+        os.chown(folder, uid, uid)
+    except PermissionError as error:
+        raise SandboxError(f"no right to run as another user: {error.strerror}") from None
 
 
 def _allowed_means() -> list[Means]:

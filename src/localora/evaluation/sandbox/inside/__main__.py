@@ -34,6 +34,8 @@ def main() -> NoReturn:
     try:
         if job["namespaces"]:
             _enter_namespaces(job["user_namespace"])
+        else:
+            kernel.adopt_orphans()
         child = os.fork()
     except BaseException as error:
         _fail(status, error)
@@ -49,7 +51,6 @@ def main() -> NoReturn:
     code = _watch(job, child)
     if not job["namespaces"]:
         _kill_user(job["uid"])
-        _reap()
     os._exit(code)
 
 
@@ -148,9 +149,10 @@ def _watch(job: Job, child: int) -> int:
 def _kill_user(uid: int) -> None:
     """Kill every process of the sample's user, until there is none.
 
-    kill(-1) by a process of that user reaches exactly those, and leaves no gap for a fork to slip through.
+    kill(-1) by a process of that user reaches exactly those, and leaves no gap for a fork to slip through. What it
+    killed is there until we, who adopted it, have waited for it.
     """
-    for _ in range(100):
+    for _ in range(1000):
         killer = os.fork()
         if killer == 0:
             os.setresuid(uid, uid, uid)
@@ -161,15 +163,12 @@ def _kill_user(uid: int) -> None:
             os._exit(1)
         if os.waitpid(killer, 0)[1] == 0:
             return
-        time.sleep(0.01)
-
-
-def _reap() -> None:
-    try:
-        while True:
-            os.wait()
-    except ChildProcessError:
-        return
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            pass
+        time.sleep(0.002)
 
 
 def _close(descriptor: int) -> None:

@@ -18,6 +18,7 @@ _MNT_DETACH = 2
 _MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE = 442, -100, 0x8000  # the number is the same on every architecture
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
+_PR_SET_CHILD_SUBREAPER = 36
 _CAPABILITY_VERSION = 0x20080522
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -75,6 +76,11 @@ def enter_root(folder: str) -> None:
 
 def die_with_parent() -> None:
     _prctl(_PR_SET_PDEATHSIG, 9)
+
+
+def adopt_orphans() -> None:
+    """Descendants whose parent ended become children of this process."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def forbid_inspection() -> None:
