@@ -147,28 +147,25 @@ def _watch(job: Job, child: int) -> int:
 
 
 def _kill_user(uid: int) -> None:
-    """Kill every process of the sample's user, until there is none.
+    """Kill every process of the sample's user, and wait until they are gone.
 
-    kill(-1) by a process of that user reaches exactly those, and leaves no gap for a fork to slip through. What it
-    killed is there until we, who adopted it, have waited for it.
+    One kill(-1) by a process of that user reaches exactly those, and leaves no gap: a fork of a process that is being
+    killed fails. Only its return value says nothing, since it counts the processes it had no right to kill. The sample
+    can kill the killer, which is then sent again. The killed, whoever their parent was, end as our children.
     """
     for _ in range(1000):
         killer = os.fork()
         if killer == 0:
             os.setresuid(uid, uid, uid)
-            try:
-                os.kill(-1, signal.SIGKILL)
-            except ProcessLookupError:
-                os._exit(0)
-            os._exit(1)
+            os.kill(-1, signal.SIGKILL)
+            os._exit(0)
         if os.waitpid(killer, 0)[1] == 0:
-            return
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:
-            pass
-        time.sleep(0.002)
+            break
+    try:
+        while True:
+            os.wait()
+    except ChildProcessError:
+        return
 
 
 def _close(descriptor: int) -> None:
