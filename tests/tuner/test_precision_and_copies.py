@@ -116,3 +116,13 @@ def test_generates(method: Method) -> None:
     merged = model.merge_and_unload().generate(input_ids=prompt, max_new_tokens=5, do_sample=False)
     assert ours.shape[1] > prompt.shape[1]
     assert torch.equal(ours, merged)
+
+
+def test_a_factor_changed_between_forward_and_backward_is_an_error() -> None:
+    """In float32 backward makes the dense factors again; from changed ones the gradients would be silently wrong."""
+    model = get_peft_model(Mlp(), BY_NAME["cps-lora"].config(target_modules=MLP_TARGETS))
+    loss = model(**mlp_batch())["loss"]
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if "localized_local_A" in name).add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -19,8 +19,11 @@ Both factors are scattered alike, one entry (a column of W for A, a row for B) w
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def places_of(labels_n: Tensor, covered: int, clusters: int) -> Tensor | None:
@@ -37,10 +40,22 @@ def places_of(labels_n: Tensor, covered: int, clusters: int) -> Tensor | None:
 
 def scatter(packed_nr: Tensor, places: Tensor | None, entries: int, clusters: int) -> Tensor:
     """The packed numbers `(n', r)` of one side to the dense `(n, K r)`. Differentiable in them."""
-    if places is None:
-        return packed_nr
-    r = packed_nr.shape[1]
-    return packed_nr.new_zeros(entries * clusters, r).index_copy_(0, places, packed_nr).view(entries, clusters * r)
+    return packed_nr if places is None else _Scatter.apply(packed_nr, places, entries, clusters)
+
+
+class _Scatter(torch.autograd.Function):
+    """Autograd's own index_copy would save the places; ours are kept from step to step, beside the labels."""
+
+    @staticmethod
+    def forward(ctx: Any, packed_nr: Tensor, places: Tensor, entries: int, clusters: int) -> Tensor:
+        r = packed_nr.shape[1]
+        ctx.places, ctx.r = places, r
+        return packed_nr.new_zeros(entries * clusters, r).index_copy_(0, places, packed_nr).view(entries, clusters * r)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
+        return g.reshape(-1, ctx.r).index_select(0, ctx.places), None, None, None
 
 
 class _Factor(nn.Module):

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from localora.placement.budget import LayerBudget
 from localora.placement.partition import LABEL_DTYPE, UNPLACED, Partition, Placement, PlacementError
 from localora.tuner.factors import ColumnFactor, RowFactor
-from localora.tuner.update import add_update, update_dtype
+from localora.tuner.update import Origin, add_update, update_dtype
 
 
 class UnplacedAdapterError(RuntimeError):
@@ -224,11 +224,32 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
                 continue
             if not self.localized_verified[name]:
                 self._verify_for_forward(name)
-            A, B = self.dense_factors(name, update_dtype(x))
+            dtype = update_dtype(x)
+            A, B = self.dense_factors(name, dtype)
             dropout = self.localized_dropout[name]
             rate = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
-            result = add_update(result, x, A, B, rate)
+            result = add_update(result, x, A, B, rate, self._origin(name, dtype))
         return result
+
+    def _origin(self, name: str, dtype: torch.dtype) -> Origin | None:
+        """How a backward pass makes the dense factors again; None where it should not."""
+        factors = [
+            group[name]
+            for group in (
+                self.localized_global_A,
+                self.localized_global_B,
+                self.localized_local_A,
+                self.localized_local_B,
+            )
+            if name in group
+        ]
+        # A factor that FSDP wraps by itself is whole in its own forward only. A compiler decides itself what to save.
+        alone = any(type(f) not in (ColumnFactor, RowFactor) or f._forward_pre_hooks for f in factors)
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or alone:
+            return None
+        labels = [group[name] for group in (self.localized_row_labels, self.localized_col_labels) if name in group]
+        packed = tuple(factor.get_parameter("weight") for factor in factors)
+        return Origin(packed, tuple(labels), lambda: self.dense_factors(name, dtype))
 
     @torch.compiler.disable
     def _verify_for_forward(self, name: str) -> None:

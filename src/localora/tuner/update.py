@@ -9,13 +9,15 @@ Shape legend
     backward    dB = g^T u      du = g B      dA = du^T x      dx = du A
 
 The update is written into the base layer's output, so no second (T, m) tensor is made or added. Saved for backward are
-x, which neighbouring layers share, and with dropout one byte an input for the mask. In half precision u is kept too: with
-x it is still less than the float32 copy of x that PEFT's LoRA keeps. In float32 it is made again.
+x, which neighbouring layers share, and with dropout one byte an input for the mask. In half precision u, A and B are
+kept too: with x they are still less than the float32 copy of x that PEFT's LoRA keeps. In float32 A and B are made
+again from the packed factors, and so is u where clusters make it larger than LoRA's.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,26 +35,50 @@ def update_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def add_update(y: Tensor, x: Tensor, A_Rn: Tensor, B_mR: Tensor, dropout: float = 0.0) -> Tensor:
+class Origin(NamedTuple):
+    """What A and B were made from, and how to make them again: parameters and buffers cost nothing to save."""
+
+    packed: tuple[Tensor, ...]
+    labels: tuple[Tensor, ...]
+    make: Callable[[], tuple[Tensor, Tensor]]
+
+
+def add_update(
+    y: Tensor, x: Tensor, A_Rn: Tensor, B_mR: Tensor, dropout: float = 0.0, origin: Origin | None = None
+) -> Tensor:
     """y `(..., m)` plus the update of x `(..., n)`; A and B are of x's :func:`update_dtype`.
 
-    y may be overwritten: it must be the caller's own.
+    y may be overwritten: it must be the caller's own. Without an `origin`, A and B are saved as they are.
     """
     keep = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - dropout) if dropout else None
     x = x.to(A_Rn.dtype)
     base = y if y.dtype == x.dtype and y.is_contiguous() else y.new_zeros(y.shape, dtype=x.dtype)
     with torch.autocast(x.device.type, enabled=False):
-        updated = _AddUpdate.apply(base, x, A_Rn, B_mR, keep, 1 / (1 - dropout))
+        updated = _AddUpdate.apply(base, x, A_Rn, B_mR, keep, 1 / (1 - dropout), origin)
     return updated if base is y else y + updated.to(y.dtype)
 
 
 class _AddUpdate(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, x: Tensor, A_Rn: Tensor, B_mR: Tensor, keep: Tensor | None, keep_scale: float
+        ctx: Any,
+        y: Tensor,
+        x: Tensor,
+        A_Rn: Tensor,
+        B_mR: Tensor,
+        keep: Tensor | None,
+        keep_scale: float,
+        origin: Origin | None,
     ) -> Tensor:
         u_TR = _scaled(_kept(x, keep).flatten(0, -2) @ A_Rn.T, keep_scale)
-        ctx.save_for_backward(x, A_Rn, B_mR, keep, u_TR if x.element_size() == 2 else None)
+        if x.element_size() == 2 or origin is None:
+            ctx.save_for_backward(x, keep, u_TR, A_Rn, B_mR)
+            ctx.make = None
+        else:
+            # The packed factors and labels are saved for the sake of autograd's check that nobody has changed them.
+            small = A_Rn.numel() + B_mR.numel() <= sum(tensor.numel() for tensor in origin.packed)
+            ctx.save_for_backward(x, keep, u_TR if small else None, *origin.packed, *origin.labels)
+            ctx.make = origin.make
         ctx.keep_scale = keep_scale  # dropout's 1 / (1 - p), applied to thin tensors only
         ctx.mark_dirty(y)
         y.view(-1, y.shape[-1]).addmm_(u_TR, B_mR.T)
@@ -61,7 +87,8 @@ class _AddUpdate(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, A_Rn, B_mR, keep, u_TR = ctx.saved_tensors
+        x, keep, u_TR, *factors = ctx.saved_tensors
+        A_Rn, B_mR = factors if ctx.make is None else ctx.make()
         _, x_needed, A_needed, B_needed, *_ = ctx.needs_input_grad
         g_Tm = g.flatten(0, -2)
         du_TR = _scaled(g_Tm @ B_mR, ctx.keep_scale)
@@ -76,7 +103,7 @@ class _AddUpdate(torch.autograd.Function):
             dB = g_Tm.T @ u_TR
         if x_needed:
             dx = _kept((du_TR @ A_Rn).view_as(x), keep)
-        return g, dx, dA, dB, None, None
+        return g, dx, dA, dB, None, None, None
 
 
 def _kept(x: Tensor, keep: Tensor | None) -> Tensor:
