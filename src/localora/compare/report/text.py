@@ -105,9 +105,8 @@ def problems(comparison: Comparison) -> list[str]:
         failure = comparison.outcomes[spec].failure
         said = failure.error.splitlines()[-1] if failure else ""
         lines.append(f"{spec.folder}: FAILED after {failure.attempts if failure else 0} tries: {said}")
-    left = len(comparison.state.due) + sum(comparison.state.later.values())
-    if left:
-        lines.append(f"{left} run(s) are still to be made; every number here is provisional")
+    if comparison.left:
+        lines.append(f"{comparison.left} run(s) are still to be made; every number here is provisional")
     return lines
 
 
