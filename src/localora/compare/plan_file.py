@@ -12,13 +12,14 @@ from pydantic import BaseModel, ValidationError
 from localora.compare.errors import PlanError
 from localora.compare.plan import LearningRates, Plan, Statistics
 from localora.data.spec import DataSpec
-from localora.recipe import EvaluationSection, ModelSection
+from localora.recipe import EvaluationSection, ModelSection, TrainingSection
 from localora.recipe_file import apply_override, parse_yaml
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "model": ModelSection,
     "learning_rates": LearningRates,
     "statistics": Statistics,
+    "training": TrainingSection,
     "evaluation": EvaluationSection,
 }
 

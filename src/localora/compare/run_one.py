@@ -44,11 +44,13 @@ def main(job: Path, parent: int) -> int:
 
 
 def run(recipe: Recipe, before: Evaluation | None, *, keep_adapter: bool) -> RunRecord:
-    """Train, or continue what a killed process left; then leave update.json beside the run's folder."""
+    """Train, or continue what a killed process left; then leave update.json beside the run's folder, as the last."""
     folder = RunFolder(Path(str(recipe.output.folder)))
-    resume = _resumable(folder)
-    console = Console(force_terminal=False, width=120)
-    record = train(recipe, resume=resume, overwrite=not resume, before=None if resume else before, console=console)
+    record = _trained(folder)
+    if record is None:
+        resume = _resumable(folder)
+        console = Console(force_terminal=False, width=120)
+        record = train(recipe, resume=resume, overwrite=not resume, before=None if resume else before, console=console)
     write_text(folder.path.parent / "update.json", measure_update(recipe, folder).model_dump_json(indent=2) + "\n")
     if not keep_adapter:
         remove(folder.adapter)
@@ -66,6 +68,12 @@ def measure_update(recipe: Recipe, folder: RunFolder) -> Update:
         stable_rank=statistics.median(stable_rank(s) for s in spectra),
         layers=len(spectra),
     )
+
+
+def _trained(folder: RunFolder) -> RunRecord | None:
+    """The record of a process that was killed between training and update.json."""
+    record = RunRecord.read(folder.record) if folder.record.exists() else None
+    return record if record is not None and record.status == "finished" else None
 
 
 def _resumable(folder: RunFolder) -> bool:

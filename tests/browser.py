@@ -1,4 +1,4 @@
-"""Opens a page in headless Chromium and says what its console said."""
+"""Opens a page in headless Chromium, says what its console said, and takes its picture."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 FLAGS = (
     "--headless",
