@@ -36,6 +36,7 @@ def main(path: Path) -> int:
         "status": "finished",
         "recipe": recipe,
         "seed": recipe["training"]["seed"],
+        "machine": {"threads": int(os.environ["OMP_NUM_THREADS"])},
         "data": {"name": "sums", "sizes": {}, "hashes": {}},
         "parameters": {"trainable": 640, "lora_same_r": 640, "base": 10_000},
         "before": job["before"] or {"loss": 3.0, "examples": 4, "seconds": 7.5},

@@ -40,6 +40,11 @@ REFUSED = {
         {"headroom": [2], "headroom_of": ["rslora"]},
         "headroom_of names rslora, which is not among the methods",
     ),
+    "a method with the name of a headroom run": (
+        {"headroom": [2], "methods": {"lora": None, "lora-r8": {"name": "lora"}}},
+        "methods.lora-r8 has the name of a headroom run; give it another",
+    ),
+    "the same headroom twice": ({"headroom": [2, 2]}, "headroom holds the same multiple twice"),
     "one learning rate for all": ({"training": {"learning_rate": 1e-3}}, "it belongs in learning_rates.grid"),
     "a seed for all": ({"training": {"seed": 3}}, "seed is no key of a plan's training; it belongs in seeds"),
     "a name that is no folder": ({"methods": {"lora": None, "../x": {"name": "lora"}}}, "methods.../x"),
@@ -135,3 +140,14 @@ def test_the_plan_that_newcomers_run_is_fair() -> None:
     resolved = resolve(load_plan(REPOSITORY / "plans" / "tiny.yaml"), "tiny")
     check_budgets(resolved)
     assert len(check_data(resolved)["arithmetic"].train) == 200
+
+
+def test_the_plan_in_the_documentation_is_valid() -> None:
+    text = (REPOSITORY / "docs" / "compare.md").read_text(encoding="utf-8")
+    block = text.split("```yaml\n")[1].split("```")[0]
+    resolved = resolve(validate_plan(yaml.safe_load(block)), "documented")
+    check_budgets(resolved)
+    assert [c.label for c in resolved.contenders if c.role == "method"] == [
+        "lora", "dora", "cps-lora", "cps-random", "gralora",
+    ]  # fmt: skip
+    assert resolved.contender("gralora").grid == [1e-3, 3e-3, 1e-2]

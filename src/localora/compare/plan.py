@@ -101,6 +101,11 @@ class Plan(Section):
             missing = [name for name in names if name not in self.methods]
             if missing:
                 raise ValueError(f"{key} names {', '.join(missing)}, which is not among the methods")
+        taken = [name for name in self.headroom_labels if name in self.methods]
+        if taken:
+            raise ValueError(f"methods.{taken[0]} has the name of a headroom run; give it another")
+        if len(set(self.headroom)) < len(self.headroom):
+            raise ValueError("headroom holds the same multiple twice")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds holds the same seed twice; each must be a run of its own")
         if self.learning_rates.seed in self.seeds:
@@ -109,6 +114,13 @@ class Plan(Section):
                 "ones must be fresh (learning_rates.seed)"
             )
         return self
+
+    @property
+    def headroom_labels(self) -> dict[str, tuple[str, int]]:
+        """Of each headroom run, the method and the multiple of r."""
+        return {
+            f"{name}-r{self.r * multiple}": (name, multiple) for name in self.headroom_of for multiple in self.headroom
+        }
 
 
 class Contender(Section):

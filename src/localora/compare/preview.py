@@ -44,7 +44,7 @@ def _facts(resolved: ResolvedPlan, state: Schedule, store: Store, slots: int) ->
         "steps": f"{', then '.join(map(str, [*short, full]))} to choose a learning rate; {full} for each final seed",
         "seeds": f"{', '.join(map(str, plan.seeds))}; {plan.learning_rates.seed} to choose learning rates",
         "runs": f"{over} done, {len(state.due)} now, {later} later; while the best rate is at the grid's edge, up to "
-        f"{plan.learning_rates.widen} more a method",
+        f"{plan.learning_rates.widen} more a method and rung",
         "time": _time(state, store, slots),
         "folder": str(store.folder),
     }
