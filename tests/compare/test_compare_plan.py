@@ -101,7 +101,7 @@ def test_a_plan_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [", "line 2: not valid YAML"),
+        ("r: 4\nseeds: [0, 1}", "line 2: not valid YAML"),
         ("r: 4\nr: 8", "key r is given twice"),
         ("- lora", "must hold sections (model, tasks, r,"),
     ],
