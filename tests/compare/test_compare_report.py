@@ -140,8 +140,9 @@ def test_the_markdown_shows_the_same_numbers(written: tuple[Comparison, Path]) -
     assert "## sums: test loss (lower is better; a difference below 0.005 is a tie)" in report
     line = next(line for line in report.splitlines() if line.startswith("| g-lora |") and "better" in line)
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[3:] == [
-        "0.01", "0.9700", "0.0211", "-0.0500", "[-0.0550, -0.0450]", "0.002", "1.000", "-", "better",
+    assert cells == [
+        "g-lora", "better", "0.9700", "0.0211", "-0.0500", "[-0.0550, -0.0450]", "0.002", "1.000", "-", "0.01", "640",
+        "100.0%",
     ]  # fmt: skip
     assert "| hybrid [a <b>label</b>] |" in report
     assert "| sums | g-lora | 10.0 | 4.0 | 512 | - | 3.0 | 2.0 |" in report  # costs: as the records say

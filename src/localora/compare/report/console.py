@@ -11,7 +11,7 @@ from localora.compare.report.comparison import Comparison
 from localora.compare.report.markdown import title
 from localora.compare.report.text import HEADINGS, headline, line_cells, problems
 
-SHOWN = ("method", "of LoRA", "learning rate", "mean", "sd", "difference", "interval", "verdict")
+SHOWN = ("method", "verdict", "mean", "sd", "difference", "interval", "learning rate", "of LoRA")
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
