@@ -40,7 +40,7 @@ def test_version() -> None:
 
 def test_help_lists_the_commands() -> None:
     text = call("--help").stdout
-    for command in ("train", "export", "inspect", "budget", "quickstart"):
+    for command in ("train", "compare", "export", "inspect", "budget", "quickstart"):
         assert f"  {command}" in text
 
 

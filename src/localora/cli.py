@@ -91,6 +91,47 @@ def train(
 
 
 @app.command()
+def compare(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN.yaml", help="Methods, tasks, learning rates, seeds.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of the records, instead of the plan's.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. training.steps=50; may be repeated."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print runs, parameters and time, and stop.")
+    ] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Write the report anew; PLAN may be the folder of the records.")
+    ] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time on this machine.")] = 1,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster instead; auto for a local one.")
+    ] = None,
+) -> None:
+    """Compare methods fairly: equal parameters, tuned learning rates, paired seeds, intervals (docs/compare.md).
+
+    Leaves a record a run and a report in the plan's folder. Stop it at any time: the same command continues.
+    """
+    with _errors_in_one_line():
+        from rich.console import Console
+
+        from localora.compare.command import folder_of, report, run_comparison
+
+        console, overrides = Console(), set_ or []
+        if report_only:
+            report(folder_of(plan, overrides, out), console)
+            return
+        comparison = run_comparison(
+            plan, console, out=out, overrides=overrides, dry_run=dry_run, jobs=jobs, cluster=cluster
+        )
+        if comparison is not None and comparison.incomplete:
+            raise typer.Exit(1)
+
+
+@app.command()
 def export(
     adapter: Annotated[Path, typer.Argument(help="Folder of a trained adapter.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
@@ -200,6 +241,7 @@ def _errors_in_one_line(*more: type[Exception]) -> Iterator[None]:
     from transformers.utils import logging
 
     from localora import CalibrationError, PlacementError, UnplacedAdapterError
+    from localora.compare.errors import PlanError
     from localora.data.example import DataError
     from localora.evaluation.sandbox import SandboxError
     from localora.model.errors import ModelError
@@ -210,8 +252,8 @@ def _errors_in_one_line(*more: type[Exception]) -> Iterator[None]:
     from localora.training.trainer import TrainingError
 
     expected: tuple[type[Exception], ...] = (
-        BudgetError, CalibrationError, DataError, FolderError, ModelError, PlacementError, RecipeError, RecordError,
-        SandboxError, TrainingError, UnplacedAdapterError, *more,
+        BudgetError, CalibrationError, DataError, FolderError, ModelError, PlacementError, PlanError, RecipeError,
+        RecordError, SandboxError, TrainingError, UnplacedAdapterError, *more,
     )  # fmt: skip
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -26,9 +26,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), folder: str | P
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(str(path), [f"cannot be read: {error}"]) from error
-    values = _parse_yaml(text, str(path))
+    values = parse_yaml(text, str(path), list(Recipe.model_fields))
     for override in overrides:
-        _apply_override(values, override)
+        apply_override(values, override)
     recipe = validate_recipe(values, str(path))
     return with_folder(recipe, folder or recipe.output.folder or Path("runs") / path.stem)
 
@@ -46,7 +46,7 @@ def method_section(values: dict[str, Any], overrides: Sequence[str] = ()) -> Met
     """A method's section alone, from plain values and `key=value` overrides; errors as :func:`validate_recipe`."""
     nested = {"method": values}
     for override in overrides:
-        _apply_override(nested, f"method.{override}")
+        apply_override(nested, f"method.{override}")
     return validate_recipe({"model": {"name": "none"}, "data": {"task": "arithmetic"}, **nested}, "method").method
 
 
@@ -63,7 +63,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _parse_yaml(text: str, source: str) -> dict[str, Any]:
+def parse_yaml(text: str, source: str, known: Sequence[str]) -> dict[str, Any]:
+    """The mapping that a YAML text holds; `known` are the keys that an error names.
+
+    Raises:
+        RecipeError: bad YAML, a key given twice, or no mapping.
+    """
     try:
         values = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
@@ -71,11 +76,16 @@ def _parse_yaml(text: str, source: str) -> dict[str, Any]:
         where = f"line {mark.line + 1}: " if mark else ""
         raise RecipeError(source, [f"{where}not valid YAML: {getattr(error, 'problem', None) or error}"]) from error
     if not isinstance(values, dict):
-        raise RecipeError(source, ["must hold sections (model, data, method, training, evaluation, output)"])
+        raise RecipeError(source, [f"must hold sections ({', '.join(known)})"])
     return values
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one key in place, as `section.key=value` says.
+
+    Raises:
+        RecipeError: not of that form, or the value is no YAML.
+    """
     source = f"--set {override}"
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):

@@ -6,22 +6,18 @@ import csv
 import json
 import re
 import statistics
-from html.parser import HTMLParser
 from pathlib import Path
 
-import browser
 import pytest
 import torch
 from planted import clustered, without_clusters
 
+import browser
 from localora.inspect.microscope import inspect_delta
 from localora.inspect.report import InspectionReport
 
 HOSTILE = 'model.layers.1.<b onload="x">&.q_proj'
 NAMES = ("model.layers.0.q_proj", HOSTILE, "model.layers.10.q_proj")
-needs_chromium = pytest.mark.skipif(
-    browser.find_chromium() is None, reason="chromium is not installed (Debian package chromium)"
-)
 
 
 @pytest.fixture(scope="module")
@@ -77,25 +73,13 @@ def test_json_and_csv(written: tuple[InspectionReport, Path]) -> None:
     assert rows[2]["captured.lora"] == ""
 
 
-class Links(HTMLParser):
-    """Everything a page would fetch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fetched: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.fetched += [value or "" for key, value in attrs if key in ("src", "href", "srcset", "data", "action")]
-
-
 def test_the_page_is_self_contained(written: tuple[InspectionReport, Path]) -> None:
     _, out = written
     page = (out / "index.html").read_text(encoding="utf-8")
-    links = Links()
-    links.feed(page)
-    assert links.fetched
-    assert all(link.startswith("data:") for link in links.fetched)
-    assert len([link for link in links.fetched if link.startswith("data:image/png;base64,")]) == 8  # 4, light and dark
+    fetched = browser.fetched(page)
+    assert fetched
+    assert all(link.startswith("data:") for link in fetched)
+    assert len([link for link in fetched if link.startswith("data:image/png;base64,")]) == 8  # 4, light and dark
     assert not re.search(r"https?://|url\(|@import", page)
     assert HOSTILE not in page
     assert "&lt;b onload=&quot;x&quot;&gt;&amp;.q_proj" in page
@@ -103,7 +87,7 @@ def test_the_page_is_self_contained(written: tuple[InspectionReport, Path]) -> N
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-@needs_chromium
+@browser.needs_chromium
 def test_the_page_opens_without_an_error(written: tuple[InspectionReport, Path], tmp_path: Path) -> None:
     _, out = written
     seen = browser.visit(out / "index.html", tmp_path / "profile")
@@ -111,7 +95,7 @@ def test_the_page_opens_without_an_error(written: tuple[InspectionReport, Path],
     assert 'data-ready="true"' in seen.dom  # the script ran to its end
 
 
-@needs_chromium
+@browser.needs_chromium
 def test_the_check_sees_errors_and_requests(written: tuple[InspectionReport, Path], tmp_path: Path) -> None:
     _, out = written
     page = (out / "index.html").read_text(encoding="utf-8")
@@ -124,7 +108,7 @@ def test_the_check_sees_errors_and_requests(written: tuple[InspectionReport, Pat
     assert any("Content Security Policy" in line for line in browser.visit(broken, tmp_path / "other").console)
 
 
-@needs_chromium
+@browser.needs_chromium
 def test_sorting_and_filtering(written: tuple[InspectionReport, Path], tmp_path: Path) -> None:
     _, out = written
     page = (out / "index.html").read_text(encoding="utf-8")

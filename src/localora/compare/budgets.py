@@ -79,11 +79,9 @@ def _for_meta(config: PeftConfig) -> PeftConfig:
 def _entries(plan: Plan) -> Iterator[tuple[str, Role, dict[str, Any]]]:
     for label, values in plan.methods.items():
         yield label, "method", {"name": label, **(values or {})}
-    for label in plan.headroom_of if plan.headroom else ():
-        for multiple in plan.headroom:
-            r = plan.r * multiple
-            own = {"name": label, **(plan.methods[label] or {}), "r": r, "budget_label": f"{multiple} r"}
-            yield f"{label}-r{r}", "headroom", own
+    for label, (base, multiple) in plan.headroom_labels.items():
+        own = {"name": base, **(plan.methods[base] or {}), "r": plan.r * multiple, "budget_label": f"{multiple} r"}
+        yield label, "headroom", own
 
 
 def _section(plan: Plan, label: str, values: dict[str, Any]) -> tuple[str | None, list[float], MethodBase]:

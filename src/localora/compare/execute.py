@@ -35,6 +35,7 @@ def execute(resolved: ResolvedPlan, store: Store, pool: Pool, console: Console) 
     except Timeout as error:
         raise PlanError(str(store.folder), ["another comparison is running in this folder"]) from error
     try:
+        schedule(resolved, store.read)  # refuses records of another plan, before that plan is replaced
         store.save_plan(resolved)
         return _loop(resolved, store, pool, console)
     finally:

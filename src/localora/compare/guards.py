@@ -24,7 +24,7 @@ def check_budgets(resolved: ResolvedPlan) -> None:
         f"{resolved.plan.r}; the most is {BUDGET_TOLERANCE:.0%}. Change its rank, or give it a budget_label, which "
         "every table then shows"
         for c in resolved.contenders
-        if abs(c.budget_ratio - 1) > BUDGET_TOLERANCE and c.budget_label is None
+        if abs(c.trainable - c.budget) > BUDGET_TOLERANCE * c.budget and c.budget_label is None
     ]
     if problems:
         raise PlanError(resolved.name, problems)

@@ -44,5 +44,5 @@ def headroom_sentence(found: list[Headroom], planned: bool) -> str:
     if any(h.judged.verdict == "better" for h in found):
         end = "there is room for rank to matter"
     else:
-        end = "more rank does not help here, so this regime CANNOT TELL rank-allocating methods apart"
+        end = "that more rank helps is not shown, so this regime CANNOT TELL rank-allocating methods apart"
     return f"Headroom, against the same method at the table's r: {'; '.join(parts)}: {end}."

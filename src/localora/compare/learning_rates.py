@@ -67,7 +67,8 @@ def choose_rate(grid: Sequence[float], rungs: Sequence[int], widen: int, losses:
             beyond = _beyond(candidates, best)
             if beyond is None or left == 0:
                 break
-            added.append(beyond)
+            if beyond not in grid:  # a rung may have narrowed it away
+                added.append(beyond)
             candidates = sorted([*candidates, beyond])
             left -= 1
         if tried[best] == DIVERGED:

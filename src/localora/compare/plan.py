@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StrictBool, field_validator, model_validator
+from pydantic import Field, StrictBool, field_serializer, field_validator, model_validator
 
 from localora.data.spec import DataSpec
-from localora.recipe import EvaluationSection, MethodSection, ModelSection, PositiveInt, Section
+from localora.recipe import EvaluationSection, MethodSection, ModelSection, PositiveInt, Section, TrainingSection
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", description="also a folder's name")]
 Rate = Annotated[float, Field(gt=0)]
@@ -21,6 +21,7 @@ CHOSEN_FOR_ALL = {  # keys that a method of a plan cannot have to itself, and wh
     "learning_rate": "learning_rates.grid, or learning_rates of the method for a grid of its own",
     "seed": "seeds",
 }
+CHOSEN_BY_RUN = ("learning_rate", "seed")
 
 
 class LearningRates(Section):
@@ -73,11 +74,25 @@ class Plan(Section):
     baseline: Name = Field(default="lora", description="what the others are held against")
     learning_rates: LearningRates
     seeds: list[Seed] = Field(min_length=2, description="fresh ones, the same for every method")
-    training: dict[str, Any] = Field(default={}, description="a recipe's, without learning_rate and seed")
+    training: TrainingSection = Field(
+        default=TrainingSection(), description="a recipe's, but for learning_rate and seed: each run has its own"
+    )
     evaluation: EvaluationSection = EvaluationSection()
     statistics: Statistics = Statistics()
     export: StrictBool = Field(default=True, description="of our methods' final runs, as plain LoRA")
     folder: str | None = Field(default=None, description="results/<name of the plan> when left out")
+
+    @field_validator("training", mode="before")
+    @classmethod
+    def _same_for_all(cls, value: Any) -> Any:
+        for key in CHOSEN_BY_RUN:
+            if isinstance(value, dict) and key in value:
+                raise ValueError(f"{key} is no key of a plan's training; it belongs in {CHOSEN_FOR_ALL[key]}")
+        return value
+
+    @field_serializer("training")
+    def _without_chosen(self, training: TrainingSection) -> dict[str, Any]:
+        return training.model_dump(mode="json", exclude=set(CHOSEN_BY_RUN))
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -86,6 +101,11 @@ class Plan(Section):
             missing = [name for name in names if name not in self.methods]
             if missing:
                 raise ValueError(f"{key} names {', '.join(missing)}, which is not among the methods")
+        taken = [name for name in self.headroom_labels if name in self.methods]
+        if taken:
+            raise ValueError(f"methods.{taken[0]} has the name of a headroom run; give it another")
+        if len(set(self.headroom)) < len(self.headroom):
+            raise ValueError("headroom holds the same multiple twice")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds holds the same seed twice; each must be a run of its own")
         if self.learning_rates.seed in self.seeds:
@@ -93,10 +113,14 @@ class Plan(Section):
                 f"seed {self.learning_rates.seed} chooses the learning rates and is among the final seeds; the final "
                 "ones must be fresh (learning_rates.seed)"
             )
-        for key in ("learning_rate", "seed"):
-            if key in self.training:
-                raise ValueError(f"training.{key} is no key of a plan; it belongs in {CHOSEN_FOR_ALL[key]}")
         return self
+
+    @property
+    def headroom_labels(self) -> dict[str, tuple[str, int]]:
+        """Of each headroom run, the method and the multiple of r."""
+        return {
+            f"{name}-r{self.r * multiple}": (name, multiple) for name in self.headroom_of for multiple in self.headroom
+        }
 
 
 class Contender(Section):

@@ -1,4 +1,7 @@
-"""One run in a process of its own: `python -m localora.compare.run_one JOB.json`. A crash here costs this run only."""
+"""One run in a process of its own: `python -m localora.compare.run_one JOB.json [PARENT]`; a crash costs this run only.
+
+PARENT is the id of the process that started it, for by the time this module is imported, that may be gone.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,8 @@ DIVERGED_EXIT = 3  # the loss stopped being a number
 WITH_FACTORS = ("lora", "rslora", "g-lora", "cps-lora", "hybrid")  # dW = B A is all of their update
 
 
-def main(job: Path) -> int:
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+def main(job: Path, parent: int) -> int:
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
     values = json.loads(job.read_text(encoding="utf-8"))
     folder = job.parent
     recipe = with_folder(validate_recipe(values["recipe"]), folder / "run")
@@ -41,11 +44,13 @@ def main(job: Path) -> int:
 
 
 def run(recipe: Recipe, before: Evaluation | None, *, keep_adapter: bool) -> RunRecord:
-    """Train, or continue what a killed process left; then leave update.json beside the run's folder."""
+    """Train, or continue what a killed process left; then leave update.json beside the run's folder, as the last."""
     folder = RunFolder(Path(str(recipe.output.folder)))
-    resume = _resumable(folder)
-    console = Console(force_terminal=False, width=120)
-    record = train(recipe, resume=resume, overwrite=not resume, before=None if resume else before, console=console)
+    record = _trained(folder)
+    if record is None:
+        resume = _resumable(folder)
+        console = Console(force_terminal=False, width=120)
+        record = train(recipe, resume=resume, overwrite=not resume, before=None if resume else before, console=console)
     write_text(folder.path.parent / "update.json", measure_update(recipe, folder).model_dump_json(indent=2) + "\n")
     if not keep_adapter:
         remove(folder.adapter)
@@ -65,6 +70,12 @@ def measure_update(recipe: Recipe, folder: RunFolder) -> Update:
     )
 
 
+def _trained(folder: RunFolder) -> RunRecord | None:
+    """The record of a process that was killed between training and update.json."""
+    record = RunRecord.read(folder.record) if folder.record.exists() else None
+    return record if record is not None and record.status == "finished" else None
+
+
 def _resumable(folder: RunFolder) -> bool:
     return folder.record.exists() and folder.last_checkpoint() is not None
 
@@ -77,4 +88,4 @@ def _end_with_parent(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else os.getppid()))

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from localora.compare.plan import Contender, ResolvedPlan
-from localora.recipe import LocalizedMethod, Recipe, TrainingSection
+from localora.recipe import LocalizedMethod, Recipe
 from localora.recipe_file import validate_recipe
 
 Stage = Literal["sweep", "final"]
@@ -45,13 +45,9 @@ def sweep_run(resolved: ResolvedPlan, task: str, contender: Contender, steps: in
 
 
 def final_run(resolved: ResolvedPlan, task: str, contender: Contender, rate: float, seed: int) -> RunSpec:
-    steps = final_steps(resolved)
+    steps = resolved.plan.training.steps
     recipe = _recipe(resolved, task, contender, steps, rate, seed, {})
     return RunSpec("final", task, contender.label, steps, rate, seed, recipe)
-
-
-def final_steps(resolved: ResolvedPlan) -> int:
-    return int(resolved.plan.training.get("steps", TrainingSection.model_fields["steps"].default))
 
 
 def _recipe(
@@ -70,7 +66,7 @@ def _recipe(
             "model": plan.model.model_dump(),
             "data": plan.tasks[task].model_dump(),
             "method": contender.method.model_dump(),
-            "training": {**plan.training, "steps": steps, "learning_rate": rate, "seed": seed},
+            "training": plan.training.model_dump() | {"steps": steps, "learning_rate": rate, "seed": seed},
             "evaluation": plan.evaluation.model_dump() | evaluation,
             "output": {"export": export, "plots": False},
         },

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from localora.compare.learning_rates import DIVERGED, Choice, Needs, choose_rate
 from localora.compare.plan import Contender, ResolvedPlan
-from localora.compare.runs import RunSpec, final_run, final_steps, sweep_run
+from localora.compare.runs import RunSpec, final_run, sweep_run
 from localora.compare.store import MAX_ATTEMPTS, Outcome
 
 Read = Callable[[RunSpec], Outcome]
@@ -51,7 +51,7 @@ def schedule(resolved: ResolvedPlan, read: Read, retry_failed: bool = True) -> S
 
 
 def rungs(resolved: ResolvedPlan) -> list[int]:
-    return [*resolved.plan.learning_rates.rungs, final_steps(resolved)]
+    return [*resolved.plan.learning_rates.rungs, resolved.plan.training.steps]
 
 
 def _sweep(

@@ -3,7 +3,7 @@
 plan.json                                      the resolved plan
 <task>/<method>/rate-<rate>-steps-<n>/         a run that helps to choose the learning rate
 <task>/<method>/seed-<seed>-rate-<rate>/       a final run
-    run/run.json   its record          update.json   ranks of the update it made
+    run/run.json   its record          update.json   ranks of the update it made; written last, so the run is over
     failure.json   why it has none     log.txt       what its process printed
 """
 
@@ -99,13 +99,9 @@ class Store:
         record = RunRecord.read(path / "run" / "run.json") if (path / "run" / "run.json").exists() else None
         if record is not None and record.status == "finished":
             self._check_recipe(spec, record)
-            tasks = _load(Tasks, path / "tasks.json")
-            return Outcome(
-                "finished",
-                record,
-                update=_load(Update, path / "update.json"),
-                tasks=tuple(tasks.tasks if tasks else ()),
-            )
+            if (update := _load(Update, path / "update.json")) is not None:
+                tasks = _load(Tasks, path / "tasks.json")
+                return Outcome("finished", record, update=update, tasks=tuple(tasks.tasks if tasks else ()))
         failure = _load(Failure, path / "failure.json")
         if failure is None:
             return Outcome("missing", record)

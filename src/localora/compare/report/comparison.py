@@ -1,4 +1,4 @@
-"""The comparison as data: one table a task and measure, with intervals, verdicts and headroom; costs; learning rates."""
+"""The comparison as data: a table a task and measure, with intervals, verdicts and headroom; costs; learning rates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BySeed = dict[int, Measure]
 
 @dataclass(frozen=True)
 class Line:
-    """A method in a table. `judged` is None for the baseline, for headroom runs, and where fewer than 2 seeds pair up."""
+    """A method in a table. `judged` is None for the baseline, headroom runs, and where fewer than 2 seeds pair up."""
 
     contender: Contender
     rate: float
@@ -75,6 +75,15 @@ class Comparison:
     choices: Mapping[tuple[str, str], Choice]
     seconds: float = 0.0
     machines: list[str] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        """Runs still to be made."""
+        return len(self.state.due) + sum(self.state.later.values())
+
+    @property
+    def incomplete(self) -> bool:
+        return bool(self.left or self.state.failed)
 
     def plateau(self, task: str, label: str) -> list[float]:
         """The rates tried whose validation loss is within the loss margin of the best."""

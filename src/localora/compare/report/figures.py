@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
 from localora.compare.report.comparison import Comparison, Table
 from localora.compare.report.measures import LOSS
@@ -78,6 +78,7 @@ def draw_differences(comparison: Comparison, theme: Theme) -> Figure:
         axes.set_yticks(range(len(lines)), [line.contender.label for line in lines])
         axes.invert_yaxis()
         axes.set_title(f"{table.task}: {table.measure}", fontsize="medium")
+        axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.set_xlabel(f"better than {comparison.resolved.plan.baseline} by")
         axes.grid(axis="x", alpha=0.2)
     return figure
@@ -124,7 +125,7 @@ def _parameters(axes: Axes, comparison: Comparison, table: Table, theme: Theme) 
     at_budget = [line for line in table.lines if line.contender.role == "method"]
     for line in table.lines:
         # Those with equal budgets would lie on top of each other: spread them a little.
-        shift = 1.0 if line not in at_budget else 0.94 + 0.12 * at_budget.index(line) / max(1, len(at_budget) - 1)
+        shift = 1.0 if line not in at_budget else 0.86 + 0.28 * at_budget.index(line) / max(1, len(at_budget) - 1)
         axes.errorbar(
             line.contender.trainable * shift,
             line.mean,

@@ -30,6 +30,8 @@ from localora.compare.report.text import (
 from localora.compare.statistics.verdict import MEANINGS
 from localora.inspect.page import POLICY
 
+WORD = "word"  # class of cells that hold words; numbers are aligned to the right
+
 
 def render_page(comparison: Comparison, light: dict[str, bytes], dark: dict[str, bytes]) -> str:
     """The page, given each picture as PNG bytes for both themes."""
@@ -71,7 +73,7 @@ def _head(comparison: Comparison) -> str:
     warning = ""
     if found:
         items = "".join(f"<li>{escape(line)}</li>" for line in found)
-        warning = f'<section class="note warn"><h2>Not all is well</h2><ul>{items}</ul></section>'
+        warning = f'<section class="note warn"><h2>Before you read on</h2><ul>{items}</ul></section>'
     said = escape(headline(comparison))
     return f"""<h1>{escape(comparison.resolved.name)}: {said}</h1>
 <p class="soft">{escape(summary(comparison))}</p>
@@ -94,17 +96,28 @@ def _section(heading: str, body: str) -> str:
 
 
 def _grid(headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    head = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in headings)
-    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
+    words = [all(isinstance(row[column][1], str) for row in rows) for column in range(len(headings))]
+    head = "".join(map(_heading, headings, words))
+    body = "".join("<tr>" + "".join(map(_cell, row, words)) + "</tr>" for row in rows)
     return (
         f'<div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
 
 
-def _cell(cell: Cell) -> str:
+def _heading(name: str, word: bool) -> str:
+    return f'<th scope="col"{_classes(WORD * word)}><button type="button">{escape(name)}</button></th>'
+
+
+def _cell(cell: Cell, word: bool) -> str:
     shown, value = cell
-    mark = f' class="{shown}"' if shown in MEANINGS or shown in ("baseline", "headroom") else ""
-    return f'<td{mark} data-value="{"" if value is None else escape(str(value))}">{escape(shown)}</td>'
+    mark = shown if shown in MEANINGS or shown in ("baseline", "headroom") else ""
+    sorted_by = "" if value is None else escape(str(value))
+    return f'<td{_classes(WORD * word, mark)} data-value="{sorted_by}">{escape(shown)}</td>'
+
+
+def _classes(*names: str) -> str:
+    used = " ".join(name for name in names if name)
+    return f' class="{used}"' if used else ""
 
 
 def _picture(name: str, light: bytes, dark: bytes) -> str:

@@ -27,7 +27,7 @@ def render_markdown(comparison: Comparison, pictures: Sequence[tuple[str, str]])
     plan = comparison.resolved.plan
     parts = [f"# {comparison.resolved.name}", f"{headline(comparison).capitalize()}.", summary(comparison) + "."]
     if found := problems(comparison):
-        parts += ["## Not all is well", "\n".join(f"- {line}" for line in found)]
+        parts += ["## Before you read on", "\n".join(f"- {line}" for line in found)]
     for table in comparison.tables:
         parts += [f"## {title(table)}", _lines(table, plan.baseline)]
         parts.append(headroom_sentence(table.headroom, bool(plan.headroom)))

@@ -11,7 +11,7 @@ READING: dict[str, str] = {
         "both being samples. Losses that are known a run only are paired by seed: with three seeds the interval is wide"
     ),
     "p (Holm)": "of no difference, corrected over all methods of the table",
-    "p (tie)": "of a difference of at least the margin (two one-sided tests), corrected the same way; small means a tie",
+    "p (tie)": "of a difference of at least the margin (two one-sided tests), corrected the same way; small for a tie",
     "McNemar by seed": "exact p of each seed alone, uncorrected; it knows nothing of the spread between seeds",
     "of LoRA": "trainable parameters over those of LoRA at the plan's r; in brackets the label of one that differs",
     "plateau": "the rates whose validation loss is within the margin of the best, and the ratio of its ends",

@@ -6,8 +6,8 @@ from localora.compare.plan import Contender
 from localora.compare.report.comparison import Comparison, Line, Table
 
 HEADINGS = (
-    "method", "parameters", "of LoRA", "learning rate", "mean", "sd", "difference", "interval", "p (Holm)", "p (tie)",
-    "McNemar by seed", "verdict",
+    "method", "verdict", "mean", "sd", "difference", "interval", "p (Holm)", "p (tie)", "McNemar by seed",
+    "learning rate", "parameters", "of LoRA",
 )  # fmt: skip
 COST_HEADINGS = (
     "task", "method", "training, s", "calibration, s", "peak memory, MiB", "exported rank", "effective rank",
@@ -22,26 +22,31 @@ def line_cells(table: Table, line: Line, baseline: str) -> list[Cell]:
     """One cell a heading."""
     c = line.contender
     digits = 3 if table.higher_is_better else 4
-    cells: list[Cell] = [
+    judged = line.judged
+    if judged is None:
+        verdict = "baseline" if c.label == baseline else "headroom" if c.role == "headroom" else "too few seeds"
+        compared: list[Cell] = [("-", None)] * 5
+    else:
+        verdict, d = judged.verdict, judged.difference
+        compared = [
+            (f"{d.mean:+.{digits}f}", d.mean),
+            (f"[{d.low:+.{digits}f}, {d.high:+.{digits}f}]", d.high - d.low),
+            (f"{judged.p_holm:.3f}", judged.p_holm),
+            (f"{judged.p_tie:.3f}", judged.p_tie),
+            (
+                ", ".join(f"{m.exact:.2f}" for m in line.mcnemar) or "-",
+                min((m.exact for m in line.mcnemar), default=None),
+            ),
+        ]
+    return [
         (name_of(c), c.label),
+        (verdict, verdict),
+        (f"{line.mean:.{digits}f}", line.mean),
+        optional(line.sd, f".{digits}f"),
+        *compared,
+        (f"{line.rate:g}", line.rate),
         (f"{c.trainable:,}", c.trainable),
         (share_of(c), c.budget_ratio),
-        (f"{line.rate:g}", line.rate),
-        (f"{line.mean:.{digits}f}", line.mean),
-        ("-", None) if line.sd is None else (f"{line.sd:.{digits}f}", line.sd),
-    ]
-    if line.judged is None:
-        word = "baseline" if c.label == baseline else "headroom" if c.role == "headroom" else "too few seeds"
-        return [*cells, *[("-", None)] * 5, (word, word)]
-    d = line.judged.difference
-    return [
-        *cells,
-        (f"{d.mean:+.{digits}f}", d.mean),
-        (f"[{d.low:+.{digits}f}, {d.high:+.{digits}f}]", d.high - d.low),
-        (f"{line.judged.p_holm:.3f}", line.judged.p_holm),
-        (f"{line.judged.p_tie:.3f}", line.judged.p_tie),
-        (", ".join(f"{m.exact:.2f}" for m in line.mcnemar) or "-", min((m.exact for m in line.mcnemar), default=None)),
-        (line.judged.verdict, line.judged.verdict),
     ]
 
 
@@ -105,9 +110,8 @@ def problems(comparison: Comparison) -> list[str]:
         failure = comparison.outcomes[spec].failure
         said = failure.error.splitlines()[-1] if failure else ""
         lines.append(f"{spec.folder}: FAILED after {failure.attempts if failure else 0} tries: {said}")
-    left = len(comparison.state.due) + sum(comparison.state.later.values())
-    if left:
-        lines.append(f"{left} run(s) are still to be made; every number here is provisional")
+    if comparison.left:
+        lines.append(f"{comparison.left} run(s) are still to be made; every number here is provisional")
     return lines
 
 

@@ -7,8 +7,8 @@ Shape legend
     d_S  (S,)     difference of their losses, one a seed
 
 The model is d_si = mu + a_s + b_i + e_si: training differs by seed, items by kind, and the rest is noise. Seeds and
-items are crossed, so that neither is counted more often than it was drawn. With the mean squares of the two-way analysis
-of variance, MS_S (seeds), MS_N (items) and MS_E (rest),
+items are crossed, so that neither is counted more often than it was drawn. With the mean squares of the two-way
+analysis of variance, MS_S (seeds), MS_N (items) and MS_E (rest),
 
     Var(mean) = (MS_N + max(0, MS_S - MS_E)) / (S N)
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 
+import torch
+
 from localora.compare.runs import RunSpec
 from localora.compare.store import Store, write_text
 from localora.compare.workers.pool import QUIET, RUN_ONE, Done, last_words
@@ -24,10 +26,12 @@ class LocalPool:
     def submit(self, spec: RunSpec, job: str) -> None:
         folder = self.store.path(spec)
         write_text(folder / "job.json", job)
-        environment = {**os.environ, **QUIET}
+        # All at once would else use every core each; the share of one is no more than it would be given.
+        threads = max(1, torch.get_num_threads() // self.slots)
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **QUIET}
         with (folder / "log.txt").open("wb") as log:
             self._running[spec] = subprocess.Popen(
-                [sys.executable, "-m", self.module, str(folder / "job.json")],
+                [sys.executable, "-m", self.module, str(folder / "job.json"), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

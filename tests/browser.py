@@ -1,4 +1,4 @@
-"""Opens a page in headless Chromium and says what its console said."""
+"""What a page would fetch, and what its console says when headless Chromium opens it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from pathlib import Path
+
+import pytest
 
 FLAGS = (
     "--headless",
@@ -21,6 +24,7 @@ FLAGS = (
     "--virtual-time-budget=2000",
     "--window-size=1280,2400",
 )
+DARK = "--blink-settings=preferredColorScheme=0"  # as if the reader's system were set to dark
 
 
 @dataclass(frozen=True)
@@ -42,3 +46,24 @@ def visit(page: Path, profile: Path, *more: str) -> Visit:
     command = [chromium, *FLAGS, f"--user-data-dir={profile}", *more, "--dump-dom", page.resolve().as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return Visit(done.stdout, re.findall(r".*CONSOLE.*", done.stderr))
+
+
+needs_chromium = pytest.mark.skipif(
+    find_chromium() is None, reason="chromium is not installed (Debian package chromium)"
+)
+
+
+class _Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.fetched += [value or "" for key, value in attrs if key in ("src", "href", "srcset", "data", "action")]
+
+
+def fetched(page: str) -> list[str]:
+    """Everything an HTML text would fetch."""
+    links = _Links()
+    links.feed(page)
+    return links.fetched

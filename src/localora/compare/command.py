@@ -1,0 +1,84 @@
+"""`localora compare` from plan file to report: refuse first, then run, then tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from localora.compare.budgets import resolve
+from localora.compare.execute import execute
+from localora.compare.guards import check_budgets, check_data
+from localora.compare.plan_file import load_plan
+from localora.compare.preview import print_preview
+from localora.compare.report.comparison import Comparison
+from localora.compare.report.console import print_comparison
+from localora.compare.report.write import write_report
+from localora.compare.schedule import schedule
+from localora.compare.store import Store
+from localora.compare.workers.cluster import ClusterPool
+from localora.compare.workers.local import LocalPool
+from localora.compare.workers.pool import Pool
+
+
+def run_comparison(
+    path: Path,
+    console: Console,
+    *,
+    out: Path | None = None,
+    overrides: Sequence[str] = (),
+    dry_run: bool = False,
+    jobs: int = 1,
+    cluster: str | None = None,
+) -> Comparison | None:
+    """Run what the plan at `path` has no record of yet, and write the report; with `dry_run`, only say what would run.
+
+    Returns:
+        The comparison as reported; None of a dry run.
+
+    Raises:
+        PlanError, RecipeError: a plan that cannot be run, or would not be fair; raised before any run starts.
+        ModelError: no such model.
+        RecordError: a damaged record in the plan's folder.
+        KeyboardInterrupt: passed on, once the runs under way are stopped; the same call continues them.
+    """
+    plan = load_plan(path, overrides, folder=out)
+    resolved = resolve(plan, path.stem)
+    check_budgets(resolved)
+    check_data(resolved)
+    store = Store(Path(str(plan.folder)))
+    state = schedule(resolved, store.read)
+    print_preview(resolved, state, store, 1 if cluster else jobs, console)
+    if dry_run:
+        return None
+    pool: Pool = ClusterPool(store, cluster) if cluster else LocalPool(store, jobs)
+    try:
+        execute(resolved, store, pool, console)
+    except KeyboardInterrupt:
+        console.print("stopped; the same command continues where this one was")
+        raise
+    return report(store.folder, console)
+
+
+def report(folder: Path, console: Console) -> Comparison:
+    """Write a comparison's report from its records alone, and print the short form.
+
+    Raises:
+        PlanError, RecordError: the folder holds no comparison, or damaged records.
+    """
+    comparison = write_report(folder)
+    print_comparison(comparison, console)
+    console.print(f"page: {folder / 'index.html'}", highlight=False, soft_wrap=True, markup=False)
+    return comparison
+
+
+def folder_of(path: Path, overrides: Sequence[str] = (), out: Path | None = None) -> Path:
+    """Where the records of the plan at `path` are; a folder of records is its own.
+
+    Raises:
+        PlanError, RecipeError: no plan.
+    """
+    if path.is_dir():
+        return path
+    return out or Path(str(load_plan(path, overrides).folder))

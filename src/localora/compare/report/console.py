@@ -1,0 +1,36 @@
+"""The report's short form for a terminal: a table a task and measure, headroom below it, and the finding."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from localora.compare.headroom import headroom_sentence
+from localora.compare.report.comparison import Comparison
+from localora.compare.report.markdown import title
+from localora.compare.report.text import HEADINGS, headline, line_cells, problems
+
+SHOWN = ("method", "verdict", "mean", "sd", "difference", "interval", "learning rate", "of LoRA")
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    plan = comparison.resolved.plan
+    columns = [HEADINGS.index(name) for name in SHOWN]
+    for found in comparison.tables:
+        table = Table(title=title(found), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column(SHOWN[0], no_wrap=True)
+        for name in SHOWN[1:]:
+            table.add_column(name, justify="right")
+        for line in found.lines:
+            cells = line_cells(found, line, plan.baseline)
+            table.add_row(*(cells[column][0].replace("[", r"\[") for column in columns))
+        console.print(table)
+        _say(console, headroom_sentence(found.headroom, bool(plan.headroom)))
+    for line in problems(comparison):
+        _say(console, line)
+    _say(console, headline(comparison))
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
