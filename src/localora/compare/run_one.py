@@ -23,7 +23,7 @@ from localora.training.run import train
 from localora.training.trainer import TrainingError
 
 DIVERGED_EXIT = 3  # the loss stopped being a number
-WITH_FACTORS = ("lora", "rslora", "g-lora", "cps-lora", "hybrid")  # dW = B A is all of their update
+WITH_FACTORS = ("lora", "rslora", "pissa", "lora-ga", "g-lora", "cps-lora", "hybrid")  # they leave dW = B A
 
 
 def main(job: Path) -> int:
@@ -49,6 +49,7 @@ def run(recipe: Recipe, before: Evaluation | None, *, keep_adapter: bool) -> Run
     write_text(folder.path.parent / "update.json", measure_update(recipe, folder).model_dump_json(indent=2) + "\n")
     if not keep_adapter:
         remove(folder.adapter)
+    remove(folder.model)  # as large as the base model: a comparison keeps its numbers
     return record
 
 

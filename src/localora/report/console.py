@@ -64,15 +64,16 @@ def print_record(record: RunRecord, console: Console) -> None:
 
 
 def closing_lines(record: RunRecord, folder: str) -> list[str]:
-    """Where the adapter, its export, the pictures and the record are, and what the verification found."""
+    """Where the adapter or the model, its export, the pictures and the record are, and what the verification found."""
     lines = []
     if record.placement is not None:
         lines.append(_placement_line(record))
-    lines.append(f"adapter      {folder}/adapter")
+    result = "model" if record.method == "full" else "adapter"
+    lines.append(f"{result:<13}{folder}/{result}")
     if record.export is not None:
         lines.append(f"plain LoRA   {folder}/{record.export['folder']} ({export_line(record.export)})")
     if record.recipe["output"]["plots"]:
-        names = ["loss.png"] + (["placement.png"] if record.method != "lora" else [])
+        names = ["loss.png"] + (["placement.png"] if "placement" in record.recipe["method"] else [])
         lines.append(f"pictures     {', '.join(f'{folder}/{name}' for name in names)}")
     lines.append(f"record       {folder}/run.json")
     return lines
