@@ -47,9 +47,8 @@ def run(recipe: Recipe, before: Evaluation | None, *, keep_adapter: bool) -> Run
     console = Console(force_terminal=False, width=120)
     record = train(recipe, resume=resume, overwrite=not resume, before=None if resume else before, console=console)
     write_text(folder.path.parent / "update.json", measure_update(recipe, folder).model_dump_json(indent=2) + "\n")
-    if not keep_adapter:
-        remove(folder.adapter)
-    remove(folder.model)  # as large as the base model: a comparison keeps its numbers
+    if not keep_adapter or folder.result == folder.model:  # as large as the base model: its numbers are enough
+        remove(folder.result)
     return record
 
 

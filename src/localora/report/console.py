@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from localora.recipe import METHOD_CLASSES, LocalizedMethod
 from localora.training.record import Evaluation, RunRecord
 
 
@@ -73,7 +74,7 @@ def closing_lines(record: RunRecord, folder: str) -> list[str]:
     if record.export is not None:
         lines.append(f"plain LoRA   {folder}/{record.export['folder']} ({export_line(record.export)})")
     if record.recipe["output"]["plots"]:
-        names = ["loss.png"] + (["placement.png"] if "placement" in record.recipe["method"] else [])
+        names = ["loss.png"] + (["placement.png"] if issubclass(METHOD_CLASSES[record.method], LocalizedMethod) else [])
         lines.append(f"pictures     {', '.join(f'{folder}/{name}' for name in names)}")
     lines.append(f"record       {folder}/run.json")
     return lines

@@ -42,6 +42,11 @@ class RunFolder:
         return self.path / "lora"
 
     @property
+    def result(self) -> Path:
+        """What a finished run left: its adapter, or its model where it has none."""
+        return self.model if self.model.exists() else self.adapter
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

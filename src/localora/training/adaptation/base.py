@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, TrainerCallback
@@ -19,8 +18,6 @@ Trainee = PreTrainedModel | PeftModel
 
 class Adaptation(ABC):
     """One method in one run: `attach` once, train under its `callbacks`, `note` what it did, `save`."""
-
-    has_adapter: ClassVar[bool] = True
 
     def __init__(self, recipe: Recipe, folder: RunFolder) -> None:
         self.recipe, self.folder = recipe, folder

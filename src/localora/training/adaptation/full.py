@@ -14,8 +14,6 @@ class FullFineTuning(Adaptation):
     In half precision most of Adam's steps would be lost to rounding.
     """
 
-    has_adapter = False
-
     def attach(self, setup: Setup, *, resume: bool) -> Trainee:
         try:
             self._targets = resolve_targets(setup.model, self.recipe.method.target_modules)
