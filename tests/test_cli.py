@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import localora
 import tiny_runs
 from localora.cli import app
+from localora.recipe import METHOD_CLASSES
 from localora.recipe_file import validate_recipe
 from tiny_runs import METHODS, recipe_values, write_recipe
 
@@ -49,7 +50,7 @@ def test_the_help_of_train_holds_a_recipe_that_is_valid_and_every_method() -> No
     block = text.split("A complete recipe:\n")[1].split("\n\n")[0]
     recipe = validate_recipe(yaml.safe_load(block))
     assert recipe.method.name == "cps-lora"
-    for method in METHODS:
+    for method in METHOD_CLASSES:
         assert f"\n      {method} " in text
     for key in ("method.local_size: 0.25", "training.learning_rate: 0.001", "data.path: not set", "--resume"):
         assert key in text

@@ -18,6 +18,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "cps-lora": _PLACED | {"name": "cps-lora", "clusters": 2},
     "hybrid": _PLACED | {"name": "hybrid", "clusters": 2},
 }
+OTHERS: dict[str, dict[str, Any]] = {  # each with something of its own before, during or after training
+    "pissa": _COMMON | {"name": "pissa"},
+    "lora-ga": _COMMON | {"name": "lora-ga", "calibration_steps": 2},
+    "adalora": _COMMON | {"name": "adalora", "final_share": 0.2},
+    "full": {"name": "full", "r": 4, "target_modules": ["q_proj", "down_proj"]},
+}
 
 
 def save_tiny_model(folder: Path) -> Path:
@@ -51,7 +57,7 @@ def recipe_values(model: Path, out: Path, method: str = "cps-lora", **training: 
     return {
         "model": {"name": str(model)},
         "data": {"task": "arithmetic", "train_size": 24, "validation_size": 6, "test_size": 6},
-        "method": METHODS[method],
+        "method": (METHODS | OTHERS)[method],
         "training": {"steps": 6, "batch_size": 2, "learning_rate": 1e-2, "checkpoint_every": 4} | training,
         "evaluation": {"examples": 4, "curve_examples": 4, "curve_points": 3, "batch_size": 4, "max_new_tokens": 4},
         "output": {"folder": str(out), "plots": False},

@@ -49,6 +49,22 @@ Methods, and the keys that only they have:
     g-lora     global_share, local_size      whole matrix + block of important rows and columns
     cps-lora   clusters, balance             co-clusters of rows and columns
     hybrid     clusters, balance, global_share   whole matrix + co-clusters
+PEFT's, each with parameters of LoRA at rank r unless its own keys say otherwise:
+    rslora     LoRA scaled by alpha / sqrt(r)
+    dora       direction and magnitude apart
+    pissa      starts as the leading singular directions of W
+    lora-ga    calibration_steps, scale      starts along the gradient of W on training batches
+    adalora    init_r, target_r, final_share     starts with r everywhere, takes away what matters least
+    gralora    blocks                        a grid of blocks with factors of their own
+    bd-lora    blocks                        one factor block-diagonal, for several GPUs
+    miss       own_rank                      one trained matrix a layer
+    hira       the product multiplies W entry by entry
+No adapter:
+    full       every weight of the model; its own learning rate, a tenth of LoRA's or less
+
+\b
+On several GPUs, batch_size shared among them:
+    accelerate launch --num_processes 4 -m localora.cli train RECIPE.yaml
 
 \b
 Every key and its default (--set SECTION.KEY=VALUE overrides the file):
@@ -81,13 +97,15 @@ def train(
 
         from localora.recipe_file import load_recipe
         from localora.report.console import print_record
+        from localora.training.processes import is_main_process, leave_processes
         from localora.training.run import train as run
 
         allowed = ["evaluation.allow_code_execution=true"] if allow_code_execution else []
         chosen = load_recipe(recipe, [*(set_ or []), *allowed], folder=out)
-        console = Console()
+        console = Console(quiet=not is_main_process())
         record = run(chosen, overwrite=overwrite, resume=resume, console=console)
         print_record(record, console)
+        leave_processes()
 
 
 @app.command()
@@ -264,3 +282,7 @@ def _errors_in_one_line(*more: type[Exception]) -> Iterator[None]:
     except expected as error:
         typer.echo("error: " + str(error).replace("\n", "\n       "), err=True)
         raise typer.Exit(2) from None
+
+
+if __name__ == "__main__":
+    app()

@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 from localora.data.spec import DataSpec
 
 MethodName = Literal[
-    "lora", "rslora", "dora", "pissa", "gralora", "bd-lora", "miss", "hira", "g-lora", "cps-lora", "hybrid"
-]
+    "lora", "rslora", "dora", "pissa", "lora-ga", "adalora", "gralora", "bd-lora", "miss", "hira",
+    "g-lora", "cps-lora", "hybrid", "full",
+]  # fmt: skip
 METHODS: tuple[str, ...] = get_args(MethodName)
 
 
@@ -42,17 +43,20 @@ class ModelSection(Section):
 
 class MethodBase(Section):
     r: PositiveInt = Field(default=16, description="LoRA-equivalent rank: the parameters of LoRA at this rank")
+    target_modules: str | list[str] = "all-linear"
+
+
+class AdapterMethod(MethodBase):
     alpha: Annotated[float, Field(gt=0)] | None = Field(default=None, description="scale numerator; 2 r when left out")
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     use_rslora: StrictBool = False
-    target_modules: str | list[str] = "all-linear"
 
     @property
     def resolved_alpha(self) -> float:
         return 2.0 * self.r if self.alpha is None else self.alpha
 
 
-class LoraMethod(MethodBase):
+class LoraMethod(AdapterMethod):
     """PEFT's own LoRA, the baseline, and its variants without keys of their own. Other methods of PEFT derive here.
 
     Some of them have more or fewer parameters than LoRA at the same rank; `ranks` then brings them level, and
@@ -61,6 +65,51 @@ class LoraMethod(MethodBase):
 
     name: Literal["lora", "rslora", "dora", "pissa"]
     ranks: dict[str, PositiveInt] = Field(default={}, description="PEFT's own rank by layer, where it is not r")
+
+
+class LoraGaMethod(LoraMethod):
+    """LoRA-GA: factors that start along the gradient of the frozen weights, estimated on training batches."""
+
+    name: Literal["lora-ga"]  # type: ignore[assignment]
+    calibration_steps: PositiveInt = Field(default=8, description="batches that the gradient is estimated on")
+    direction: Literal["ArBr", "A2rBr", "ArB2r", "random"] = Field(
+        default="ArB2r", description="which of the gradient's singular vectors A and B start as"
+    )
+    scale: Literal["stable", "weight_svd", "gd_scale", "unit"] = Field(default="stable", description="of that start")
+    stable_gamma: PositiveInt = Field(default=16, description="the start's scale falls with its square root")
+
+
+class AdaLoraMethod(LoraMethod):
+    """AdaLoRA: starts with one rank everywhere and takes directions away, layer by layer, until `target_r` is left.
+
+    "Equal trainable parameters" means the start: init_r (m + n + 1) a matrix is what has gradients and optimizer
+    state, and `init_r` is r, so it trains what LoRA of rank r trains and ends with less. Its authors count the end and
+    start with 1.5 times as much; `init_r` and `target_r` can say so, and a comparison then wants a budget_label.
+    """
+
+    name: Literal["adalora"]  # type: ignore[assignment]
+    ranks: dict[str, PositiveInt] = Field(default={}, max_length=0, description="AdaLoRA's own choice; leave out")
+    use_rslora: Literal[False] = Field(default=False, description="its scale is alpha / init_r")
+    init_r: PositiveInt | None = Field(default=None, description="rank of every layer at the start; r when left out")
+    target_r: PositiveInt | None = Field(default=None, description="average rank at the end; init_r / 1.5 if not set")
+    initial_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.1, description="share of the steps before directions are taken away"
+    )
+    final_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.5, description="share of the steps after the last was taken"
+    )
+    allocate_every: PositiveInt = Field(default=1, description="steps between two allocations")
+    orthogonality: Annotated[float, Field(ge=0)] = Field(
+        default=0.5, description="weight of the penalty that keeps directions orthogonal; part of the training loss"
+    )
+
+    @property
+    def first_r(self) -> int:
+        return self.init_r or self.r
+
+    @property
+    def last_r(self) -> int:
+        return self.target_r or max(1, round(self.first_r / 1.5))
 
 
 class GraloraMethod(LoraMethod):
@@ -97,7 +146,7 @@ class HiraMethod(LoraMethod):
     name: Literal["hira"]  # type: ignore[assignment]
 
 
-class LocalizedMethod(MethodBase):
+class LocalizedMethod(AdapterMethod):
     """The keys are those of localora's PEFT configs, and so are their defaults (a test holds them together)."""
 
     placement: Literal["calibrate", "random", "contiguous"] = "calibrate"
@@ -150,12 +199,32 @@ class HybridMethod(ClusteredMethod):
     global_share: Share = Field(default=0.5, description="share of the parameters in the whole-matrix term")
 
 
+class FullMethod(MethodBase):
+    """Full fine-tuning: no adapter, every weight of the model trains. `r` and `target_modules` only name the LoRA that
+    its number of parameters is stated beside.
+    """
+
+    name: Literal["full"]
+
+
 MethodSection = Annotated[
-    LoraMethod | GraloraMethod | BdLoraMethod | MissMethod | HiraMethod | GLoraMethod | CpsLoraMethod | HybridMethod,
+    LoraMethod
+    | LoraGaMethod
+    | AdaLoraMethod
+    | GraloraMethod
+    | BdLoraMethod
+    | MissMethod
+    | HiraMethod
+    | GLoraMethod
+    | CpsLoraMethod
+    | HybridMethod
+    | FullMethod,
     Field(discriminator="name"),
 ]
 METHOD_CLASSES: dict[str, type[MethodBase]] = {
     **dict.fromkeys(("lora", "rslora", "dora", "pissa"), LoraMethod),
+    "lora-ga": LoraGaMethod,
+    "adalora": AdaLoraMethod,
     "gralora": GraloraMethod,
     "bd-lora": BdLoraMethod,
     "miss": MissMethod,
@@ -163,6 +232,7 @@ METHOD_CLASSES: dict[str, type[MethodBase]] = {
     "g-lora": GLoraMethod,
     "cps-lora": CpsLoraMethod,
     "hybrid": HybridMethod,
+    "full": FullMethod,
 }
 
 
@@ -173,7 +243,7 @@ class TrainingSection(Section):
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.1, description="share of the steps")
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    batch_size: PositiveInt = 8
+    batch_size: PositiveInt = Field(default=8, description="examples, over all processes where there are several")
     gradient_accumulation: PositiveInt = 1
     max_length: PositiveInt = Field(default=512, description="tokens; longer examples are cut")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: autocast")

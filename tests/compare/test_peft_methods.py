@@ -7,13 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import LlamaForCausalLM
 
 import adapted_models
 import tiny_models
 import tiny_runs
+from localora.compare.budgets import count_trainable, resolve
+from localora.compare.errors import PlanError
+from localora.compare.guards import check_budgets
+from localora.compare.plan import ResolvedPlan
+from localora.compare.plan_file import validate_plan
+from localora.cost.shapes import meta_model, model_config
+from localora.model.targets import resolve_targets
 from localora.recipe_file import method_section, validate_recipe
 from localora.training.adapter import adapter_config, trainable_parameters
 from localora.training.run import train
@@ -31,6 +38,8 @@ COUNTS = {
     "rslora": 4 * (SUM_M + SUM_N),
     "pissa": 4 * (SUM_M + SUM_N),
     "dora": 4 * (SUM_M + SUM_N) + SUM_M,
+    "lora-ga": 4 * (SUM_M + SUM_N),
+    "adalora": 4 * (SUM_M + SUM_N + 8),  # at the start: init_r is r, and each of 8 layers has a diagonal
     "gralora": 4 * (SUM_M + SUM_N),
     # of down_proj the factor A (48 inputs) is halved, of the others B
     "bd-lora": 4 * (SUM_N - 48 + 32 + SUM_M // 2),
@@ -77,3 +86,51 @@ def test_each_trains_and_leaves_a_finished_record(name: str, model_folder: Path,
     assert record.method == name
     assert record.after is not None
     assert record.after.loss < record.before.loss
+
+
+def plan(model_folder: Path, **methods: dict[str, Any] | None) -> ResolvedPlan:
+    values = {
+        "model": {"name": str(model_folder)},
+        "tasks": {"sums": {"task": "arithmetic"}},
+        "r": 4,
+        "methods": {"lora": None} | {name.replace("_", "-"): values for name, values in methods.items()},
+        "headroom": [],
+        "learning_rates": {"grid": [1e-4, 1e-3, 1e-2]},
+        "seeds": [1, 2],
+    }
+    return resolve(validate_plan(values), "plan")
+
+
+def test_a_plan_counts_them_without_weights(model_folder: Path) -> None:
+    resolved = plan(model_folder, adalora={"budget_label": "and a diagonal"}, lora_ga=None, full=None)
+    model = LlamaForCausalLM.from_pretrained(model_folder)
+    assert resolved.contender("full").trainable == sum(p.numel() for p in model.parameters())
+    for name in ("adalora", "lora-ga"):
+        config = adapter_config(method_section({"name": name, "r": 4}), seed=0)
+        if isinstance(config, LoraConfig) and name == "lora-ga":
+            config.init_lora_weights = True  # without the gradient that it starts from
+        adapted = get_peft_model(LlamaForCausalLM.from_pretrained(model_folder), config)
+        assert resolved.contender(name).trainable == trainable_parameters(adapted)
+
+
+def test_all_weights_are_compared_with_a_label_and_never_without(model_folder: Path) -> None:
+    resolved = plan(model_folder, full={"learning_rates": [1e-5, 1e-4, 1e-3]})
+    full = resolved.contender("full")
+    assert full.budget_ratio > 2
+    assert full.budget_label == "all weights"
+    check_budgets(resolved)
+    with pytest.raises(PlanError, match=r"methods.full: trains .* of LoRA's"):
+        check_budgets(plan(model_folder, full={"budget_label": None}))
+
+
+def test_adalora_has_the_budget_at_its_start_and_not_1_5_times_as_much(model_folder: Path) -> None:
+    base = meta_model(*model_config("smollm2-135m"), torch.float32)
+    budget = 8 * sum(target.m + target.n for target in resolve_targets(base, "all-linear"))
+    assert 1 < count_trainable(base, method_section({"name": "adalora", "r": 8})) / budget < 1.001
+    with pytest.raises(PlanError, match=r"methods.adalora: trains .* \+52.1%"):
+        check_budgets(plan(model_folder, adalora={"init_r": 6}))
+
+
+def test_what_cannot_be_compared_says_why(model_folder: Path) -> None:
+    with pytest.raises(PlanError, match=r"methods.lora-fa: lora-fa cannot be compared: PEFT has it as an"):
+        plan(model_folder, lora_fa=None)

@@ -179,6 +179,7 @@ def test_checkpoints_that_do_not_match(tmp_path: Path, llama: LlamaForCausalLM) 
         ({"use_dora": True}, "DoRA"),
         ({"init_lora_weights": "pissa"}, "path_initial_model_for_weight_conversion"),
         ({"target_parameters": ["experts"]}, "target_parameters"),
+        ({"peft_type": "ADALORA", "r": 8, "total_step": 10}, "adapter of type ADALORA; merge it"),
     ],
 )
 def test_lora_whose_update_is_not_b_a_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:

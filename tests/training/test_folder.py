@@ -27,6 +27,15 @@ def test_a_new_folder_is_made_with_its_parents(tmp_path: Path) -> None:
     assert list(folder.path.iterdir()) == []  # the write probe is gone
 
 
+def test_the_result_is_the_model_where_there_is_one(tmp_path: Path) -> None:
+    folder = open_run_folder(finished_run(tmp_path / "run"), overwrite=True)
+    assert folder.result == tmp_path / "run" / "adapter"
+    folder.model.mkdir()
+    assert folder.result == tmp_path / "run" / "model"
+    folder.clear()
+    assert not folder.model.exists()
+
+
 def test_a_path_below_a_file_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FolderError, match=r"cannot write to .*file/out \(Not a directory\).*--out"):

@@ -11,14 +11,14 @@ from peft import LoraConfig, PeftConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from localora.compare.errors import PlanError
-from localora.compare.methods import NOT_AVAILABLE, match_budget
+from localora.compare.methods import NOT_AVAILABLE, OWN_BUDGETS, match_budget
 from localora.compare.plan import CHOSEN_FOR_ALL, Contender, Plan, ResolvedPlan, Role, distinct_grid
 from localora.cost.shapes import meta_model, model_config
 from localora.model.targets import resolve_targets
 from localora.placement.budget import BudgetError
-from localora.recipe import MethodBase, RecipeError
+from localora.recipe import FullMethod, MethodBase, RecipeError
 from localora.recipe_file import method_section
-from localora.training.adapter import adapter_config, trainable_parameters
+from localora.training.adapter import adapter_config, all_parameters, trainable_parameters
 from localora.tuner.config import LocalizedConfig
 
 PLAN_KEYS = ("budget_label", "learning_rates")  # of a method in a plan, beside those of a recipe's method
@@ -63,8 +63,14 @@ def resolve(plan: Plan, name: str) -> ResolvedPlan:
 
 def count_trainable(base: PreTrainedModel, method: MethodBase) -> int:
     """Trainable parameters of `method` on a model on the meta device; counted, not computed: PEFT makes the adapter."""
+    if isinstance(method, FullMethod):
+        return all_parameters(base)
     config = _for_meta(adapter_config(method, seed=0))
-    return trainable_parameters(get_peft_model(copy.deepcopy(base), config, low_cpu_mem_usage=True))
+    model = get_peft_model(copy.deepcopy(base), config, low_cpu_mem_usage=True)
+    for name, parameter in model.named_parameters():
+        if ".ranknum." in name:  # AdaLoRA's note of a layer's rank, which PEFT forgets to freeze on the meta device
+            parameter.requires_grad_(False)
+    return trainable_parameters(model)
 
 
 def _for_meta(config: PeftConfig) -> PeftConfig:
@@ -86,7 +92,7 @@ def _entries(plan: Plan) -> Iterator[tuple[str, Role, dict[str, Any]]]:
 
 def _section(plan: Plan, label: str, values: dict[str, Any]) -> tuple[str | None, list[float], MethodBase]:
     if values["name"] in NOT_AVAILABLE:
-        raise ValueError(f"{values['name']} cannot be compared yet: {NOT_AVAILABLE[values['name']]}")
+        raise ValueError(f"{values['name']} cannot be compared: {NOT_AVAILABLE[values['name']]}")
     for key, place in CHOSEN_FOR_ALL.items():
         if key in values:
             raise ValueError(f"{key} must be the same for all methods; set {place}")
@@ -94,4 +100,4 @@ def _section(plan: Plan, label: str, values: dict[str, Any]) -> tuple[str | None
     section = method_section({"r": plan.r, "target_modules": plan.target_modules, **own})
     grid = values.get("learning_rates")
     rates = distinct_grid([float(rate) for rate in grid]) if grid else plan.learning_rates.grid
-    return values.get("budget_label"), rates, section
+    return values.get("budget_label", OWN_BUDGETS.get(values["name"])), rates, section

@@ -7,7 +7,9 @@ Shape legend
     q   the method's own rank of that matrix
 
 Most methods cost the budget at q = r. DoRA, BD-LoRA and MiSS do not: each costs `fixed + per_rank * q`, and q is solved
-for. Where ranks may differ by layer, what one layer is over or under is carried to the next, so that the sum is right.
+for. AdaLoRA costs it at its start, which is what counts: those parameters have gradients and optimizer state, although
+not all are left at the end. Full fine-tuning has no rank and is far over, so it wears a label. Where ranks may differ
+by layer, what one layer is over or under is carried to the next, so that the sum is right.
 """
 
 from __future__ import annotations
@@ -18,13 +20,12 @@ from typing import NamedTuple
 from localora.model.targets import Target
 from localora.recipe import BdLoraMethod, LoraMethod, MethodBase, MissMethod
 
-# PEFT 0.21 has these too; why no plan can name them yet.
+# PEFT 0.21 has these too; why no plan can name them.
 NOT_AVAILABLE = {
-    "adalora": "its rank allocator must be called in every step, which our training loop does not do yet",
-    "lora-ga": "it needs gradients of the base weights before the adapter is made, which our training does not take",
-    "full": "our training puts an adapter on every model; full fine-tuning has none",
     "lora-fa": "PEFT has it as an optimizer, not as a method",
 }
+# The budget_label of methods that cannot have the budget of the others, unless the plan gives one.
+OWN_BUDGETS = {"full": "all weights"}
 
 
 class Cost(NamedTuple):

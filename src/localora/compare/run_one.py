@@ -26,7 +26,7 @@ from localora.training.run import train
 from localora.training.trainer import TrainingError
 
 DIVERGED_EXIT = 3  # the loss stopped being a number
-WITH_FACTORS = ("lora", "rslora", "g-lora", "cps-lora", "hybrid")  # dW = B A is all of their update
+WITH_FACTORS = ("lora", "rslora", "pissa", "lora-ga", "g-lora", "cps-lora", "hybrid")  # they leave dW = B A
 
 
 def main(job: Path, parent: int) -> int:
@@ -52,8 +52,8 @@ def run(recipe: Recipe, before: Evaluation | None, *, keep_adapter: bool) -> Run
         console = Console(force_terminal=False, width=120)
         record = train(recipe, resume=resume, overwrite=not resume, before=None if resume else before, console=console)
     write_text(folder.path.parent / "update.json", measure_update(recipe, folder).model_dump_json(indent=2) + "\n")
-    if not keep_adapter:
-        remove(folder.adapter)
+    if not keep_adapter or folder.result == folder.model:  # as large as the base model: its numbers are enough
+        remove(folder.result)
     return record
 
 

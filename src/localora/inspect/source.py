@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from peft import LoraConfig, PeftConfig, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftType, get_peft_model_state_dict
 from torch import Tensor, nn
 
 from localora.export.sources import Adapter, read_folder, read_model
@@ -82,7 +82,7 @@ def _folder(folder: Path) -> Source:
     config = PeftConfig.from_pretrained(str(folder))
     if isinstance(config, LocalizedConfig):
         return _localized(read_folder(folder))
-    if isinstance(config, LoraConfig):
+    if isinstance(config, LoraConfig) and config.peft_type == PeftType.LORA:  # AdaLoRA's config is one, too
         return _lora(*read_lora_folder(folder))
     raise InspectionError(
         f"{folder} holds an adapter of type {config.peft_type.value}; merge it, save the model, and inspect the two "
@@ -94,7 +94,7 @@ def _model(model: nn.Module, adapter_name: str) -> Source:
     config = getattr(model, "peft_config", {}).get(adapter_name)
     if isinstance(config, LocalizedConfig):
         return _localized(read_model(model, adapter_name))
-    if isinstance(config, LoraConfig):
+    if isinstance(config, LoraConfig) and config.peft_type == PeftType.LORA:  # AdaLoRA's config is one, too
         state = get_peft_model_state_dict(model, adapter_name=adapter_name)
         return _lora(config, {key: tensor.detach().cpu() for key, tensor in state.items()})
     raise InspectionError(f"the model has no localora or LoRA adapter called {adapter_name!r}")

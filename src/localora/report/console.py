@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from localora.recipe import METHOD_CLASSES, LocalizedMethod
 from localora.training.record import Evaluation, RunRecord
 
 
@@ -64,15 +65,16 @@ def print_record(record: RunRecord, console: Console) -> None:
 
 
 def closing_lines(record: RunRecord, folder: str) -> list[str]:
-    """Where the adapter, its export, the pictures and the record are, and what the verification found."""
+    """Where the adapter or the model, its export, the pictures and the record are, and what the verification found."""
     lines = []
     if record.placement is not None:
         lines.append(_placement_line(record))
-    lines.append(f"adapter      {folder}/adapter")
+    result = "model" if record.method == "full" else "adapter"
+    lines.append(f"{result:<13}{folder}/{result}")
     if record.export is not None:
         lines.append(f"plain LoRA   {folder}/{record.export['folder']} ({export_line(record.export)})")
     if record.recipe["output"]["plots"]:
-        names = ["loss.png"] + (["placement.png"] if record.method != "lora" else [])
+        names = ["loss.png"] + (["placement.png"] if issubclass(METHOD_CLASSES[record.method], LocalizedMethod) else [])
         lines.append(f"pictures     {', '.join(f'{folder}/{name}' for name in names)}")
     lines.append(f"record       {folder}/run.json")
     return lines

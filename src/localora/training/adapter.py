@@ -5,31 +5,43 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from peft import GraloraConfig, HiraConfig, LoraConfig, MissConfig, PeftConfig
+from peft import AdaLoraConfig, GraloraConfig, HiraConfig, LoraConfig, LoraGAConfig, MissConfig, PeftConfig
 from peft.tuners.lora import BdLoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from localora import CpsLoraConfig, GlobalLocalLoraConfig
 from localora.recipe import (
+    AdaLoraMethod,
     BdLoraMethod,
     GLoraMethod,
     GraloraMethod,
     HiraMethod,
+    LocalizedMethod,
+    LoraGaMethod,
     LoraMethod,
     MethodBase,
     MissMethod,
+    TrainingSection,
 )
 
+_START = {"pissa": "pissa_niter_16", "lora-ga": "lora_ga"}  # PEFT's names of starts that are not zero
 
-def adapter_config(method: MethodBase, seed: int) -> PeftConfig:
+
+def adapter_config(method: MethodBase, seed: int, steps: int = TrainingSection().steps) -> PeftConfig:
     """The configuration that `get_peft_model` takes. PEFT's methods are PEFT's own, so that baselines are fair.
 
+    `steps` is the length of training, which AdaLoRA's schedule is laid over.
+
     Raises:
-        ValueError: keys that contradict each other; the message says which.
+        ValueError: keys that contradict each other, or a method without an adapter; the message says which.
     """
+    if isinstance(method, AdaLoraMethod):
+        return _adalora_config(method, steps)
     if isinstance(method, LoraMethod):
         return _peft_config(method)
+    if not isinstance(method, LocalizedMethod):
+        raise ValueError("full fine-tuning has no adapter")
     options = method.model_dump(exclude={"name", "alpha", "calibration_steps"})
     config_class = GlobalLocalLoraConfig if isinstance(method, GLoraMethod) else CpsLoraConfig
     return config_class(**options, alpha=method.resolved_alpha, seed=seed, task_type="CAUSAL_LM")
@@ -52,10 +64,16 @@ def _peft_config(method: LoraMethod) -> PeftConfig:
         "lora_alpha": method.resolved_alpha,
         "use_rslora": method.use_rslora or method.name == "rslora",
         "use_dora": method.name == "dora",
-        "init_lora_weights": "pissa_niter_16" if method.name == "pissa" else True,
+        "init_lora_weights": _START.get(method.name, True),
         "rank_pattern": ranks,
         "alpha_pattern": {layer: _same_scale(method, rank) for layer, rank in ranks.items()},
     }
+    if method.name in _START and options["use_rslora"] and ranks:
+        raise ValueError(f"{method.name}: cannot be saved with use_rslora and ranks together; leave one of them out")
+    if isinstance(method, LoraGaMethod):
+        options["lora_ga_config"] = LoraGAConfig(
+            direction=method.direction, scale=method.scale, stable_gamma=method.stable_gamma
+        )
     if isinstance(method, BdLoraMethod):
         wrong = sorted({rank for rank in (r, *ranks.values()) if rank % method.blocks})
         if wrong:
@@ -64,6 +82,35 @@ def _peft_config(method: LoraMethod) -> PeftConfig:
             target_modules_bd_a=method.row_sharded, target_modules_bd_b=method.column_sharded, nblocks=method.blocks
         )
     return LoraConfig(r=r, **options, **common)
+
+
+def _adalora_config(method: AdaLoraMethod, steps: int) -> AdaLoraConfig:
+    first, last = method.first_r, method.last_r
+    if last >= first:
+        raise ValueError(
+            f"adalora: starts with rank {first} and is to end with {last} on average, so there is none to take away; "
+            "raise r or init_r, or lower target_r"
+        )
+    before, after = int(method.initial_share * steps), int(method.final_share * steps)
+    if steps - after < max(2, before + 1):  # what it takes away it has to observe for a step at least
+        raise ValueError(
+            f"adalora: {steps} steps leave none between initial_share ({before} steps) and final_share ({after}) in "
+            "which ranks could fall; raise training.steps or lower these"
+        )
+    alpha: Any = method.resolved_alpha * first / method.r  # PEFT says int, and only divides by init_r
+    return AdaLoraConfig(
+        init_r=first,
+        target_r=last,
+        tinit=before,
+        tfinal=after,
+        deltaT=method.allocate_every,
+        orth_reg_weight=method.orthogonality,
+        total_step=steps,
+        lora_alpha=alpha,
+        lora_dropout=method.dropout,
+        target_modules=method.target_modules,
+        task_type="CAUSAL_LM",
+    )
 
 
 def _same_scale(method: LoraMethod, rank: int) -> float:
@@ -76,9 +123,9 @@ def trainable_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def base_parameters(model: nn.Module) -> int:
-    """Parameters of the model without what the adapter adds."""
-    return sum(p.numel() for p in model.parameters() if not p.requires_grad)
+def all_parameters(model: nn.Module) -> int:
+    """Parameters of the model, trainable or not; a tied one counts once."""
+    return sum(p.numel() for p in model.parameters())
 
 
 def lora_parameters(model: nn.Module, r: int) -> int:

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from localora.training.record import Curve, Point
 from localora.training.trainer import finite
+from localora.tuner.distributed import decide_once
 
 HELD_OUT = "held_out_loss"  # its key in the Trainer's log history, which checkpoints keep
 
@@ -35,7 +36,8 @@ class HeldOutLoss(TrainerCallback):
             self._log(state, kwargs["model"])
 
     def _log(self, state: TrainerState, model: nn.Module) -> None:
-        loss = finite(self.measure(model), f"on held-out examples at step {state.global_step}")
+        where = f"on held-out examples at step {state.global_step}"
+        loss = decide_once(lambda: finite(self.measure(model), where))
         state.log_history.append({HELD_OUT: loss, "step": state.global_step})
 
 

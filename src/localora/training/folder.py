@@ -2,6 +2,7 @@
 
 run.json        the record            loss.png, placement.png   pictures
 adapter/        the trained adapter   lora/                     the exact plain-LoRA copy
+model/          the trained model, where a method has no adapter
 checkpoints/    what --resume continues from
 """
 
@@ -33,8 +34,17 @@ class RunFolder:
         return self.path / "adapter"
 
     @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
     def lora(self) -> Path:
         return self.path / "lora"
+
+    @property
+    def result(self) -> Path:
+        """What a finished run left: its adapter, or its model where it has none."""
+        return self.model if self.model.exists() else self.adapter
 
     @property
     def checkpoints(self) -> Path:
@@ -52,7 +62,7 @@ class RunFolder:
     def owned(self) -> tuple[Path, ...]:
         """All that a run writes; --overwrite removes these and nothing else."""
         files = (self.record, self.loss_picture, self.placement_picture)
-        return (*files, self.adapter, self.lora, self.checkpoints)
+        return (*files, self.adapter, self.model, self.lora, self.checkpoints)
 
     def holds_run(self) -> bool:
         return self.record.exists() or self.checkpoints.exists()

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from localora.tuner.distributed import processes
+
 RECORD_FORMAT: Literal[1] = 1  # raise it when a field changes its meaning
 PACKAGES = ("localora", "torch", "transformers", "peft", "accelerate", "safetensors")
 
@@ -68,6 +70,7 @@ class RunRecord(Part):
     peak_memory_mib: float = 0.0
     placement: dict[str, Any] | None = None  # the calibration report, or None where nothing was calibrated
     repartitions: list[dict[str, Any]] = []  # one entry an event, see localora.tuner.schedule.RepartitionEvent
+    ranks: dict[str, int] | None = None  # by layer, where the method chose them in training (AdaLoRA)
     export: dict[str, Any] | None = None
     resumed_at: list[int] = []  # steps at which the run was taken up again
 
@@ -114,4 +117,5 @@ def describe_machine() -> dict[str, Any]:
         "processor": platform.machine(),
         "threads": torch.get_num_threads(),
         "gpu": gpu,
+        "processes": processes()[1],
     }

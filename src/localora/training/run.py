@@ -8,24 +8,27 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from rich.console import Console
 from transformers import TrainerState, set_seed
 
-from localora import LocalizationCallback
 from localora.data.batches import Collator
-from localora.recipe import LoraMethod, Recipe, RecipeError
+from localora.recipe import LocalizedMethod, Recipe, RecipeError
 from localora.report.console import describe_progress
-from localora.training.adapter import adapter_config, base_parameters, lora_parameters, trainable_parameters
+from localora.training.adaptation import Adaptation, adaptation_of
+from localora.training.adaptation.base import Trainee
+from localora.training.adapter import all_parameters, trainable_parameters
 from localora.training.callbacks import HeldOutLoss, OnSave, ProgressBar, curve_of
 from localora.training.folder import FolderError, RunFolder, check_space, open_run_folder, remove
 from localora.training.memory import PeakMemory
+from localora.training.processes import is_main_process, join_processes
 from localora.training.record import Evaluation, Parameters, RunRecord
 from localora.training.setup import Setup, load_setup
 from localora.training.trainer import build_trainer
 from localora.training.verification import export_and_verify
+from localora.tuner.distributed import decide_once
 
-BYTES_PER_PARAMETER = 4 * 3 * 3  # float32 weights and two Adam moments; two checkpoints at a time, adapter and export
+BYTES_PER_PARAMETER = 4 * 3 * 3  # float32 weights and two Adam moments; two checkpoints at a time, result and export
 
 
 def train(
@@ -38,6 +41,9 @@ def train(
 ) -> RunRecord:
     """Run `recipe` and return its record, which is also in the output folder as run.json.
 
+    Started by torchrun or accelerate launch, all processes call this, train together, and get the same record; the
+    first of them writes it.
+
     Args:
         overwrite: replace the run that the folder holds.
         resume: continue the folder's run from its last checkpoint.
@@ -48,49 +54,57 @@ def train(
         DataError, ModelError, RecipeError: raised before training.
         CalibrationError, TrainingError: raised in training; the record then says `failed` and why.
     """
-    console = console or Console()
+    join_processes()
+    console = console or Console(quiet=not is_main_process())
     if recipe.output.plots and find_spec("matplotlib") is None:
         raise RecipeError("output.plots", ["needs matplotlib (pip install 'localora[plots]'), or set it to false"])
-    folder = open_run_folder(recipe.output.folder or "runs/run", overwrite=overwrite, resume=resume)
-    earlier = _earlier_record(folder, recipe) if resume else None
+    folder, earlier = decide_once(lambda: _open(recipe, overwrite=overwrite, resume=resume))
+    adaptation = adaptation_of(recipe, folder)
     with PeakMemory() as memory:
-        record, setup, model = _prepare(recipe, earlier, before, console)
+        record, setup, model = _prepare(recipe, adaptation, earlier, before, console)
         check_space(folder.path, record.parameters.trainable * BYTES_PER_PARAMETER)
-        if overwrite:
+        if overwrite and is_main_process():
             folder.clear()
-        record.write(folder.record)
+        _write(record, folder)
         try:
-            _train(recipe, record, setup, model, folder, console)
+            _train(recipe, record, setup, adaptation, model, folder, console)
             with _timed(record, "after"):
-                record.after = setup.measure(model, describe_progress(console, "test after"))
-            _save(recipe, record, setup, model, folder)
+                record.after = decide_once(lambda: setup.measure(model, describe_progress(console, "test after")))
+            if is_main_process():
+                _save(recipe, record, setup, adaptation, model, folder)
         except Exception as error:
             record.status, record.error = "failed", str(error)
-            record.write(folder.record)
+            _write(record, folder)
             raise
         record.peak_memory_mib = max(record.peak_memory_mib, memory.mib)
     record.status = "finished"
-    record.write(folder.record)
+    _write(record, folder)
     return record
 
 
+def _open(recipe: Recipe, *, overwrite: bool, resume: bool) -> tuple[RunFolder, RunRecord | None]:
+    folder = open_run_folder(recipe.output.folder or "runs/run", overwrite=overwrite, resume=resume)
+    return folder, _earlier_record(folder, recipe) if resume else None
+
+
 def _prepare(
-    recipe: Recipe, earlier: RunRecord | None, before: Evaluation | None, console: Console
-) -> tuple[RunRecord, Setup, PeftModel]:
+    recipe: Recipe,
+    adaptation: Adaptation,
+    earlier: RunRecord | None,
+    before: Evaluation | None,
+    console: Console,
+) -> tuple[RunRecord, Setup, Trainee]:
     start = time.perf_counter()
     setup = load_setup(recipe)
     loaded = time.perf_counter()
     if earlier is not None:
         before = earlier.before
     if before is None:
-        before = setup.measure(setup.model, describe_progress(console, "test before"))
+        before = decide_once(lambda: setup.measure(setup.model, describe_progress(console, "test before")))
     measured = time.perf_counter()
-    base = base_parameters(setup.model) + trainable_parameters(setup.model)
+    base = all_parameters(setup.model)
     set_seed(recipe.training.seed)  # so that every method draws the same order of examples
-    try:
-        model = get_peft_model(setup.model, adapter_config(recipe.method, recipe.training.seed))
-    except ValueError as error:
-        raise RecipeError("method", [str(error)]) from error
+    model = adaptation.attach(setup, resume=earlier is not None)
     task = setup.task
     sizes = {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)}
     record = RunRecord(
@@ -98,7 +112,7 @@ def _prepare(
         seed=recipe.training.seed,
         data={"name": task.name, "sizes": sizes, "hashes": task.hashes},
         parameters=Parameters(
-            trainable=trainable_parameters(model), lora_same_r=lora_parameters(model, recipe.method.r), base=base
+            trainable=trainable_parameters(model), lora_same_r=adaptation.lora_same_r(model), base=base
         ),
         before=before,
         seconds={"load": loaded - start, "before": measured - loaded},
@@ -106,7 +120,7 @@ def _prepare(
     if earlier is not None:
         _check_same_data(earlier, record)
         record.placement, record.resumed_at = earlier.placement, earlier.resumed_at
-        record.repartitions = earlier.repartitions
+        record.repartitions, record.ranks = earlier.repartitions, earlier.ranks
         record.peak_memory_mib = earlier.peak_memory_mib
         for stage, seconds in earlier.seconds.items():
             record.seconds[stage] = record.seconds.get(stage, 0.0) + seconds
@@ -114,25 +128,25 @@ def _prepare(
 
 
 def _train(
-    recipe: Recipe, record: RunRecord, setup: Setup, model: PeftModel, folder: RunFolder, console: Console
+    recipe: Recipe,
+    record: RunRecord,
+    setup: Setup,
+    adaptation: Adaptation,
+    model: Trainee,
+    folder: RunFolder,
+    console: Console,
 ) -> None:
-    localization = LocalizationCallback(steps=getattr(recipe.method, "calibration_steps", 1))
     held_out = HeldOutLoss(setup.held_out_loss, recipe.evaluation.curve_points)
     bar = ProgressBar(console, record.method)
     start, earlier_seconds = time.perf_counter(), record.seconds.get("train", 0.0)
-    earlier_events = record.repartitions
 
     def keep(state: TrainerState) -> None:
-        for report in localization.reports.values():
-            record.placement = report.to_dict()
-            record.seconds["calibrate"] = report.seconds
-        events = [event.to_dict() for r in localization.repartitioners.values() for event in r.events]
-        record.repartitions = earlier_events + events
+        adaptation.note(record)
         record.curve = curve_of(state)
         record.seconds["train"] = earlier_seconds + time.perf_counter() - start
-        record.write(folder.record)
+        _write(record, folder)
 
-    checkpoint = folder.last_checkpoint()
+    checkpoint = decide_once(folder.last_checkpoint)
     if checkpoint is not None:
         record.resumed_at.append(int(checkpoint.name.removeprefix("checkpoint-")))
     trainer = build_trainer(
@@ -140,8 +154,8 @@ def _train(
         folder.checkpoints,
         model=model,
         train_dataset=setup.train,
-        data_collator=Collator(_pad_id(setup)),
-        callbacks=[bar, localization, held_out, OnSave(keep)],
+        data_collator=Collator(setup.pad_id),
+        callbacks=[bar, *adaptation.callbacks(record), held_out, OnSave(keep)],
     )
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -150,23 +164,32 @@ def _train(
     keep(trainer.state)
 
 
-def _save(recipe: Recipe, record: RunRecord, setup: Setup, model: PeftModel, folder: RunFolder) -> None:
+def _write(record: RunRecord, folder: RunFolder) -> None:
+    if is_main_process():
+        record.write(folder.record)
+
+
+def _save(
+    recipe: Recipe, record: RunRecord, setup: Setup, adaptation: Adaptation, model: Trainee, folder: RunFolder
+) -> None:
+    placed = isinstance(recipe.method, LocalizedMethod)
     with _timed(record, "save"):
-        model.save_pretrained(str(folder.adapter))
+        adaptation.save(setup, model)
         if recipe.output.plots:
-            _draw(record, folder)
-        if recipe.output.export and not isinstance(recipe.method, LoraMethod):  # that one is plain LoRA already
+            _draw(record, folder, placed=placed)
+        if recipe.output.export and placed:
+            assert isinstance(model, PeftModel)
             record.export = export_and_verify(model, setup.test[0], folder.adapter, folder.lora)
         remove(folder.checkpoints)
 
 
-def _draw(record: RunRecord, folder: RunFolder) -> None:
+def _draw(record: RunRecord, folder: RunFolder, *, placed: bool) -> None:
     from localora.report.curves import draw_losses  # matplotlib is an extra, and not needed without pictures
     from localora.report.pictures import draw_placements, load_partitions
 
     draw_losses({record.method: record.curve}, folder.loss_picture)
-    if partitions := load_partitions(folder.adapter):
-        draw_placements(partitions, folder.placement_picture)
+    if placed:
+        draw_placements(load_partitions(folder.adapter), folder.placement_picture)
 
 
 def _earlier_record(folder: RunFolder, recipe: Recipe) -> RunRecord:
@@ -200,12 +223,6 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
 def _check_same_data(earlier: RunRecord, record: RunRecord) -> None:
     if earlier.data["hashes"] != record.data["hashes"]:
         raise FolderError("the data changed since the run was started; start it anew with --overwrite")
-
-
-def _pad_id(setup: Setup) -> int:
-    pad = setup.tokenizer.pad_token_id
-    assert pad is not None  # load_base_model sets one
-    return int(pad)
 
 
 @contextmanager

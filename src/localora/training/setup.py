@@ -38,6 +38,12 @@ class Setup:
     evaluation: EvaluationSection
     sandbox: Sandbox | None = None  # None: generated code is not run
 
+    @property
+    def pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        assert pad is not None  # load_base_model sets one
+        return int(pad)
+
     def measure(self, model: PreTrainedModel | PeftModel, progress: Progress | None = None) -> Evaluation:
         """Loss and task score of `model` on the test split.
 

@@ -11,7 +11,8 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from localora.recipe import Recipe
+from localora.recipe import Recipe, RecipeError
+from localora.tuner.distributed import processes, sum_over_processes
 
 LOGGED_POINTS = 100  # at most so many points of the training loss in a record
 
@@ -39,9 +40,11 @@ class CheckedTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(model, inputs, *args, **kwargs)
-        if not math.isfinite(loss.item()):
+        total = loss.clone()
+        sum_over_processes([total])  # so that they stop together, whoever met it
+        if not math.isfinite(total.item()):
             raise TrainingError(
-                f"the loss became {loss.item()} at step {self.state.global_step + 1}; lower training.learning_rate "
+                f"the loss became {total.item()} at step {self.state.global_step + 1}; lower training.learning_rate "
                 f"(now {self.args.learning_rate:g}), lengthen training.warmup, or train in float32 "
                 "(model.dtype: float32, training.precision: fp32)"
             )
@@ -49,8 +52,19 @@ class CheckedTrainer(Trainer):
 
 
 def build_trainer(recipe: Recipe, checkpoints: Path, **parts: Any) -> CheckedTrainer:
-    """A Trainer for `recipe`; `parts` are its model, train_dataset, data_collator and callbacks."""
+    """A Trainer for `recipe`; `parts` are its model, train_dataset, data_collator and callbacks.
+
+    Each process takes its share of a batch, so a step sees the same examples on any number of them.
+
+    Raises:
+        RecipeError: the processes cannot share a batch evenly.
+    """
     training = recipe.training
+    _, count = processes()
+    if training.batch_size % count:
+        raise RecipeError(
+            "training.batch_size", [f"{count} processes cannot share {training.batch_size} examples; use a multiple"]
+        )
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=training.steps,
@@ -59,7 +73,7 @@ def build_trainer(recipe: Recipe, checkpoints: Path, **parts: Any) -> CheckedTra
         warmup_steps=math.ceil(training.warmup * training.steps),
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
-        per_device_train_batch_size=training.batch_size,
+        per_device_train_batch_size=training.batch_size // count,
         gradient_accumulation_steps=training.gradient_accumulation,
         gradient_checkpointing=training.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,

@@ -1,0 +1,33 @@
+"""One run on several processes, one a GPU, as torchrun and accelerate launch start them.
+
+All of them do the same work on their share of each batch. Process 0 alone measures, writes and prints; what it found
+the others are told, so that all hold the same record.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+
+WAIT = timedelta(hours=12)  # for process 0, which may be scoring a long test
+
+
+def join_processes() -> None:
+    """Join the processes that were started together and take the GPU that is this one's; alone, do nothing."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        PartialState(cpu=not torch.accelerator.is_available(), timeout=WAIT)
+
+
+def leave_processes() -> None:
+    """Take leave of the others at the end of the program."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def is_main_process() -> bool:
+    """Whether this is the one that measures, writes and prints; known before they join."""
+    return int(os.environ.get("RANK", 0)) == 0
