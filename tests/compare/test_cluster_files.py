@@ -58,9 +58,10 @@ def test_a_landing_cut_short_leaves_no_record_and_is_done_again(
     def full(*_: object) -> None:
         raise OSError("no space left")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        land(files(run__record=b"half"), tmp_path)
+        with pytest.raises(OSError, match="no space"):
+            land(files(run__record=b"half"), tmp_path)
     assert not (tmp_path / "run").exists()
     land(files(run__other=b"whole"), tmp_path)
     assert tree(tmp_path) == {"run/other": b"whole"}
