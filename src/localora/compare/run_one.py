@@ -1,7 +1,4 @@
-"""One run in a process of its own: `python -m localora.compare.run_one JOB.json PARENT`, the latter its starter's id.
-
-A crash here costs this run only.
-"""
+"""One run in a process of its own: `python -m localora.compare.run_one JOB.json`. A crash here costs this run only."""
 
 from __future__ import annotations
 
@@ -29,8 +26,8 @@ DIVERGED_EXIT = 3  # the loss stopped being a number
 WITH_FACTORS = ("lora", "rslora", "g-lora", "cps-lora", "hybrid")  # dW = B A is all of their update
 
 
-def main(job: Path, parent: int) -> int:
-    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+def main(job: Path) -> int:
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     values = json.loads(job.read_text(encoding="utf-8"))
     folder = job.parent
     recipe = with_folder(validate_recipe(values["recipe"]), folder / "run")
@@ -80,4 +77,4 @@ def _end_with_parent(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(main(Path(sys.argv[1])))

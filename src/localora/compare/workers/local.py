@@ -27,7 +27,7 @@ class LocalPool:
         environment = {**os.environ, **QUIET}
         with (folder / "log.txt").open("wb") as log:
             self._running[spec] = subprocess.Popen(
-                [sys.executable, "-m", self.module, str(folder / "job.json"), str(os.getpid())],
+                [sys.executable, "-m", self.module, str(folder / "job.json")],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
