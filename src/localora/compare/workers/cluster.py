@@ -1,101 +1,121 @@
 """A Ray cluster: each run is a Ray task with its resources declared; what it wrote comes back to the driver's folder.
 
-A node needs localora installed and the plan's model and data at the same place; it needs no shared file system. Ray
-itself starts the runs of a lost node again on another.
+A node needs localora, and the plan's local model and data at the same place; it needs no shared file system.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from localora.compare.errors import PlanError
+from localora.compare.plan import Plan
 from localora.compare.runs import RunSpec
 from localora.compare.store import Store
+from localora.compare.workers import node
+from localora.compare.workers.connection import connect
+from localora.compare.workers.landing import land
+from localora.compare.workers.needs import needs_of
+from localora.compare.workers.node.run import run_remotely
+from localora.compare.workers.nodes import Nodes
 from localora.compare.workers.pool import QUIET, RUN_ONE, Done, last_words
 
-RETRIES = 3  # of a run whose node or worker process was lost
-SENT_BACK = ("run", "update.json", "log.txt")
+RETRIES = 3  # of a run that was lost with its node or worker; one that failed by itself is not started again here
+CANCEL_SECONDS = 10.0  # for runs to end and clean up, before they are killed
 
-Files = dict[str, bytes]  # path relative to the run's folder -> contents
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Try:
+    spec: RunSpec
+    job: str
+    number: int = 1
 
 
 class ClusterPool:
-    """Submits every run that is due; Ray queues what has no free resources."""
+    """As many runs at a time as the cluster has room for, each with `cpus` CPUs and `gpus` GPUs to itself."""
 
-    def __init__(self, store: Store, address: str, cpus: float = 1, gpus: float = 0, module: str = RUN_ONE) -> None:
-        """Connect to the cluster at `address` ("auto" for the one on this machine).
+    def __init__(
+        self, store: Store, address: str, plan: Plan, *, cpus: float = 1, gpus: float = 0, module: str = RUN_ONE
+    ) -> None:
+        """Connect to the cluster at `address`, HOST:PORT or "auto", and see that its nodes can do the runs of `plan`.
 
         Raises:
-            PlanError: Ray is not installed, or there is no such cluster.
+            PlanError: Ray is not installed; no cluster answers; no node has room for a run; or a node that has holds
+                another localora, another version of a package, or not the model and data that the plan names.
         """
-        try:
-            import ray
-        except ImportError as error:
-            raise PlanError("--cluster", ["needs Ray: pip install 'localora[ray]'"]) from error
+        if cpus <= 0 or gpus < 0 or (gpus > 1 and gpus != int(gpus)):
+            asked = f"{cpus:g} CPU, {gpus:g} GPU"
+            raise PlanError("--cluster", [f"a run takes some CPU, and whole GPUs or a part of one; got {asked}"])
         self.store, self.module = store, module
-        if not ray.is_initialized():
-            try:
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-            except (ConnectionError, ValueError) as error:
-                raise PlanError("--cluster", [f"no Ray cluster at {address!r}: {error}"]) from error
-        self._ray = ray
-        self._task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(run_remotely)
-        self._running: dict[Any, RunSpec] = {}
+        self._needs = needs_of(plan)
+        self._environment = QUIET | {"OMP_NUM_THREADS": str(max(1, int(cpus)))}
+        if not gpus:  # Ray hides none from a run that declares none
+            self._environment["CUDA_VISIBLE_DEVICES"] = ""
+        self._running: dict[Any, _Try] = {}
+        self._ray = connect(address)
+        try:
+            self._ray.cloudpickle.register_pickle_by_value(node)
+            # Ray would start lost runs again by itself, but without end when it is a node's memory that is full.
+            self._task = self._ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(run_remotely)
+            self._nodes = Nodes(self._ray, cpus, gpus)
+            self._nodes.check(self._needs)
+            self._room = self._nodes.room()
+        except BaseException:
+            self._ray.shutdown()
+            raise
 
     @property
     def slots(self) -> int:
-        return 10_000
+        return max(1, self._room)  # with no node left, runs wait for one to join
 
     def submit(self, spec: RunSpec, job: str) -> None:
-        self._running[self._task.remote(job, self.module)] = spec
+        self._start(_Try(spec, job))
 
     def wait(self, seconds: float) -> list[Done]:
-        references = list(self._running)
-        over, _ = self._ray.wait(references, num_returns=1, timeout=seconds)
-        return [self._collect(reference, self._running.pop(reference)) for reference in over]
+        """As the protocol says; a run that was lost is not over, but started again.
+
+        Raises:
+            PlanError: a node that joined later is not fit.
+        """
+        over, _ = self._ray.wait(list(self._running), num_returns=1, timeout=seconds)
+        self._room = self._nodes.room()
+        return [done for reference in over if (done := self._collect(reference, self._running.pop(reference)))]
 
     def close(self) -> None:
-        for reference in self._running:
-            self._ray.cancel(reference, force=True)
+        running = list(self._running)
         self._running.clear()
+        for reference in running:
+            self._ray.cancel(reference)
+        if running:
+            _, stubborn = self._ray.wait(running, num_returns=len(running), timeout=CANCEL_SECONDS)
+            for reference in stubborn:
+                self._ray.cancel(reference, force=True)
         self._ray.shutdown()
 
-    def _collect(self, reference: Any, spec: RunSpec) -> Done:
+    def _start(self, started: _Try) -> None:
+        self._running[self._task.remote(started.job, self.module, self._needs, self._environment)] = started
+
+    def _collect(self, reference: Any, tried: _Try) -> Done | None:
         try:
-            code, files = self._ray.get(reference)
+            name, problems, code, files = self._ray.get(reference)
+        except (
+            self._ray.exceptions.RayTaskError
+        ) as error:  # not the run: what surrounds it, with a full disk for example
+            return Done(tried.spec, 1, f"could not be run: {str(error).strip().splitlines()[-1]}")
         except self._ray.exceptions.RayError as error:
-            return Done(spec, 1, f"lost by the cluster: {str(error).strip().splitlines()[0]}")
-        folder = self.store.path(spec)
-        for name, contents in sorted(files.items(), key=lambda item: item[0].endswith("run.json")):  # the record last
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(path.name + ".partial")
-            partial.write_bytes(contents)
-            partial.replace(path)
-        return Done(spec, code, last_words(folder / "log.txt", code))
+            return self._lost(tried, str(error).strip().splitlines()[0])
+        if problems:
+            raise PlanError("--cluster", [f"node {name}: {problem}" for problem in problems])
+        folder = self.store.path(tried.spec)
+        land({path: contents.data for path, contents in files.items()}, folder)
+        return Done(tried.spec, code, last_words(folder / "log.txt", code))
 
-
-def run_remotely(job: str, module: str) -> tuple[int, Files]:
-    """On a node: the run in a process of its own, in a temporary folder; its exit code and what it wrote."""
-    with tempfile.TemporaryDirectory(prefix="localora-") as temporary:
-        folder = Path(temporary)
-        (folder / "job.json").write_text(job, encoding="utf-8")
-        with (folder / "log.txt").open("wb") as log:
-            command = [sys.executable, "-m", module, str(folder / "job.json")]
-            environment = {**os.environ, **QUIET}
-            process = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False
-            )
-        files = [path for path in folder.rglob("*") if path.is_file()]
-        names = {str(path.relative_to(folder)): path for path in files}
-        return process.returncode, {
-            name: path.read_bytes()
-            for name, path in names.items()
-            if Path(name).parts[0] in SENT_BACK and "checkpoints" not in Path(name).parts
-        }
+    def _lost(self, tried: _Try, reason: str) -> Done | None:
+        if tried.number > RETRIES:
+            return Done(tried.spec, 1, f"lost by the cluster {tried.number} times: {reason}")
+        logger.warning("%s was lost and is started again: %s", tried.spec.folder, reason)
+        self._start(replace(tried, number=tried.number + 1))
+        return None
