@@ -11,7 +11,7 @@ from localora.compare.report.comparison import Comparison
 from localora.compare.report.markdown import title
 from localora.compare.report.text import HEADINGS, headline, line_cells, problems
 
-SHOWN = ("method", "verdict", "mean", "sd", "difference", "interval", "learning rate", "of LoRA")
+SHOWN = ("method", "verdict", "mean", "difference", "interval", "learning rate")  # 80 columns wide
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
@@ -19,16 +19,15 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     columns = [HEADINGS.index(name) for name in SHOWN]
     for found in comparison.tables:
         table = Table(title=title(found), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column(SHOWN[0], no_wrap=True)
-        for name in SHOWN[1:]:
-            table.add_column(name, justify="right")
+        for name in SHOWN:
+            table.add_column(name, justify="left" if name in ("method", "verdict") else "right", no_wrap=True)
         for line in found.lines:
             cells = line_cells(found, line, plan.baseline)
             table.add_row(*(cells[column][0].replace("[", r"\[") for column in columns))
         console.print(table)
         _say(console, headroom_sentence(found.headroom, bool(plan.headroom)))
-    for line in problems(comparison):
-        _say(console, line)
+    for problem in problems(comparison):
+        _say(console, problem)
     _say(console, headline(comparison))
 
 

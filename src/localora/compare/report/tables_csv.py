@@ -45,7 +45,7 @@ def runs_csv(comparison: Comparison) -> str:
             continue
         validation = record.curve.held_out[-1].loss if record.curve.held_out else None
         found = measures(outcome).values() if spec.stage == "final" else ()
-        values = [(measure.name, measure.value) for measure in found] or [(None, None)]
+        values: list[tuple[Any, Any]] = [(measure.name, measure.value) for measure in found] or [(None, None)]
         rows += [[*head, validation, *value, record.seconds.get("train"), record.peak_memory_mib] for value in values]
     return _csv(RUNS, rows)
 
