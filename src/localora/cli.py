@@ -128,6 +128,8 @@ def compare(
     cluster: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster instead; auto for a local one.")
     ] = None,
+    cpus: Annotated[float, typer.Option(help="CPUs of each run on the cluster.")] = 1,
+    gpus: Annotated[float, typer.Option(help="GPUs of each run on the cluster, or a part of one.")] = 0,
 ) -> None:
     """Compare methods fairly: equal parameters, tuned learning rates, paired seeds, intervals (docs/compare.md).
 
@@ -143,7 +145,15 @@ def compare(
             report(folder_of(plan, overrides, out), console)
             return
         comparison = run_comparison(
-            plan, console, out=out, overrides=overrides, dry_run=dry_run, jobs=jobs, cluster=cluster
+            plan,
+            console,
+            out=out,
+            overrides=overrides,
+            dry_run=dry_run,
+            jobs=jobs,
+            cluster=cluster,
+            cpus=cpus,
+            gpus=gpus,
         )
         if comparison is not None and comparison.incomplete:
             raise typer.Exit(1)

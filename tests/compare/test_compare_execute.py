@@ -27,7 +27,7 @@ from localora.cli import app
 from localora.compare import command
 from localora.compare.errors import PlanError
 from localora.compare.execute import execute
-from localora.compare.plan import ResolvedPlan
+from localora.compare.plan import Plan, ResolvedPlan
 from localora.compare.runs import sweep_run
 from localora.compare.schedule import Schedule
 from localora.compare.store import Store
@@ -245,6 +245,23 @@ def test_the_command_from_plan_to_report(model_folder: Path, tmp_path: Path, qui
         again = compare(source, *(() if source == out else ("--out", out)), "--report-only")
         assert again.exit_code == 0, again.output
         assert (out / "index.html").read_bytes() == page
+
+
+def test_a_cluster_is_told_what_each_run_takes(
+    model_folder: Path, tmp_path: Path, acts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def cluster(store: Store, address: str, plan: Plan, **resources: float) -> LocalPool:
+        asked.append((address, plan.r, resources))
+        return LocalPool(store, 2, module="quick_run")
+
+    monkeypatch.setattr(command, "ClusterPool", cluster)
+    plan = write_plan(tmp_path, model_folder)
+    result = compare(plan, "--out", tmp_path / "out", "--cluster", "there:6379", "--cpus", "2", "--gpus", "0.5")
+    assert result.exit_code == 0, result.output
+    assert asked == [("there:6379", 4, {"cpus": 2.0, "gpus": 0.5})]
+    assert len(records(tmp_path / "out")) == 10
 
 
 def test_report_only_needs_records(model_folder: Path, tmp_path: Path) -> None:

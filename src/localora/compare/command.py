@@ -31,8 +31,12 @@ def run_comparison(
     dry_run: bool = False,
     jobs: int = 1,
     cluster: str | None = None,
+    cpus: float = 1,
+    gpus: float = 0,
 ) -> Comparison | None:
     """Run what the plan at `path` has no record of yet, and write the report; with `dry_run`, only say what would run.
+
+    `jobs` runs at a time on this machine; or as many as a `cluster` has room for, each with so many CPUs and GPUs.
 
     Returns:
         The comparison as reported; None of a dry run.
@@ -52,7 +56,7 @@ def run_comparison(
     print_preview(resolved, state, store, 1 if cluster else jobs, console)
     if dry_run:
         return None
-    pool: Pool = ClusterPool(store, cluster) if cluster else LocalPool(store, jobs)
+    pool: Pool = ClusterPool(store, cluster, plan, cpus=cpus, gpus=gpus) if cluster else LocalPool(store, jobs)
     try:
         execute(resolved, store, pool, console)
     except KeyboardInterrupt:
