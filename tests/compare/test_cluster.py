@@ -54,6 +54,7 @@ def cluster() -> Iterator[Any]:
     root = tempfile.mkdtemp(prefix="ray-")  # pytest's own folders are too long for the names of sockets
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("TMPDIR", root)  # of the nodes: those that are killed leave folders behind
         head = {"num_cpus": HEAD_CPUS, "include_dashboard": False, "node_ip_address": LOOPBACK, "temp_dir": root}
         head["_system_config"] = SYSTEM
         started = Cluster(initialize_head=True, head_node_args=head)
