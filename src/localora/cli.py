@@ -108,8 +108,10 @@ def train(
         leave_processes()
 
 
-EVALUATE_HELP = """Measure a base model or a trained adapter on published tasks, zero-shot: accuracy with its 95 % interval, and the
-likelihood of the reference answers. MODEL is an adapter's folder (ours or PEFT's), smollm2-135m, a Hub id, or a folder.
+EVALUATE_HELP = """Measure a base model or a trained adapter on published tasks, zero-shot.
+
+Prints accuracy and the loss of the reference answers, with 95 % intervals. MODEL is an adapter's folder (ours or
+PEFT's), smollm2-135m, a Hub id, or the folder of a model.
 
 \b
 Tasks, by name or by family:

@@ -17,7 +17,7 @@ CONFIG = "adapter_config.json"
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model, on the GPU where there is one, and what it is made of; `adapter` and `config` are None for a base model."""
+    """A model, on the GPU where there is one. `adapter` (its folder) and `config` are None for a base model."""
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase

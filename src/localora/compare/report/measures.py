@@ -28,7 +28,7 @@ def measures(outcome: Outcome) -> dict[str, Measure]:
     if after.score is not None and after.score_name is not None:
         found.append(Measure(after.score_name, after.score, tuple(map(float, after.right)), higher_is_better=True))
     for task in outcome.tasks:
-        if task.right:
+        if task.value is not None:
             found.append(Measure(f"{task.task} {task.metric}", task.value, tuple(map(float, task.right)), True))
         found.append(Measure(f"{task.task} reference loss", task.loss, tuple(task.losses), higher_is_better=False))
     return {measure.name: measure for measure in found}
