@@ -106,7 +106,7 @@ def test_missing_files_name_their_place(folder, tmp_path):
         load("piqa", folder)
     with pytest.raises(DataError, match=r"addsub has no test file in .*put it at math/addsub_test.jsonl$"):
         load("addsub", folder)
-    with pytest.raises(DataError, match="data folder .* does not exist"):
+    with pytest.raises(DataError, match=r"data folder .* does not exist"):
         load("boolq", tmp_path / "no")
 
 

@@ -71,11 +71,11 @@ def check_data(resolved: ResolvedPlan) -> dict[str, TaskData]:
 
 def _published(published: Published) -> dict[str, Sequence[Example]]:
     """The test examples in every form, and without their choices, as a file of prompts and completions has them."""
-    names = dict.fromkeys(name.task for name in parse_tasks(published.tasks))
-    loaded = load_tasks([f"{task.name}:{form}" for task in names for form in task.protocols], published.data)
+    tasks = {name.task.name: name.task for name in parse_tasks(published.tasks)}
+    forms = [f"{name}:{protocol}" for name, task in tasks.items() for protocol in task.protocols]
     return {
         str(task.name): [*task.examples, *(replace(e, choices=()) for e in task.examples if e.choices)]
-        for task in loaded
+        for task in load_tasks(forms, published.data)
     }
 
 
