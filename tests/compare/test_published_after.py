@@ -13,13 +13,16 @@ from planned import BEST, fill, resolved_plan
 
 import published_files
 from localora.compare import run_one
+from localora.compare.budgets import resolve
 from localora.compare.errors import PlanError
 from localora.compare.guards import check_data
 from localora.compare.plan import Published, ResolvedPlan
+from localora.compare.plan_file import validate_plan
 from localora.compare.report.comparison import compare_records
 from localora.compare.report.measures import measures
 from localora.compare.runs import RunSpec, final_run, sweep_run
 from localora.compare.store import Store, Tasks, TaskScores, write_text
+from localora.compare.workers.needs import local_names
 from localora.compare.workers.pool import job_text
 from localora.data.example import Example
 from localora.data.published.adapters_style import adapters_example
@@ -138,6 +141,27 @@ def test_a_plan_that_asks_for_more_is_measured_anew_and_a_moved_folder_is_not(
     assert status(tasks=["boolq"]) == "missing"
     without = final(plan_of(model_folder, data, mixture, tasks=[]))
     assert Store(store.folder).read(without).tasks == ()
+
+
+def test_a_run_without_an_adapter_is_measured_before_its_model_goes(
+    model_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    mixture = published_files.write_rows(tmp_path / "mixture.jsonl", MIXTURE)
+    methods = {"lora": None, "full": {"budget_label": "all weights"}}
+    values = plan_of(model_folder, data, mixture).plan.model_dump(mode="json")
+    resolved = resolve(validate_plan(values | {"methods": methods}), "tiny")
+    store = Store(tmp_path / "results")
+    train(final(resolved, "full"), store)
+    outcome = store.read(final(resolved, "full"))
+    assert outcome.status == "finished"
+    assert [len(scores.losses) for scores in outcome.tasks] == [2, 2]
+    assert not (store.path(final(resolved, "full")) / "run" / "model").exists()
+
+
+def test_a_cluster_node_needs_their_files(model_folder: Path, data: Path, tmp_path: Path) -> None:
+    mixture = tmp_path / "mixture.jsonl"
+    assert local_names(plan_of(model_folder, data, mixture).plan) == [str(model_folder), str(mixture), str(data)]
+    assert local_names(plan_of(model_folder, data, mixture, tasks=[]).plan) == [str(model_folder), str(mixture)]
 
 
 def test_only_final_runs_measure_them(model_folder: Path, data: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The published tasks of a plan, measured on the adapter that a final run left."""
+"""The published tasks of a plan, measured on the adapter, or the model, that a final run left."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from localora.training.folder import RunFolder
 
 
 def measure_published(recipe: Recipe, folder: RunFolder, published: Published) -> Tasks:
-    """Base model and adapter are read from their files, so that what is measured is what is kept.
+    """All is read from its files, so that what is measured is what was saved.
 
     Raises:
         DataError, ModelError, SandboxError: as in `localora evaluate`.
     """
     tasks = load_tasks(published.tasks, published.data, published.examples)
-    loaded = load_adapted(str(folder.adapter), recipe.model.name, getattr(torch, recipe.model.dtype))
+    base = recipe.model.name if folder.result == folder.adapter else None
+    loaded = load_adapted(str(folder.result), base, getattr(torch, recipe.model.dtype))
     results = evaluate_tasks(
         cast(PreTrainedModel, loaded.model),
         loaded.tokenizer,

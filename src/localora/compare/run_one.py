@@ -84,8 +84,8 @@ def measure_update(recipe: Recipe, folder: RunFolder) -> Update:
 
 
 def _trained(folder: RunFolder) -> RunRecord | None:
-    """The record of a finished training that still has its adapter."""
-    record = RunRecord.read(folder.record) if folder.record.exists() and folder.adapter.exists() else None
+    """The record of a finished training whose adapter, or model, is still there to be measured."""
+    record = RunRecord.read(folder.record) if folder.record.exists() and folder.result.exists() else None
     return record if record is not None and record.status == "finished" else None
 
 
