@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 try:
     import typer
@@ -106,6 +106,73 @@ def train(
         record = run(chosen, overwrite=overwrite, resume=resume, console=console)
         print_record(record, console)
         leave_processes()
+
+
+EVALUATE_HELP = """Measure a base model or a trained adapter on published tasks, zero-shot.
+
+Prints accuracy and the loss of the reference answers, with 95 % intervals. MODEL is an adapter's folder (ours or
+PEFT's), smollm2-135m, a Hub id, or the folder of a model.
+
+\b
+Tasks, by name or by family:
+{tasks}
+
+\b
+commonsense has two protocols, whose numbers cannot be compared:
+    boolq, or boolq:likelihood   the likeliest choice per byte
+    boolq:llm-adapters           the model writes which choice is right
+
+Without --data they come from the Hub. Generated code is not run unless --allow-code-execution says so; then in a
+sandbox (docs/evaluation.md). With --harness lm-eval, tasks are named as lm-evaluation-harness names them, and ours
+there are localora_boolq and so on.
+"""
+
+
+def _evaluate_help() -> str:
+    from localora.data.published.registry import FAMILIES
+
+    return EVALUATE_HELP.format(
+        tasks="\n".join(f"    {family:<12} {' '.join(names)}" for family, names in FAMILIES.items())
+    )
+
+
+@app.command(help=_evaluate_help())
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An adapter's folder, or a base model.")],
+    tasks: Annotated[list[str], typer.Option(help="NAME, FAMILY or NAME:PROTOCOL; several with commas.")],
+    data: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Of FAMILY/NAME_test.jsonl; the Hub when left out.")
+    ] = None,
+    examples: Annotated[int | None, typer.Option(min=1, help="At most so many a task; all when left out.")] = None,
+    allow_code_execution: Annotated[
+        bool, typer.Option("--allow-code-execution", help="Run generated code, in a sandbox, to score it.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Results, item by item.")] = None,
+    base: Annotated[str | None, typer.Option(help="An adapter's base model, if not where its config says.")] = None,
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")] = "float32",
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer that is generated.")] = 256,
+    seed: Annotated[int, typer.Option(help="That draws --examples.")] = 0,
+    harness: Annotated[Literal["localora", "lm-eval"], typer.Option(help="What measures.")] = "localora",
+) -> None:
+    with _errors_in_one_line():
+        from rich.console import Console
+
+        from localora.evaluation.command import Settings
+        from localora.evaluation.command import evaluate as run
+
+        settings = Settings(
+            tasks=tuple(name for text in tasks for name in text.split(",") if name),
+            data=None if data is None else str(data),
+            examples=examples,
+            seed=seed,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            dtype=dtype,
+            allow_code_execution=allow_code_execution,
+            harness=harness,
+        )
+        run(model, settings, Console(), base=base, out=out)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from localora.compare.runs import RunSpec
 from localora.compare.schedule import Read, Schedule
 from localora.training.record import RunRecord
 
-ALONE = ("load", "before", "after", "save")  # stages that do not grow with the steps
+ALONE = ("load", "before", "after", "save", "published")  # stages that do not grow with the steps
 
 
 class Timings:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from localora.compare.errors import PlanError
-from localora.compare.plan import ResolvedPlan
-from localora.data.example import DataError, TaskData
+from localora.compare.plan import Published, ResolvedPlan
+from localora.data.example import DataError, Example, TaskData
 from localora.data.load import load_task
 from localora.data.overlap import prompt_hash
+from localora.data.published.registry import parse_tasks
+from localora.evaluation.tasks import load_tasks
 
 BUDGET_TOLERANCE = 0.01
 
@@ -33,6 +36,8 @@ def check_budgets(resolved: ResolvedPlan) -> None:
 def check_data(resolved: ResolvedPlan) -> dict[str, TaskData]:
     """Load every task; no prompt that is trained, calibrated or tuned on, in any task, occurs in any task's test.
 
+    Nor in a published task's, in the form of any of its protocols.
+
     Returns:
         The tasks, so that they need not be loaded twice.
 
@@ -46,7 +51,12 @@ def check_data(resolved: ResolvedPlan) -> dict[str, TaskData]:
             tasks[name] = load_task(spec)
         except DataError as error:
             problems.append(f"tasks.{name}: {error}")
-    problems += _shared(tasks)
+    held_out: dict[str, Sequence[Example]] = {name: task.test for name, task in tasks.items()}
+    try:
+        held_out |= _published(resolved.plan.published)
+    except DataError as error:
+        problems.append(f"published.tasks: {error}")
+    problems += _shared(tasks, held_out)
     wanted = resolved.plan.learning_rates.validation_examples
     problems += [
         f"tasks.{name}: has {len(task.validation)} validation examples, and learning_rates.validation_examples is "
@@ -59,12 +69,22 @@ def check_data(resolved: ResolvedPlan) -> dict[str, TaskData]:
     return tasks
 
 
-def _shared(tasks: Mapping[str, TaskData]) -> list[str]:
+def _published(published: Published) -> dict[str, Sequence[Example]]:
+    """The test examples in every form, and without their choices, as a file of prompts and completions has them."""
+    tasks = {name.task.name: name.task for name in parse_tasks(published.tasks)}
+    forms = [f"{name}:{protocol}" for name, task in tasks.items() for protocol in task.protocols]
+    return {
+        str(task.name): [*task.examples, *(replace(e, choices=()) for e in task.examples if e.choices)]
+        for task in load_tasks(forms, published.data)
+    }
+
+
+def _shared(tasks: Mapping[str, TaskData], held_out: Mapping[str, Sequence[Example]]) -> list[str]:
     problems = []
     for name, task in tasks.items():
         seen = {prompt_hash(example) for example in (*task.train, *task.validation)}
-        for other, held_out in tasks.items():
-            shared = [example.id for example in held_out.test if prompt_hash(example) in seen]
+        for other, examples in held_out.items():
+            shared = [example.id for example in examples if prompt_hash(example) in seen]
             if shared:
                 problems.append(
                     f"tasks.{name}: {len(shared)} prompt(s) that it trains, calibrates or chooses learning rates on "

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StrictBool, field_serializer, field_validator, model_validator
 
+from localora.data.published.registry import parse_tasks
 from localora.data.spec import DataSpec
 from localora.recipe import EvaluationSection, MethodSection, ModelSection, PositiveInt, Section, TrainingSection
 
@@ -61,6 +62,24 @@ class Statistics(Section):
     seed: Seed = 0
 
 
+class Published(Section):
+    """Published tasks that every final run is measured on, beside the test split of what it was trained on."""
+
+    tasks: list[str] = Field(default=[], description="NAME, FAMILY or NAME:PROTOCOL, as `localora evaluate` takes them")
+    data: str | None = Field(default=None, description="folder of FAMILY/NAME_test.jsonl; the Hub when left out")
+    examples: PositiveInt | None = Field(default=None, description="at most so many a task, the same for every run")
+    max_new_tokens: PositiveInt = 256
+
+    @field_validator("tasks")
+    @classmethod
+    def _known(cls, tasks: list[str]) -> list[str]:
+        return [str(name) for name in parse_tasks(tasks)]
+
+    def same_items(self, other: Published) -> bool:
+        """Whether both measure the same; the folder may have moved (each task's data_hash says what was in it)."""
+        return self.model_copy(update={"data": other.data}) == other
+
+
 class Plan(Section):
     model: ModelSection = ModelSection()
     tasks: dict[Name, DataSpec] = Field(min_length=1)
@@ -78,6 +97,7 @@ class Plan(Section):
         default=TrainingSection(), description="a recipe's, but for learning_rate and seed: each run has its own"
     )
     evaluation: EvaluationSection = EvaluationSection()
+    published: Published = Published()
     statistics: Statistics = Statistics()
     export: StrictBool = Field(default=True, description="of our methods' final runs, as plain LoRA")
     folder: str | None = Field(default=None, description="results/<name of the plan> when left out")

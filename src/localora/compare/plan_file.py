@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from localora.compare.errors import PlanError
-from localora.compare.plan import LearningRates, Plan, Statistics
+from localora.compare.plan import LearningRates, Plan, Published, Statistics
 from localora.data.spec import DataSpec
 from localora.recipe import EvaluationSection, ModelSection, TrainingSection
 from localora.recipe_file import apply_override, parse_yaml
@@ -20,6 +20,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "learning_rates": LearningRates,
     "statistics": Statistics,
     "training": TrainingSection,
+    "published": Published,
     "evaluation": EvaluationSection,
 }
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from localora.compare.plan import Published
+from localora.compare.published import measure_published
 from localora.compare.store import Update, write_text
 from localora.inspect.source import open_source
 from localora.inspect.spectrum import effective_rank, stable_rank
@@ -36,21 +38,32 @@ def main(job: Path, parent: int) -> int:
     recipe = with_folder(validate_recipe(values["recipe"]), folder / "run")
     before = Evaluation.model_validate(values["before"]) if values["before"] else None
     try:
-        run(recipe, before, keep_adapter=values["keep_adapter"])
+        run(recipe, before, Published.model_validate(values["published"]), keep_adapter=values["keep_adapter"])
     except TrainingError as error:
         print(error, file=sys.stderr)
         return DIVERGED_EXIT
     return 0
 
 
-def run(recipe: Recipe, before: Evaluation | None, *, keep_adapter: bool) -> RunRecord:
-    """Train, or continue what a killed process left; then leave update.json beside the run's folder, as the last."""
+def run(
+    recipe: Recipe, before: Evaluation | None, published: Published | None = None, *, keep_adapter: bool
+) -> RunRecord:
+    """Train, or continue what a killed process left, be it only the measuring.
+
+    Beside the run's folder it leaves tasks.json, where tasks are `published`, and update.json as the last.
+    """
     folder = RunFolder(Path(str(recipe.output.folder)))
     record = _trained(folder)
     if record is None:
         resume = _resumable(folder)
         console = Console(force_terminal=False, width=120)
         record = train(recipe, resume=resume, overwrite=not resume, before=None if resume else before, console=console)
+    if published is not None and published.tasks:
+        start = time.perf_counter()
+        tasks = measure_published(recipe, folder, published)
+        record.seconds["published"] = time.perf_counter() - start
+        record.write(folder.record)
+        write_text(folder.path.parent / "tasks.json", tasks.model_dump_json(indent=2) + "\n")
     write_text(folder.path.parent / "update.json", measure_update(recipe, folder).model_dump_json(indent=2) + "\n")
     if not keep_adapter or folder.result == folder.model:  # as large as the base model: its numbers are enough
         remove(folder.result)
@@ -71,8 +84,8 @@ def measure_update(recipe: Recipe, folder: RunFolder) -> Update:
 
 
 def _trained(folder: RunFolder) -> RunRecord | None:
-    """The record of a process that was killed between training and update.json."""
-    record = RunRecord.read(folder.record) if folder.record.exists() else None
+    """The record of a finished training whose adapter, or model, is still there to be measured."""
+    record = RunRecord.read(folder.record) if folder.record.exists() and folder.result.exists() else None
     return record if record is not None and record.status == "finished" else None
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from localora.compare.plan import Contender, ResolvedPlan
+from localora.compare.plan import Contender, Published, ResolvedPlan
 from localora.recipe import LocalizedMethod, Recipe
 from localora.recipe_file import validate_recipe
 
@@ -24,6 +24,7 @@ class RunSpec:
     rate: float
     seed: int
     recipe: Recipe = field(compare=False, repr=False)
+    published: Published = field(compare=False, repr=False, default=Published())  # measured after the run
 
     @property
     def folder(self) -> PurePosixPath:
@@ -47,7 +48,7 @@ def sweep_run(resolved: ResolvedPlan, task: str, contender: Contender, steps: in
 def final_run(resolved: ResolvedPlan, task: str, contender: Contender, rate: float, seed: int) -> RunSpec:
     steps = resolved.plan.training.steps
     recipe = _recipe(resolved, task, contender, steps, rate, seed, {})
-    return RunSpec("final", task, contender.label, steps, rate, seed, recipe)
+    return RunSpec("final", task, contender.label, steps, rate, seed, recipe, resolved.plan.published)
 
 
 def _recipe(

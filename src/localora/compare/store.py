@@ -4,6 +4,7 @@ plan.json                                      the resolved plan
 <task>/<method>/rate-<rate>-steps-<n>/         a run that helps to choose the learning rate
 <task>/<method>/seed-<seed>-rate-<rate>/       a final run
     run/run.json   its record          update.json   ranks of the update it made; written last, so the run is over
+                                       tasks.json    published tasks, where the plan names some
     failure.json   why it has none     log.txt       what its process printed
 """
 
@@ -18,7 +19,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from localora.compare.errors import PlanError
-from localora.compare.plan import ResolvedPlan
+from localora.compare.plan import Published, ResolvedPlan
 from localora.compare.runs import RunSpec
 from localora.training.record import RunRecord
 
@@ -52,12 +53,13 @@ class TaskScores(BaseModel):
     value: float | None  # None where its code was not run
     right: list[bool]
     loss: float  # nats a token, over all reference answers
-    losses: list[float]  # of each item
+    losses: list[float]  # of each item: its nats over the mean number of tokens, so that their mean is `loss`
     data_hash: str
 
 
 class Tasks(BaseModel):
     model_config = ConfigDict(extra="forbid")
+    measured: Published
     tasks: list[TaskScores]
 
 
@@ -99,13 +101,20 @@ class Store:
         record = RunRecord.read(path / "run" / "run.json") if (path / "run" / "run.json").exists() else None
         if record is not None and record.status == "finished":
             self._check_recipe(spec, record)
-            if (update := _load(Update, path / "update.json")) is not None:
-                tasks = _load(Tasks, path / "tasks.json")
-                return Outcome("finished", record, update=update, tasks=tuple(tasks.tasks if tasks else ()))
+            update, tasks = _load(Update, path / "update.json"), self._tasks(spec)
+            if update is not None and tasks is not None:
+                return Outcome("finished", record, update=update, tasks=tasks)
         failure = _load(Failure, path / "failure.json")
         if failure is None:
             return Outcome("missing", record)
         return Outcome("diverged" if failure.diverged else "failed", record, failure)
+
+    def _tasks(self, spec: RunSpec) -> tuple[TaskScores, ...] | None:
+        """The scores on the published tasks that the plan names; None while they are not measured."""
+        if not spec.published.tasks:
+            return ()
+        found = _load(Tasks, self.path(spec) / "tasks.json")
+        return tuple(found.tasks) if found is not None and found.measured.same_items(spec.published) else None
 
     def _check_recipe(self, spec: RunSpec, record: RunRecord) -> None:
         wanted = spec.recipe.resolved()

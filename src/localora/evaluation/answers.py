@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from decimal import Decimal
+from fractions import Fraction
 
 _MARKED_ANSWER = re.compile(r"####[ \t]*(\S[^\n]*)")
-_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
+# A minus after a digit takes away: 10-5 holds 10 and 5. A fraction is one number, and .5 is a half.
+_NUMBER = re.compile(r"(?:(?<!\d)-)?\$?(?:\d[\d,]*(?:/[1-9]\d*|\.\d+)?|(?<!\w)\.\d+)")
+_EXACT = re.compile(r"-?(?:\d+(?:/[1-9]\d*|\.\d+)?|\.\d+)")
 _LETTER = re.compile(r"(?<![A-Za-z'])[A-E](?![A-Za-z'])")
 
 
@@ -42,7 +44,7 @@ def matches(text: str, expected: str) -> bool:
 
 
 def same_answer(found: str | None, expected: str) -> bool:
-    """Equal as numbers ("$1,200." is "1200.0"), or else as texts without regard to case."""
+    """Equal as numbers ("$1,200." is "1200.0", "3/4" is "0.75"), or else as texts without regard to case."""
     return found is not None and _canonical(found) == _canonical(expected)
 
 
@@ -57,6 +59,6 @@ def word_pattern(words: Sequence[str]) -> str:
     return rf"(?i)\b(?:{'|'.join(map(re.escape, words))})(?!\w)"
 
 
-def _canonical(answer: str) -> str | Decimal:
+def _canonical(answer: str) -> str | Fraction:
     text = answer.strip().rstrip(".").replace(",", "").replace("$", "").rstrip("%").strip()
-    return Decimal(text) if re.fullmatch(r"-?\d+(\.\d+)?", text) else text.casefold()
+    return Fraction(text) if _EXACT.fullmatch(text) else text.casefold()

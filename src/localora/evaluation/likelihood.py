@@ -28,7 +28,9 @@ def mean_loss(model: nn.Module, encoded: Sequence[Encoded], batch_size: int) -> 
     return sum(sums) / sum(counts)
 
 
-def completion_losses(model: nn.Module, encoded: Sequence[Encoded], batch_size: int) -> tuple[list[float], list[int]]:
+def completion_losses(
+    model: nn.Module, encoded: Sequence[Encoded], batch_size: int, progress: Progress | None = None
+) -> tuple[list[float], list[int]]:
     """Of each sequence the negative log-likelihood of its label tokens in nats, summed, and their number.
 
     Raises:
@@ -38,7 +40,7 @@ def completion_losses(model: nn.Module, encoded: Sequence[Encoded], batch_size: 
     counts = [sum(label != IGNORED for label in row["labels"][1:]) for row in encoded]
     if sum(counts) == 0:
         raise DataError("no token to measure a loss on; the held-out data are empty")
-    return _losses(model, encoded, batch_size).tolist(), counts
+    return _losses(model, encoded, batch_size, progress).tolist(), counts
 
 
 def choose(

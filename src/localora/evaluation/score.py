@@ -14,7 +14,7 @@ from localora.evaluation.generate import generate
 from localora.evaluation.likelihood import choose
 from localora.evaluation.sandbox import Sandbox
 
-_ANSWER_COMPLETE = r"####[ \t]*[^\n]*\S[^\n]*\n"  # a marked answer, and the line has ended
+ANSWER_COMPLETE = r"####[ \t]*[^\n]*\S[^\n]*\n"  # a marked answer, and the line has ended
 CODE_IS_OFF = "pass@1 (not run)"
 HOW_TO_ALLOW = "running generated code is off; allow it with --allow-code-execution (evaluation.allow_code_execution)"
 
@@ -79,7 +79,7 @@ def _stop_pattern(examples: Sequence[Example], scorer: Scorer) -> str:
     """One for all examples: a task's examples are of one kind."""
     if scorer is Scorer.answer_word:
         return word_pattern(sorted({word for example in examples for word in example.choices}, reverse=True))
-    return _ANSWER_COMPLETE if scorer is Scorer.exact_match else rf"\S[\s\S]*(?:{code.stop_pattern(examples[0])})"
+    return ANSWER_COMPLETE if scorer is Scorer.exact_match else rf"\S[\s\S]*(?:{code.stop_pattern(examples[0])})"
 
 
 def _check(examples: Sequence[Example], scorer: Scorer, sandbox: Sandbox | None) -> None:

@@ -19,7 +19,7 @@ from localora.evaluation.likelihood import completion_losses
 from localora.evaluation.sandbox import Sandbox
 from localora.evaluation.score import CODE_IS_OFF, HOW_TO_ALLOW, evaluate_task
 
-Progress = Callable[[str, int, int], None]  # (task, done, total)
+Progress = Callable[[str, int, int], None]  # (what, done, total)
 
 
 @dataclass(frozen=True)
@@ -56,89 +56,121 @@ class TaskResult:
         return [item.right for item in self.items if item.right is not None]
 
 
+@dataclass(frozen=True)
+class LoadedTask:
+    """The test items of one task, and how they are scored."""
+
+    name: TaskName
+    examples: list[Example]
+    scorer: Scorer
+
+
+def load_tasks(
+    tasks: Sequence[str], data_folder: str | Path | None = None, limit: int | None = None, seed: int = 0
+) -> list[LoadedTask]:
+    """The test split of each task.
+
+    Args:
+        tasks: NAME or NAME:PROTOCOL, NAME a task or a family (see data/published/registry.py).
+        data_folder: of local files, `FAMILY/NAME_test.jsonl`; None reads the Hub.
+        limit: at most so many items a task, drawn by `seed` and the same for every model.
+
+    Raises:
+        DataError: unknown tasks or unusable data.
+    """
+    loaded = [(name, *load_published(name, "test", data_folder)) for name in parse_tasks(tasks)]
+    return [LoadedTask(name, subset(examples, limit, seed), scorer) for name, examples, scorer in loaded]
+
+
 def evaluate_tasks(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[str],
+    tasks: Sequence[LoadedTask],
     *,
-    data_folder: str | Path | None = None,
-    limit: int | None = None,
-    seed: int = 0,
     batch_size: int = 16,
     max_new_tokens: int = 256,
     max_length: int = 1024,
     allow_code_execution: bool = False,
     progress: Progress | None = None,
 ) -> list[TaskResult]:
-    """Measure `model` on the test split of each task, zero-shot, and leave the model as it was.
+    """Measure `model` on each task, zero-shot, and leave the model as it was.
 
     Args:
-        tasks: NAME or NAME:PROTOCOL, NAME a task or a family (see data/published/registry.py).
-        data_folder: of local files, `FAMILY/NAME_test.jsonl`; None reads the Hub.
-        limit: at most so many items a task, drawn by `seed` and the same for every model.
         max_length: tokens; a longer reference is cut (its prompt first).
         allow_code_execution: run generated code in the sandbox. Without, code tasks have their likelihood alone.
+        progress: `(what, done, total)`: of a task's references first, then of its answers.
 
     Raises:
-        DataError: unknown tasks or unusable data; all are read before the first is measured.
+        DataError: a task without items.
         SandboxError: code is to be run, and this system has not the means to contain it.
     """
-    loaded = [(name, *load_published(name, "test", data_folder)) for name in parse_tasks(tasks)]
-    runs_code = allow_code_execution and any(scorer is Scorer.code for _, _, scorer in loaded)
+    runs_code = allow_code_execution and any(task.scorer is Scorer.code for task in tasks)
     sandbox = Sandbox() if runs_code else None
-    results = []
-    for name, examples, scorer in loaded:
-        start = time.perf_counter()
-        chosen = subset(examples, limit, seed)
-        sums, counts = completion_losses(model, encode_examples(chosen, tokenizer, max_length), batch_size)
-        items, metric = _verdicts(
-            model, tokenizer, name, chosen, scorer, sandbox, batch_size, max_new_tokens, progress
-        )  # fmt: skip
-        right = [verdict for verdict, _ in items if verdict is not None]
-        results.append(
-            TaskResult(
-                task=str(name),
-                family=name.task.family,
-                metric=metric,
-                value=sum(right) / len(right) if right else None,
-                interval=wilson(sum(right), len(right)) if right else None,
-                reference_loss=sum(sums) / sum(counts),
-                reference_interval=bootstrap_ratio(sums, counts),
-                items=[
-                    Item(example.id, verdict, output, nats, tokens)
-                    for example, (verdict, output), nats, tokens in zip(chosen, items, sums, counts, strict=True)
-                ],
-                data_hash=content_hash(chosen),
-                seconds=time.perf_counter() - start,
-                note=None if right else HOW_TO_ALLOW,
-                protections=sandbox.protections if sandbox is not None and scorer is Scorer.code else [],
-            )
-        )
-    return results
+    return [
+        _evaluate(model, tokenizer, task, sandbox, batch_size, max_new_tokens, max_length, progress) for task in tasks
+    ]
+
+
+def _evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: LoadedTask,
+    sandbox: Sandbox | None,
+    batch_size: int,
+    max_new_tokens: int,
+    max_length: int,
+    progress: Progress | None,
+) -> TaskResult:
+    start = time.perf_counter()
+    encoded = encode_examples(task.examples, tokenizer, max_length)
+    sums, counts = completion_losses(model, encoded, batch_size, _of(f"{task.name}, references", progress))
+    items, metric = _verdicts(
+        model, tokenizer, task, sandbox, batch_size, max_new_tokens, _of(str(task.name), progress)
+    )  # fmt: skip
+    right = [verdict for verdict, _ in items if verdict is not None]
+    return TaskResult(
+        task=str(task.name),
+        family=task.name.task.family,
+        metric=metric,
+        value=sum(right) / len(right) if right else None,
+        interval=wilson(sum(right), len(right)) if right else None,
+        reference_loss=sum(sums) / sum(counts),
+        reference_interval=bootstrap_ratio(sums, counts),
+        items=[
+            Item(example.id, verdict, output, nats, tokens)
+            for example, (verdict, output), nats, tokens in zip(task.examples, items, sums, counts, strict=True)
+        ],
+        data_hash=content_hash(task.examples),
+        seconds=time.perf_counter() - start,
+        note=None if right else HOW_TO_ALLOW,
+        protections=sandbox.protections if sandbox is not None and task.scorer is Scorer.code else [],
+    )
+
+
+def _of(what: str, progress: Progress | None) -> Callable[[int, int], None] | None:
+    return None if progress is None else lambda done, total: progress(what, done, total)
 
 
 def _verdicts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    name: TaskName,
-    examples: Sequence[Example],
-    scorer: Scorer,
+    task: LoadedTask,
     sandbox: Sandbox | None,
     batch_size: int,
     max_new_tokens: int,
-    progress: Progress | None,
+    progress: Callable[[int, int], None] | None,
 ) -> tuple[list[tuple[bool | None, str]], str]:
     """(right, output) of each example, and the metric's name."""
-    if scorer is Scorer.code and sandbox is None:
-        return [(None, "")] * len(examples), CODE_IS_OFF
+    if task.scorer is Scorer.code and sandbox is None:
+        return [(None, "")] * len(task.examples), CODE_IS_OFF
     score = evaluate_task(
         model,
         tokenizer,
-        examples,
-        scorer,
+        task.examples,
+        task.scorer,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         sandbox=sandbox,
-        progress=None if progress is None else lambda done, total: progress(str(name), done, total),
+        progress=progress,
     )
     return list(zip(score.items, score.outputs, strict=True)), score.name

@@ -43,6 +43,7 @@ def job_text(spec: RunSpec, before: Evaluation | None) -> str:
         "recipe": spec.recipe.resolved(),
         "before": before.model_dump(mode="json") if before else None,
         "keep_adapter": spec.stage == "final",
+        "published": spec.published.model_dump(mode="json"),
     }
     return json.dumps(values, indent=2) + "\n"
 

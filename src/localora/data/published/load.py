@@ -26,14 +26,6 @@ def load_published(name: TaskName, split: str, folder: str | Path | None) -> tup
     return examples, scorer
 
 
-def has_split(name: TaskName, split: str, folder: str | Path | None) -> bool:
-    """Whether :func:`load_published` would find it, without reading it."""
-    task = name.task
-    if folder is None:
-        return task.hub is not None and split in task.hub.splits
-    return any(path.is_file() for path in _places(task, split, Path(folder).expanduser()))
-
-
 def _places(task: PublishedTask, split: str, folder: Path) -> list[Path]:
     file = f"{task.name}_{split}.jsonl"
     return [folder / task.family / file, folder / file]

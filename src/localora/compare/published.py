@@ -1,0 +1,48 @@
+"""The published tasks of a plan, measured on the adapter, or the model, that a final run left."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from transformers import PreTrainedModel
+
+from localora.compare.plan import Published
+from localora.compare.store import Tasks, TaskScores
+from localora.evaluation.tasks import TaskResult, evaluate_tasks, load_tasks
+from localora.model.adapted import load_adapted
+from localora.recipe import Recipe
+from localora.training.folder import RunFolder
+
+
+def measure_published(recipe: Recipe, folder: RunFolder, published: Published) -> Tasks:
+    """All is read from its files, so that what is measured is what was saved.
+
+    Raises:
+        DataError, ModelError, SandboxError: as in `localora evaluate`.
+    """
+    tasks = load_tasks(published.tasks, published.data, published.examples)
+    base = recipe.model.name if folder.result == folder.adapter else None
+    loaded = load_adapted(str(folder.result), base, getattr(torch, recipe.model.dtype))
+    results = evaluate_tasks(
+        cast(PreTrainedModel, loaded.model),
+        loaded.tokenizer,
+        tasks,
+        batch_size=recipe.evaluation.batch_size,
+        max_new_tokens=published.max_new_tokens,
+        allow_code_execution=recipe.evaluation.allow_code_execution,
+    )
+    return Tasks(measured=published, tasks=[_scores(result) for result in results])
+
+
+def _scores(result: TaskResult) -> TaskScores:
+    tokens = sum(item.reference_tokens for item in result.items)
+    return TaskScores(
+        task=result.task,
+        metric=result.metric,
+        value=result.value,
+        right=result.right,
+        loss=result.reference_loss,
+        losses=[item.reference_nats * len(result.items) / tokens for item in result.items],
+        data_hash=result.data_hash,
+    )
