@@ -181,3 +181,19 @@ def test_hub_errors_name_the_data_set_and_the_remedy(monkeypatch, error):
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(DataError, match=r"'some/thing'.*(absent|offline)\n.*set `path`"):
         load_task({"hub": "some/thing"})
+
+
+def test_several_files_make_one_split(tmp_path):
+    first, second = write(tmp_path / "one.jsonl", pairs(20)), write(tmp_path / "two.jsonl", pairs(20, "w"))
+    data = load_task({"path": [first, second], "validation_path": [write(tmp_path / "v.jsonl", pairs(3, "v"))]})
+    assert data.name == "one+two"
+    assert {e.prompt for e in data.train + data.test} == {f"{word}{i}" for word in "qw" for i in range(20)}
+    assert len(data.validation) == 3
+
+
+def test_files_that_are_scored_differently_are_refused(tmp_path):
+    numbers = [{"id": "t", "question": "w", "answer": "#### 1", "final_answer": "1"}]
+    choices = [{"id": "c", "task": "x", "context": "", "question": "q?", "choices": ["a", "b"], "answer": 0}]
+    files = [write(tmp_path / "n.jsonl", numbers), write(tmp_path / "c.jsonl", choices)]
+    with pytest.raises(DataError, match=r"scored differently.*n\.jsonl \(exact_match\).*c\.jsonl \(multiple_choice\)"):
+        load_task({"path": write(tmp_path / "train.jsonl", pairs(20)), "test_path": files})

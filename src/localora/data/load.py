@@ -33,7 +33,7 @@ def load_task(spec: Mapping[str, Any] | DataSpec) -> TaskData:
     check_disjoint(splits.validation, splits.test)
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     return TaskData(
-        name=spec.task or spec.hub or Path(str(spec.path)).stem,
+        name=spec.task or spec.hub or "+".join(Path(file).stem for file in spec.files["train"]),
         train=tuple(splits.train),
         validation=tuple(splits.validation),
         test=tuple(splits.test),
@@ -77,18 +77,26 @@ def _read(spec: DataSpec) -> _Splits:
 
 
 def _given(spec: DataSpec, split: str) -> bool:
-    return getattr(spec, f"{split}_path" if spec.path is not None else f"{split}_split") is not None
+    return split in spec.files or getattr(spec, f"{split}_split") is not None
 
 
 def _examples(spec: DataSpec, split: str) -> tuple[list[Example], Scorer]:
-    rows: list[Row]
-    if spec.path is not None:
-        name = spec.path if split == "train" else getattr(spec, f"{split}_path")
-        rows = read_jsonl(name)
-    else:
-        assert spec.hub is not None
-        name = spec.hub
-        rows = read_hub(spec.hub, spec.hub_config, getattr(spec, f"{split}_split"))
+    """Of all the split's files, which must be scored alike."""
+    if spec.hub is not None:
+        return _parsed(spec, read_hub(spec.hub, spec.hub_config, getattr(spec, f"{split}_split")), spec.hub)
+    examples: list[Example] = []
+    scorers: dict[Scorer, str] = {}
+    for file in spec.files[split]:
+        more, scorer = _parsed(spec, read_jsonl(file), file)
+        examples += more
+        scorers.setdefault(scorer, file)
+    if len(scorers) > 1:
+        kinds = ", ".join(f"{file} ({scorer.value})" for scorer, file in scorers.items())
+        raise DataError(f"files that are scored differently cannot be one split: {kinds}")
+    return examples, next(iter(scorers))
+
+
+def _parsed(spec: DataSpec, rows: list[Row], name: str) -> tuple[list[Example], Scorer]:
     mapped = [c for c in (spec.prompt_column, spec.completion_column, spec.messages_column) if c is not None]
     absent = [column for column in mapped if column not in rows[0].values]
     if absent:

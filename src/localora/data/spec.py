@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Files = str | Annotated[list[str], Field(min_length=1)]
 
 
 class DataSpec(BaseModel):
@@ -15,9 +17,9 @@ class DataSpec(BaseModel):
     task: Literal["arithmetic", "facts", "functions"] | None = Field(None, description="a generated task")
     difficulty: int = Field(1, ge=1, description="generated tasks: steps (or hops) of the hardest problem")
 
-    path: str | None = Field(None, description="JSONL file; its format is found from its keys")
-    validation_path: str | None = Field(None, description="JSONL file; default: split off the training file")
-    test_path: str | None = Field(None, description="JSONL file; default: split off the training file")
+    path: Files | None = Field(None, description="JSONL file, or a list to mix; the format is found from the keys")
+    validation_path: Files | None = Field(None, description="likewise; default: split off the training file")
+    test_path: Files | None = Field(None, description="likewise; default: split off the training file")
 
     hub: str | None = Field(None, description="Hugging Face Hub data set id")
     hub_config: str | None = Field(None, description="configuration of the Hub data set")
@@ -59,3 +61,9 @@ class DataSpec(BaseModel):
         if self.prompt_column is not None and self.messages_column is not None:
             raise ValueError("set prompt_column and completion_column, or messages_column, not both")
         return self
+
+    @property
+    def files(self) -> dict[str, list[str]]:
+        """The JSONL files of each split that has its own."""
+        given = {"train": self.path, "validation": self.validation_path, "test": self.test_path}
+        return {split: [f] if isinstance(f, str) else list(f) for split, f in given.items() if f is not None}
