@@ -20,7 +20,7 @@ from localora.compare.report.markdown import render_markdown
 from localora.compare.report.text import headline, problems
 from localora.compare.report.write import write_report
 from localora.compare.runs import final_run, sweep_run
-from localora.compare.store import Store, TaskScores
+from localora.compare.store import Store, Tasks, TaskScores
 
 LORA = (1.00, 1.02, 1.04)
 DIFFERENCES = {  # of three seeds; mean, and standard deviation / sqrt(3) = standard error
@@ -194,7 +194,8 @@ def test_what_is_missing_is_said(tmp_path: Path, model_folder: Path) -> None:
 
 
 def test_published_tasks_get_tables_of_their_own(tmp_path: Path, model_folder: Path) -> None:
-    plan = resolved_plan(model_folder, methods={"lora": None, "rslora": None}, seeds=[0, 1])
+    published = {"tasks": ["boolq"]}
+    plan = resolved_plan(model_folder, methods={"lora": None, "rslora": None}, seeds=[0, 1], published=published)
     store = Store(tmp_path)
     fill(store, plan, {"lora": [1.0, 1.1], "rslora": [1.0, 1.1]})
     for label, right in (("lora", [True, False, False, False]), ("rslora", [True, True, True, False])):
@@ -205,7 +206,7 @@ def test_published_tasks_get_tables_of_their_own(tmp_path: Path, model_folder: P
                 losses=losses, data_hash="0",
             )  # fmt: skip
             path = store.path(final_run(plan, "sums", plan.contender(label), BEST, seed)) / "tasks.json"
-            path.write_text(f'{{"tasks": [{scores.model_dump_json()}]}}')
+            path.write_text(Tasks(measured=plan.plan.published, tasks=[scores]).model_dump_json())
     comparison = compare_records(Store(tmp_path))
     score, loss = (table(comparison, name) for name in ("boolq accuracy", "boolq reference loss"))
     assert [line.mean for line in score.lines] == [0.25, 0.75]
