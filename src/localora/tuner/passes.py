@@ -95,19 +95,19 @@ class Passes:
         return self.losses[-1]
 
     @torch.no_grad()
-    def first_loss(self) -> float:
-        """The loss of the first batch as the model is now, without dropout."""
+    def first_loss(self, remedy: str = CHECK_BATCH) -> float:
+        """The loss of the first batch as the model is now, without dropout. Raises as :meth:`backward`."""
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         try:
             with failing_together():
-                loss = self._loss(self.batches[0], 1)
+                loss = self._loss(self.batches[0], 1, remedy)
             return float(loss)
         finally:
             for module, training in modes:
                 module.training = training
 
-    def _loss(self, batch: Any, number: int, remedy: str = CHECK_BATCH) -> Tensor:
+    def _loss(self, batch: Any, number: int, remedy: str) -> Tensor:
         labels = batch.get("labels") if isinstance(batch, Mapping) else None
         if isinstance(labels, Tensor) and labels.numel() and bool((labels == -100).all()):
             raise CalibrationError(
