@@ -29,8 +29,11 @@ class Student:
         key: its name in records.
         label: its name in tables and pictures.
         labels: "oracle" (the planted ones), "found" (unplaced at first: calibrated, then re-partitioned), "start"
-            (calibrated, never re-partitioned), "random", or "none" (LoRA has nothing to place).
+            (calibrated, never re-partitioned), "probe" (found in a probe's update, never re-partitioned), "random", or
+            "none" (LoRA has nothing to place).
         options: of the config.
+        probe: steps of the probe, one fresh batch each, over those of the training that follows.
+        counted: whether probe and training together have the steps that the others have; else training alone has.
     """
 
     key: str
@@ -38,12 +41,14 @@ class Student:
     labels: str
     options: dict[str, Any]
     method: type[LocalizedConfig] = CpsLoraConfig
+    probe: float = 0.0
+    counted: bool = False
 
-    def config(self, r: int, clusters: int, targets: list[str]) -> LocalizedConfig:
+    def config(self, r: int, clusters: int, targets: list[str], steps: int) -> LocalizedConfig:
         """Scale 1 at every rank; K is the planted number of blocks, except for LoRA."""
         options = dict(self.options)
         if self.method is CpsLoraConfig:
-            options = {"clusters": clusters, **options}
+            options = {"clusters": clusters, "probe_steps": round(self.probe * steps), **options}
         return self.method(
             r=r,
             alpha=float(r),
@@ -62,6 +67,10 @@ STUDENTS = {
         Student("cps-oracle", "CPS-LoRA, oracle labels", "oracle", {}),
         Student("cps-found", "CPS-LoRA, found labels", "found", {}),
         Student("cps-start", "CPS-LoRA, labels of the start", "start", {}),
+        Student("cps-probe", "CPS-LoRA, labels of a probe", "probe", {}, probe=1.0),
+        Student(
+            "cps-probe-counted", "CPS-LoRA, labels of a probe, its steps counted", "probe", {}, probe=1.0, counted=True
+        ),
         Student("cps-random", "CPS-LoRA, random labels", "random", {}),
         Student("cps-free", "CPS-LoRA, found, balance 0", "found", {"balance": 0.0}),
         Student("hybrid", "hybrid, found labels", "found", {"global_share": 0.5}),
@@ -83,10 +92,13 @@ class Trained:
 
 def train(task: Task, student: Student, r: int, seed: int, lr: float, steps: int) -> Trained:
     """Adam with a warm-up and a cosine to zero; one fresh batch a step."""
+    if student.counted:
+        steps = round(steps / (1 + student.probe))
     torch.manual_seed(seed)
-    model = get_peft_model(task.base(), student.config(r, task.clusters, task.targets))  # type: ignore[arg-type]
+    config = student.config(r, task.clusters, task.targets, steps)
+    model = get_peft_model(task.base(), config)  # type: ignore[arg-type]
     first = list(islice(task.batches(seed + 1), CALIBRATION_BATCHES))
-    _place(task, student, model, first)
+    _place(task, student, model, task.batches(seed + 1))
     agreement_first = _agreement(task, student, model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=lr)
@@ -120,12 +132,12 @@ def _share_of_lr(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up)))
 
 
-def _place(task: Task, student: Student, model: PeftModel, batches: list[Batch]) -> None:
+def _place(task: Task, student: Student, model: PeftModel, batches: Iterator[Batch]) -> None:
     if student.labels == "oracle":
         for name, layer in adapted_layers(model, "default"):
             layer.place("default", task.planted(name))
-    elif student.labels in ("found", "start"):
-        calibrate(model, batches)
+    elif student.labels in ("found", "start", "probe"):
+        calibrate(model, batches, CALIBRATION_BATCHES)
 
 
 def _agreement(task: Task, student: Student, model: PeftModel) -> float | None:

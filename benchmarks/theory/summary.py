@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.theory.grid import (
+    AT_EQUAL_ERROR,
     DIAL_CLUSTERS,
     FIRST_LR,
     LR_FACTOR,
@@ -46,7 +47,7 @@ def summarise(scale: Scale, store: Store) -> dict[str, Any]:
         "parameters_at_equal_error": [
             _equal_error(cell, scale, store)
             for cell in cells(scale)
-            if cell.student in ("cps-oracle", "cps-found") and cell.overlap == 0 and cell.r in scale.ranks
+            if cell.student in AT_EQUAL_ERROR and cell.overlap == 0 and cell.r in scale.ranks
         ],
     }
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.theory.grid import AT_EQUAL_ERROR
+
 BLOCK = re.compile(r"(<!-- theory (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Summary = dict[str, Any]
@@ -23,14 +25,14 @@ def equal_error(summary: Summary) -> str:
     """LoRA's parameters over CPS-LoRA's at the same error."""
     ordered = sorted(
         summary["parameters_at_equal_error"],
-        key=lambda row: (row["task"], row["clusters"], row["student"] == "cps-found", row["r"]),
+        key=lambda row: (row["task"], row["clusters"], list(AT_EQUAL_ERROR).index(row["student"]), row["r"]),
     )
     rows = [
         [
             row["task"],
             str(row["clusters"]),
             str(row["r"]),
-            "oracle" if row["student"] == "cps-oracle" else "found",
+            AT_EQUAL_ERROR[row["student"]],
             _ratio(row),
             str(row["bound"]),
         ]

@@ -176,6 +176,13 @@ class ClusteredMethod(LocalizedMethod):
     clusters: PositiveInt = 4
     balance: Annotated[float, Field(ge=0, le=1)] = Field(default=0.5, description="0: free sizes, 1: equal sizes")
     sketch: PositiveInt = Field(default=64, description="width of the gradient sketch that clusters are found on")
+    probe_steps: Annotated[StrictInt, Field(ge=0)] = Field(
+        default=0, description="above 0: find clusters in the update of a LoRA trained so long, and thrown away"
+    )
+    probe_rank: Annotated[StrictInt, Field(ge=0)] = Field(
+        default=0, description="of that LoRA; 0: twice the rank of all clusters together"
+    )
+    probe_lr: Annotated[float, Field(gt=0)] = Field(default=3e-3, description="learning rate of that LoRA, with Adam")
     repartition: list[Annotated[float, Field(gt=0, le=1)]] = Field(
         default=[0.05, 0.15, 0.3], description="fractions of training at which to place anew"
     )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from benchmarks.theory.__main__ import main
-from benchmarks.theory.grid import needed
+from benchmarks.theory.grid import FULL, cells, needed
+from benchmarks.theory.students import CALIBRATION_BATCHES, STUDENTS, train
 from benchmarks.theory.summary import interval
 from benchmarks.theory.tables import fill_page
-from benchmarks.theory.tasks import LinearTask, TransformerTask
+from benchmarks.theory.tasks import Batch, LinearTask, TransformerTask
 from benchmarks.theory.teacher import DIRECTIONS, plant
 from peft import get_peft_model
 
@@ -83,6 +85,22 @@ def test_the_error_of_a_transformer_student_is_1_untrained_and_0_for_the_teacher
             weight = layer.get_base_layer().weight
             weight += planted.delta.float() * weight.norm() * task.strength
     assert task.error(model) < 1e-8
+
+
+@pytest.mark.parametrize(("student", "expected"), [("cps-probe", (20, 20)), ("cps-probe-counted", (10, 10))])
+def test_a_probe_is_trained_beside_the_steps_or_within_them(student: str, expected: tuple[int, int]) -> None:
+    drawn: dict[int, int] = {}
+
+    class Counting(LinearTask):
+        def batches(self, seed: int) -> Iterator[Batch]:
+            for batch in super().batches(seed):
+                drawn[seed] = drawn.get(seed, 0) + 1
+                yield batch
+
+    train(Counting(4, 0.0, seed=0), STUDENTS[student], r=4, seed=7, lr=0.01, steps=20)
+    assert (drawn[8] - CALIBRATION_BATCHES, drawn[7]) == expected
+    assert student in {cell.student for cell in cells(FULL) if cell.task == "transformer"}
+    assert student not in {cell.student for cell in cells(FULL) if cell.task == "linear"}
 
 
 def test_the_rank_needed_lies_between_the_ranks_measured() -> None:

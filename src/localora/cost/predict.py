@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_mod
 from peft.tuners.lora import LoraLayer
 from transformers import PretrainedConfig
 
-from localora.cost.calibration import CalibrationBytes, sketch_bytes, taylor_bytes
+from localora.cost.calibration import CalibrationBytes, probe_bytes, sketch_bytes, taylor_bytes
 from localora.cost.file_size import safetensors_bytes
 from localora.cost.report import CostReport
 from localora.cost.shapes import meta_model, model_config
@@ -22,6 +22,7 @@ from localora.export.lora import RANK_GRID
 from localora.placement.budget import lora_parameters
 from localora.tuner.config import CpsLoraConfig, LocalizedConfig
 from localora.tuner.model import adapted_layers
+from localora.tuner.probe import rank_of_probe
 
 ADAM_BYTES = 8  # two float32 moments a parameter
 
@@ -66,7 +67,7 @@ def predict_cost(
     shapes = [(m, n) for m, n, _, _ in ranks.values()]
     exact_rank = max(rank for _, _, rank, _ in ranks.values())
     exported_rank = next((step for step in RANK_GRID if step >= exact_rank), exact_rank)
-    calibration = _calibration(peft_config, shapes, tokens, dtype)
+    calibration = _calibration(peft_config, model, shapes, tokens, dtype)
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
     return CostReport(
         model=name,
@@ -110,11 +111,14 @@ def _exact_ranks(model: PeftModel) -> dict[str, tuple[int, int, int, int]]:
 
 
 def _calibration(
-    config: PeftConfig, shapes: list[tuple[int, int]], tokens: int, dtype: torch.dtype
+    config: PeftConfig, model: PeftModel, shapes: list[tuple[int, int]], tokens: int, dtype: torch.dtype
 ) -> CalibrationBytes:
     wide_base = dtype.itemsize >= 4
     if not isinstance(config, LocalizedConfig) or config.global_share == 1:
         return CalibrationBytes(0, 0)
+    if isinstance(config, CpsLoraConfig) and config.probe_steps:
+        budgets = [layer.localized_layout["default"].budget for _, layer in adapted_layers(model, "default")]
+        return probe_bytes((b.m, b.n, rank_of_probe(config, b)) for b in budgets if b.local)
     if isinstance(config, CpsLoraConfig):
         return sketch_bytes(shapes, tokens, config.sketch, wide_base)
     return taylor_bytes(shapes, tokens, wide_base)

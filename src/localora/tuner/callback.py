@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import inspect
-import random
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from localora.tuner.calibration import calibrate
+from localora.tuner.calibration import adapter_config, batches_to_read, calibrate
 from localora.tuner.model import active_adapters, adapted_layers
 from localora.tuner.passes import CalibrationError, LossFn
+from localora.tuner.random_state import random_state_kept
 from localora.tuner.report import CalibrationReport
 from localora.tuner.resume import read_state, write_state
 from localora.tuner.schedule import Repartitioner, ScheduleError
@@ -33,7 +32,7 @@ class LocalizationCallback(TrainerCallback):
     state of the run is restored afterwards, so the data order is that of a run without the callback.
 
     Args:
-        steps: batches to observe, at the start and at each re-partition.
+        steps: batches to observe, at the start and at each re-partition. A probe takes one for each of its own steps.
         loss_fn: (model, batch) -> loss, for trainers whose batches the model itself cannot turn into a loss, as DPO's.
         checkpoint: the folder given to `train(resume_from_checkpoint=...)`, where it is not one of the run's own output
             folder. Needed only by schedules that have a state: "every N steps", and gradients observed in training.
@@ -62,13 +61,16 @@ class LocalizationCallback(TrainerCallback):
         model = kwargs["model"]
         # accelerate's wrapper keeps a state that an iteration broken off half-way would leave behind.
         loader = getattr(kwargs["train_dataloader"], "base_dataloader", kwargs["train_dataloader"])
-        batches = _FirstBatches(loader, self.steps)
+        names = active_adapters(model)
+        unplaced = {name for name in names if any(x.is_unplaced(name) for _, x in adapted_layers(model, name))}
+        needed = [batches_to_read(adapter_config(model, name)[1], self.steps) for name in unplaced]
+        batches = _FirstBatches(loader, max([self.steps, *needed]))
         loss_fn = self.loss_fn or _trainer_loss
-        for name in active_adapters(model):
-            if any(layer.is_unplaced(name) for _, layer in adapted_layers(model, name)):
-                with _random_state_kept(), _autocast(args):
+        for name in names:
+            if name in unplaced:
+                with random_state_kept(), _autocast(args):
                     self.reports[name] = calibrate(model, batches, self.steps, loss_fn, adapter_name=name)
-            with _random_state_kept():  # it reads batches
+            with random_state_kept():  # it reads batches
                 repartitioner = Repartitioner(
                     model,
                     kwargs.get("optimizer"),
@@ -95,7 +97,7 @@ class LocalizationCallback(TrainerCallback):
         self._observing.close()
         for repartitioner in self.repartitioners.values():
             if state.global_step in repartitioner.due:
-                with _random_state_kept(), _autocast(args):
+                with random_state_kept(), _autocast(args):
                     repartitioner.at(state.global_step)
             else:
                 repartitioner.at(state.global_step)
@@ -164,16 +166,3 @@ def _trainer_loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
 def _autocast(args: TrainingArguments) -> Any:
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     return torch.autocast(args.device.type, dtype=dtype) if dtype else nullcontext()
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    python, numpy_state = random.getstate(), np.random.get_state()
-    # Of this process's own GPU: to ask for the state of another would start a context on it.
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy_state)

@@ -206,6 +206,11 @@ class CpsLoraConfig(LocalizedConfig):
         clusters: K, the number of row-and-column clusters, 1..127.
         balance: 0 leaves the sizes of the clusters free, 1 makes them equal.
         sketch: width s of the gradient sketch that the clusters are found on.
+        probe_steps: above 0, calibration finds the clusters in the update of a probe instead: a plain LoRA trained for
+            so many steps, one batch each, and thrown away (see :mod:`localora.tuner.probe`). Events of re-partition
+            plan on a gradient and would undo what it found: set `repartition=[]`, or `repartition_signal="delta"`.
+        probe_rank: rank of the probe; 0 means twice K times the rank of the clusters' terms.
+        probe_lr: learning rate of the probe, with Adam, constant; its update has scale 1.
         repartition_signal: what a re-partition co-clusters: "gradient", the sketch at that moment; "delta", the update
             so far; or "both", update and gradient step together, each at equal weight.
         repartition_normalise: divide the gradient accumulated in training by the root of its factored second moment, as
@@ -218,6 +223,9 @@ class CpsLoraConfig(LocalizedConfig):
     clusters: int = field(default=4, metadata={"help": "Number of clusters K."})
     balance: float = field(default=0.5, metadata={"help": "0: free sizes, 1: equal sizes."})
     sketch: int = field(default=64, metadata={"help": "Width of the gradient sketch."})
+    probe_steps: int = field(default=0, metadata={"help": "Steps of a probe that the clusters are found in; 0: none."})
+    probe_rank: int = field(default=0, metadata={"help": "Rank of the probe; 0: twice that of all clusters."})
+    probe_lr: float = field(default=3e-3, metadata={"help": "Learning rate of the probe."})
     repartition: list[float] = field(
         default_factory=lambda: [0.05, 0.15, 0.3], metadata={"help": "Fractions of training to re-place at."}
     )
@@ -229,6 +237,10 @@ class CpsLoraConfig(LocalizedConfig):
         _require_method(self, "cps-lora")
         _require_int("clusters", self.clusters, 1)
         _require_int("sketch", self.sketch, 1)
+        _require_int("probe_steps", self.probe_steps, 0)
+        _require_int("probe_rank", self.probe_rank, 0)
+        if not self.probe_lr > 0:
+            raise ValueError(f"probe_lr must be above 0, got {self.probe_lr}")
         if self.clusters > MAX_CLUSTERS:
             raise ValueError(f"clusters must be at most {MAX_CLUSTERS}, got {self.clusters}")
         if not 0 <= self.balance <= 1:
@@ -241,6 +253,12 @@ class CpsLoraConfig(LocalizedConfig):
             raise ValueError("repartition_signal='delta' uses no gradient; set repartition_observe='event'")
         if self.repartition_normalise and self.repartition_observe != "training":
             raise ValueError("repartition_normalise needs repartition_observe='training': an event has no Adam steps")
+
+        if self.probe_steps and (self.repartition or self.repartition_every) and self.repartition_signal != "delta":
+            raise ValueError(
+                "probe_steps finds clusters that a gradient does not show, and re-partition would plan them anew on a "
+                "gradient; set repartition=[] and repartition_every=0, or repartition_signal='delta'"
+            )
 
     def layer_budget(self, m: int, n: int, r: int) -> LayerBudget:
         return clustered_budget(m, n, r, self.global_share, self.clusters)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -15,6 +16,7 @@ from localora.tuner.observe import Observer, watch_gradients
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 Layers = dict[str, LocalizedLinear]
+CHECK_BATCH = "check the batch for empty labels and the model for overflow (try bfloat16 or float32 instead of float16)"
 
 
 class CalibrationError(RuntimeError):
@@ -57,37 +59,55 @@ class Passes:
             CalibrationError: a batch without label tokens, or a loss that is not a finite scalar.
         """
         by_module = {layers[key].get_base_layer(): observer for key, observer in observers.items()}
+        with failing_together(), self.watching(by_module) as freeze:
+            for number, batch in enumerate(batches, start=1):
+                self.backward(batch, number, freeze)
+
+    @contextmanager
+    def watching(self, observers: Mapping[nn.Module, Observer]) -> Iterator[Callable[[], None]]:
+        """While active, no parameter that the model has now is trained, and an unplaced adapter is no mistake.
+
+        Yields what takes away the flags of parameters that a loss gave them back, for :meth:`backward`.
+        """
         # All layers, since another adapter may be active as well, and still wait for its own placement.
         calibrated = [module for module in self.model.modules() if isinstance(module, LocalizedLinear)]
         for layer in calibrated:
             layer.calibrating = True
         try:
-            with failing_together(), watch_gradients(self.model, by_module) as freeze, torch.enable_grad():
-                for number, batch in enumerate(batches, start=1):
-                    loss = self._loss(batch, number)
-                    freeze()
-                    loss.backward()
-                    self.losses.append(float(loss.detach()))
-                    if self.progress:
-                        self.progress(len(self.losses))
+            with watch_gradients(self.model, observers) as freeze, torch.enable_grad():
+                yield freeze
         finally:
             for layer in calibrated:
                 layer.calibrating = False
 
+    def backward(self, batch: Any, number: int, freeze: Callable[[], None], remedy: str = CHECK_BATCH) -> float:
+        """Forward and backward of one batch, while :meth:`watching`; gives the loss.
+
+        Raises:
+            CalibrationError: a batch without label tokens, or a loss that is not a finite scalar: then with `remedy`.
+        """
+        loss = self._loss(batch, number, remedy)
+        freeze()
+        loss.backward()
+        self.losses.append(float(loss.detach()))
+        if self.progress:
+            self.progress(len(self.losses))
+        return self.losses[-1]
+
     @torch.no_grad()
-    def first_loss(self) -> float:
-        """The loss of the first batch as the model is now, without dropout."""
+    def first_loss(self, remedy: str = CHECK_BATCH) -> float:
+        """The loss of the first batch as the model is now, without dropout. Raises as :meth:`backward`."""
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         try:
             with failing_together():
-                loss = self._loss(self.batches[0], 1)
+                loss = self._loss(self.batches[0], 1, remedy)
             return float(loss)
         finally:
             for module, training in modes:
                 module.training = training
 
-    def _loss(self, batch: Any, number: int) -> Tensor:
+    def _loss(self, batch: Any, number: int, remedy: str) -> Tensor:
         labels = batch.get("labels") if isinstance(batch, Mapping) else None
         if isinstance(labels, Tensor) and labels.numel() and bool((labels == -100).all()):
             raise CalibrationError(
@@ -96,10 +116,7 @@ class Passes:
             )
         loss = self.loss_fn(self.model, batch)
         if not torch.isfinite(loss).all():
-            raise CalibrationError(
-                f"the loss of calibration batch {number} is {loss.item()}; check the batch for empty labels and the "
-                "model for overflow (try bfloat16 or float32 instead of float16)"
-            )
+            raise CalibrationError(f"the loss of calibration batch {number} is {loss.item()}; {remedy}")
         return loss
 
 

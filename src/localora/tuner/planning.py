@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from localora.tuner.distributed import decide_once, sum_over_processes
 from localora.tuner.layer import LocalizedLinear
 from localora.tuner.observe import Observer
 from localora.tuner.passes import CalibrationError, Layers, Passes
+from localora.tuner.probe import Factors, probe_updates
 from localora.tuner.report import LayerReport
 from localora.tuner.thin import gram_norm
 
@@ -142,13 +143,27 @@ def block_passes(config: GlobalLocalLoraConfig, batches: int) -> int:
 
 
 def plan_clusters(passes: Passes, layers: Layers, name: str, config: CpsLoraConfig) -> dict[str, LayerReport]:
-    """CPS-LoRA: a sketch of the summed gradient, then its co-clusters."""
-    sketches = gradient_sketches(passes, layers, config)
+    """CPS-LoRA: a sketch of the summed gradient, or the update of a probe, then its co-clusters."""
+    observe = _probe_factors if config.probe_steps else _gradient_factors
+    factors_of = observe(passes, layers, name, config)
 
     def plan_one(key: str) -> LayerReport:
-        return _cocluster(key, layers[key], name, config, *sketches.pop(key).factors())
+        return _cocluster(key, layers[key], name, config, *factors_of(key))
 
     return decide_once(lambda: dict(zip(layers, over_threads(plan_one, layers), strict=True)))
+
+
+def _gradient_factors(passes: Passes, layers: Layers, name: str, config: CpsLoraConfig) -> Callable[[str], Factors]:
+    """Of each layer's gradient; to be asked for once, so that the memory of a sketch is free once it is planned on."""
+    sketches = gradient_sketches(passes, layers, config)
+    return lambda key: sketches.pop(key).factors()
+
+
+def _probe_factors(passes: Passes, layers: Layers, name: str, config: CpsLoraConfig) -> Callable[[str], Factors]:
+    """Of each layer's update by a probe; to be asked for once."""
+    updates = probe_updates(passes, layers, name, config)
+    _check_seen({key: bool(B.any()) for key, (B, _) in updates.items()}, IN_CALIBRATION)
+    return updates.pop
 
 
 def gradient_sketches(passes: Passes, layers: Layers, config: CpsLoraConfig) -> dict[str, GradientSketch]:
@@ -226,19 +241,24 @@ def sum_signals(signals: Mapping[str, TaylorScores | GradientSketch | Accumulate
     """
     seen = torch.tensor([signal.batches for signal in signals.values()])
     sum_over_processes([seen])
-    silent = [key for key, batches in zip(signals, seen.tolist(), strict=True) if batches == 0]
-    if len(silent) == len(signals):
-        raise CalibrationError(f"no gradient reached any adapted layer in {where}")
-    if silent:
-        warnings.warn(
-            f"no gradient reached {len(silent)} of {len(signals)} adapted layers, {silent[0]} among them (an expert "
-            "that no token was routed to?); their placement is arbitrary. Use more or other batches",
-            stacklevel=3,
-        )
+    _check_seen({key: count > 0 for key, count in zip(signals, seen.tolist(), strict=True)}, where)
     for key, signal in signals.items():
         sum_over_processes(signal.tensors())
         if not all(bool(tensor.isfinite().all()) for tensor in signal.tensors()):
             raise CalibrationError(f"the gradient of {key} holds NaN or infinity; try bfloat16 instead of float16")
+
+
+def _check_seen(seen: dict[str, bool], where: str) -> None:
+    """Raise if no layer was reached by a gradient; warn if some were not."""
+    silent = [key for key, reached in seen.items() if not reached]
+    if len(silent) == len(seen):
+        raise CalibrationError(f"no gradient reached any adapted layer in {where}")
+    if silent:
+        warnings.warn(
+            f"no gradient reached {len(silent)} of {len(seen)} adapted layers, {silent[0]} among them (an expert "
+            "that no token was routed to?); their placement is arbitrary. Use more or other batches",
+            stacklevel=4,
+        )
 
 
 def _weight_mn(layer: LocalizedLinear) -> Tensor:
