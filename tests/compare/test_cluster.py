@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -51,16 +50,18 @@ def cluster() -> Iterator[Any]:
     """The head of a cluster of this test's own, on the loopback interface."""
     from ray.cluster_utils import Cluster
 
-    root = tempfile.mkdtemp(prefix="ray-")  # pytest's own folders are too long for the names of sockets
-    with pytest.MonkeyPatch.context() as patch:
+    # pytest's own folders are too long for the names of sockets
+    folder = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
+    with pytest.MonkeyPatch.context() as patch, folder as root:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("TMPDIR", root)  # of the nodes: those that are killed leave folders behind
-        head = {"num_cpus": HEAD_CPUS, "include_dashboard": False, "node_ip_address": LOOPBACK, "temp_dir": root}
-        head["_system_config"] = SYSTEM
+        sessions = Path(root, "ray")
+        sessions.mkdir()
+        head = {"num_cpus": HEAD_CPUS, "include_dashboard": False, "node_ip_address": LOOPBACK}
+        head |= {"temp_dir": str(sessions), "_system_config": SYSTEM}
         started = Cluster(initialize_head=True, head_node_args=head)
         yield started
         started.shutdown()
-    shutil.rmtree(root, ignore_errors=True)
 
 
 @pytest.fixture
