@@ -6,15 +6,14 @@ import base64
 import statistics
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 
 from localora.inspect.cluster_test import UNCHANGED
 from localora.inspect.layer import LayerInspection
 from localora.inspect.pictures import adapter_name
 from localora.inspect.report import VERDICTS, InspectionReport
+from localora.pages.shell import whole_page
 
 Cell = tuple[str, float | str | None]  # what is shown, what is sorted by
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 CAPTIONS = {
     "captured": (
         "Energy at LoRA's budget",
@@ -54,30 +53,9 @@ rank.</p>
 
 def render_page(report: InspectionReport, light: dict[str, bytes], dark: dict[str, bytes]) -> str:
     """The page, given each picture as PNG bytes for both themes."""
-    assets = files("localora.inspect")
-    style, script = (assets.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     sections = [_summary(report), *(_picture(name, light[name], dark[name], report.rank) for name in light)]
     sections += [_table(report), _reading(report)]
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>Update inspected: {escape(report.source)}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-{"".join(sections)}
-</main>
-<script>
-{script}</script>
-</body>
-</html>
-"""
+    return whole_page(f"Update inspected: {report.source}", sections)
 
 
 def _summary(report: InspectionReport) -> str:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from functools import partial
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,10 +14,8 @@ from torch import Tensor
 
 from localora.inspect.layer import LayerInspection
 from localora.inspect.report import InspectionReport
+from localora.pages.theme import INK, Theme, png
 
-Theme = Literal["light", "dark"]
-SURFACE = {"light": "#ffffff", "dark": "#1b1f24"}  # the page's own, see page.css
-INK = {"light": "#1f2328", "dark": "#d8dee4"}
 STRONG = {"light": "#0072b2", "dark": "#56b4e9"}
 MISSING = {"light": "#e6e6e6", "dark": "#343b44"}
 SHOWN_MATRICES = 3  # the layers with most, median and least excess
@@ -38,22 +32,7 @@ def draw_all(report: InspectionReport, theme: Theme) -> dict[str, bytes]:
         "spectra": draw_spectra,
         "matrices": draw_matrices,
     }
-    return {name: _png(draw, report, theme) for name, draw in pictures.items()}
-
-
-def _png(draw: Callable[[InspectionReport, Theme], Figure], report: InspectionReport, theme: Theme) -> bytes:
-    surface, ink = SURFACE[theme], INK[theme]
-    style: Any = {  # matplotlib types its keys one by one
-        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), surface),
-        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), ink),
-        "font.size": 10,
-    }
-    with plt.rc_context(style):
-        figure = draw(report, theme)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=120)
-        plt.close(figure)
-    return buffer.getvalue()
+    return {name: png(partial(draw, report, theme), theme) for name, draw in pictures.items()}
 
 
 def draw_captured(report: InspectionReport, theme: Theme) -> Figure:

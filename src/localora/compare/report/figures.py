@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
 from localora.compare.report.comparison import Comparison, Table
 from localora.compare.report.measures import LOSS
-from localora.inspect.pictures import INK, SURFACE, Theme
+from localora.pages.theme import INK, Theme, png
 
 COLOURS = {  # told apart by colour-blind readers too
     "light": ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7f3c8d", "#5b5b5b"),
@@ -40,22 +36,7 @@ def draw_all(comparison: Comparison, theme: Theme) -> dict[str, bytes]:
         "parameters": (bool(comparison.tables), draw_parameters),
         "costs": (bool(comparison.costs), draw_costs),
     }
-    return {name: _png(draw, comparison, theme) for name, (drawn, draw) in pictures.items() if drawn}
-
-
-def _png(draw: Callable[[Comparison, Theme], Figure], comparison: Comparison, theme: Theme) -> bytes:
-    surface, ink = SURFACE[theme], INK[theme]
-    style: Any = {  # matplotlib types its keys one by one
-        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), surface),
-        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), ink),
-        "font.size": 10,
-    }
-    with plt.rc_context(style):
-        figure = draw(comparison, theme)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110)
-        plt.close(figure)
-    return buffer.getvalue()
+    return {name: png(partial(draw, comparison, theme), theme) for name, (drawn, draw) in pictures.items() if drawn}
 
 
 def draw_differences(comparison: Comparison, theme: Theme) -> Figure:

@@ -1,7 +1,4 @@
-"""The report as one self-contained page: pictures inlined, no request to anywhere, readable in light and dark.
-
-Style and table script are those of the page of `localora inspect`, with a few rules of its own.
-"""
+"""The report as one self-contained page: pictures inlined, no request to anywhere, readable in light and dark."""
 
 from __future__ import annotations
 
@@ -28,44 +25,21 @@ from localora.compare.report.text import (
     summary,
 )
 from localora.compare.statistics.verdict import MEANINGS
-from localora.inspect.page import POLICY
+from localora.pages.shell import whole_page
 
 WORD = "word"  # class of cells that hold words; numbers are aligned to the right
 
 
 def render_page(comparison: Comparison, light: dict[str, bytes], dark: dict[str, bytes]) -> str:
     """The page, given each picture as PNG bytes for both themes."""
-    shared = files("localora.inspect")
-    style = shared.joinpath("page.css").read_text(encoding="utf-8")
-    style += files("localora.compare.report").joinpath("page.css").read_text(encoding="utf-8")
-    script = shared.joinpath("page.js").read_text(encoding="utf-8")
-    name = escape(comparison.resolved.name)
     sections = [_head(comparison), *_tables(comparison), *(_picture(key, light[key], dark[key]) for key in light)]
     sections += [
         _section("Learning rates", _grid(RATE_HEADINGS, rate_rows(comparison))),
         _section("Costs and ranks", _grid(COST_HEADINGS, cost_rows(comparison))),
         _section("How to read it", _reading()),
     ]
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>Comparison: {name}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-{"".join(sections)}
-</main>
-<script>
-{script}</script>
-</body>
-</html>
-"""
+    style = files("localora.compare.report").joinpath("page.css").read_text(encoding="utf-8")
+    return whole_page(f"Comparison: {comparison.resolved.name}", sections, style)
 
 
 def _head(comparison: Comparison) -> str:

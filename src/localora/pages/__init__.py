@@ -1,0 +1,1 @@
+"""What every HTML page and its pictures share: one self-contained file, light and dark."""
