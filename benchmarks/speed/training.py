@@ -19,6 +19,7 @@ from benchmarks.speed.workloads import DTYPES, Settings, TrainingStep, Workload,
 WORKLOADS = (smollm2(4, 128), smollm2(4, 512), llama_block())
 DROPOUTS = (0.0, 0.1)
 MEMORY_STEPS = 3
+WEIGHED = ("floor", "peft-lora", "peft-dora", "lora", "g-lora", "cps-lora-4", "hybrid")  # each costs three processes
 COMPILED = ("floor", "peft-lora", "lora", "g-lora", "cps-lora-4", "hybrid")
 
 
@@ -88,7 +89,7 @@ def saved_bytes(step: TrainingStep) -> int:
 
 
 def memory_cells(settings: Settings) -> Cells:
-    """Two workloads, every precision: peak memory of each method's steps, in fresh processes, three times."""
+    """Two workloads, every precision: peak memory of the steps of WEIGHED methods, in fresh processes, three times."""
     return {
         f"{workload.title}, {precision}": lambda workload=workload, precision=precision: _memory(
             workload.sized(settings), precision, settings
@@ -99,7 +100,7 @@ def memory_cells(settings: Settings) -> Cells:
 
 
 def _memory(workload: Workload, precision: str, settings: Settings) -> list[Row]:
-    methods = for_dtype(DTYPES[precision])[: 2 if settings.tiny else None]
+    methods = [BY_KEY[key] for key in WEIGHED[: 2 if settings.tiny else None]]
     peaks: dict[str, list[dict[str, Any]]] = {method.key: [] for method in methods}
     for _ in range(1 if settings.tiny else 3):
         for method in methods:
