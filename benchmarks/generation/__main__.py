@@ -1,7 +1,7 @@
 """`python -m benchmarks.generation`: what batching, sorting and stopping at the answer buy. Prints a table.
 
-All rows generate greedily for the same generated problems (lengths vary fivefold) with a KV cache. Every row of a batch
-runs until the longest is done, so tokens that are padding after a row's end are not counted.
+All rows of the table generate greedily for the same generated problems, with a KV cache. A batch runs until its longest
+answer is done; the padding after an answer that was done before is not counted.
 """
 
 from __future__ import annotations
@@ -20,13 +20,11 @@ from localora.evaluation.generate import generate
 from localora.evaluation.score import ANSWER_COMPLETE
 from localora.model.base import load_base_model
 
-SHOTS = 2  # solved examples before each problem, so that an untrained model writes "#### x" as well
-
 
 def main() -> None:
     arguments = _arguments()
     model, tokenizer = load_base_model(arguments.model, getattr(torch, arguments.dtype))
-    examples = problems(arguments.problems)
+    examples = problems(arguments.problems, arguments.shots)
     lengths = sorted(len(prompt_ids(example, tokenizer)) for example in examples)
     print(f"{arguments.model}, {arguments.dtype}, {torch.get_num_threads()} threads, {len(examples)} problems of")
     print(f"{lengths[0]} to {lengths[-1]} tokens, at most {arguments.tokens} new ones\n")
@@ -45,14 +43,13 @@ def main() -> None:
             )  # fmt: skip
 
 
-def problems(count: int) -> list[Example]:
-    """Generated arithmetic of one to four steps, each after some that are solved; every fourth has more of them."""
-    task = load_task({"task": "arithmetic", "difficulty": 4, "train_size": 64, "test_size": count})
+def problems(count: int, shots: int) -> list[Example]:
+    """Generated arithmetic of one to four steps; solved ones before it make an untrained model write "#### x" too."""
+    task = load_task({"task": "arithmetic", "difficulty": 4, "train_size": count + shots, "test_size": count})
     return [
         Example(
             example.id,
-            "".join(f"{e.prompt}{e.completion}\n\n" for e in task.train[i : i + SHOTS * (4 if i % 4 == 0 else 1)])
-            + example.prompt,
+            "".join(f"{e.prompt}{e.completion}\n\n" for e in task.train[i : i + shots]) + example.prompt,
             example.completion,
         )
         for i, example in enumerate(task.test)
@@ -86,6 +83,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--problems", type=int, default=16)
+    parser.add_argument("--shots", type=int, default=1, help="solved problems before each")
     parser.add_argument("--tokens", type=int, default=64, help="at most so many new ones an answer")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[4, 16])
     return parser.parse_args()
