@@ -282,7 +282,9 @@ def inspect(
 @app.command()
 def budget(
     model: Annotated[str, typer.Option(help="smollm2-135m, llama-3-1b, -8b, -70b, a Hub id, or a folder.")],
-    method: Annotated[str, typer.Option(help="lora, g-lora, cps-lora or hybrid.")] = "cps-lora",
+    method: Annotated[
+        Literal["lora", "g-lora", "cps-lora", "hybrid"], typer.Option(help="Whose cost is known.")
+    ] = "cps-lora",
     r: Annotated[int, typer.Option(help="LoRA-equivalent rank.")] = 16,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Another key of the method, e.g. clusters=8.")
