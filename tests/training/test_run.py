@@ -98,7 +98,7 @@ def test_every_field_of_the_record_is_filled(model_folder: Path, tmp_path: Path)
     assert [p.step for p in record.curve.train] == [1, 2, 3, 4, 5, 6]
     assert [p.step for p in record.curve.held_out] == [0, 2, 4, 6]
     assert record.curve.held_out[-1].loss < record.curve.held_out[0].loss
-    assert record.seconds.keys() == {"load", "before", "calibrate", "train", "after", "save"}
+    assert record.seconds.keys() == {"load", "before", "attach", "calibrate", "train", "after", "save"}
     assert all(seconds > 0 for seconds in record.seconds.values())
     assert record.peak_memory_mib > 50
     assert record.before.score_name == "exact match"
