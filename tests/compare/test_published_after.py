@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from planned import BEST, fill, resolved_plan
+import yaml
+from planned import BEST, fill, plan_values, resolved_plan
 
 import published_files
 from localora.compare import published as published_module
@@ -187,7 +188,7 @@ def test_only_final_runs_measure_them(model_folder: Path, data: Path, tmp_path: 
 
 
 def scored(published: Published, right: Sequence[bool]) -> str:
-    losses = [1.0 + 0.1 * wrong for wrong in map(lambda r: not r, right)]
+    losses = [1.0 if answer else 1.1 for answer in right]
     task = TaskScores(
         task="boolq:likelihood",
         metric="multiple choice accuracy",
@@ -238,6 +239,14 @@ def test_training_on_a_published_test_row_is_refused(model_folder: Path, data: P
     refused(plain(loaded.examples[1]), "boolq:likelihood")
     adapters = adapters_example(TASKS["boolq"], loaded.examples[1])
     refused(plain(adapters), "boolq:llm-adapters", tasks=["boolq"])
+
+
+def test_the_plan_in_the_documentation_is_valid() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (block,) = text.split("```yaml\n")[1:]
+    plan = validate_plan(plan_values() | yaml.safe_load(block.split("```")[0]))
+    assert len(plan.tasks["commonsense"].files["train"]) == 3
+    assert len(plan.published.tasks) == 8 + 1 + 1
 
 
 def test_what_is_wrong_with_published_tasks_is_said_before_any_run(
