@@ -193,7 +193,8 @@ def compare(
     ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time on this machine.")] = 1,
     cluster: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster instead; auto for a local one.")
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Run on the Ray cluster at HOST:PORT; auto: the one joined here."),
     ] = None,
     cpus: Annotated[float, typer.Option(help="CPUs of each run on the cluster.")] = 1,
     gpus: Annotated[float, typer.Option(help="GPUs of each run on the cluster, or a part of one.")] = 0,
