@@ -41,7 +41,7 @@ def test_version() -> None:
 
 def test_help_lists_the_commands() -> None:
     text = call("--help").stdout
-    for command in ("train", "compare", "export", "inspect", "budget", "quickstart"):
+    for command in ("train", "evaluate", "compare", "export", "inspect", "budget", "quickstart"):
         assert f"  {command}" in text
 
 
@@ -137,6 +137,9 @@ def test_budget_needs_no_weights_and_refuses_unknown_keys() -> None:
     assert f"{lora:,} (0.52% of the base; LoRA r 16: {lora:,})" in text
     assert "exported rank                      128 (exact: 128)" in text
     refused(call("budget", "--model", "llama-3-8b", "--set", "clusterz=8"), "did you mean clusters?")
+    unknown = call("budget", "--model", "llama-3-8b", "--method", "dora")
+    assert unknown.exit_code == 2
+    assert "'dora' is not one of" in unknown.stderr
 
 
 def test_inspect_names_what_it_cannot_read(tmp_path: Path) -> None:

@@ -1,14 +1,18 @@
-"""A model folder and recipes small enough to run `localora train` in a test: two layers, a tokenizer of bytes."""
+"""A model folder and recipes small enough to run `localora train` in a test, and a plug to pull."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from localora.training.trainer import CheckedTrainer
 
 _COMMON: dict[str, Any] = {"r": 4, "target_modules": ["q_proj", "down_proj"]}
 _PLACED = _COMMON | {"calibration_steps": 2, "repartition": [0.5]}
@@ -67,3 +71,15 @@ def recipe_values(model: Path, out: Path, method: str = "cps-lora", **training: 
 def write_recipe(path: Path, values: dict[str, Any]) -> Path:
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return path
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Pull the plug when the given step begins."""
+    original = CheckedTrainer.training_step
+
+    def pulled(self: CheckedTrainer, *args: Any, **kwargs: Any) -> Tensor:
+        if self.state.global_step + 1 == step:
+            raise RuntimeError("plug pulled")
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(CheckedTrainer, "training_step", pulled)

@@ -193,7 +193,8 @@ def compare(
     ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time on this machine.")] = 1,
     cluster: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster instead; auto for a local one.")
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Run on the Ray cluster at HOST:PORT; auto: the one joined here."),
     ] = None,
     cpus: Annotated[float, typer.Option(help="CPUs of each run on the cluster.")] = 1,
     gpus: Annotated[float, typer.Option(help="GPUs of each run on the cluster, or a part of one.")] = 0,
@@ -282,7 +283,9 @@ def inspect(
 @app.command()
 def budget(
     model: Annotated[str, typer.Option(help="smollm2-135m, llama-3-1b, -8b, -70b, a Hub id, or a folder.")],
-    method: Annotated[str, typer.Option(help="lora, g-lora, cps-lora or hybrid.")] = "cps-lora",
+    method: Annotated[
+        Literal["lora", "g-lora", "cps-lora", "hybrid"], typer.Option(help="Whose cost is known.")
+    ] = "cps-lora",
     r: Annotated[int, typer.Option(help="LoRA-equivalent rank.")] = 16,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Another key of the method, e.g. clusters=8.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -302,6 +302,15 @@ class Recipe(Section):
 def with_folder(recipe: Recipe, folder: str | Path) -> Recipe:
     """The same recipe with another output folder."""
     return recipe.model_copy(update={"output": recipe.output.model_copy(update={"folder": str(folder)})})
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+    """In words, each key that two recipes as plain values do not share; the output does not count."""
+    for section in sorted((old.keys() | new.keys()) - {"output"}):
+        before, after = old.get(section, {}), new.get(section, {})
+        for key in sorted(before.keys() | after.keys()):
+            if before.get(key) != after.get(key):
+                yield f"{section}.{key} was {before.get(key)!r}, is {after.get(key)!r}"
 
 
 def describe_keys() -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), folder: str | P
         RecipeError: unreadable file, bad YAML, bad override, unknown key or bad value; lists every problem at once.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(str(path), [f"cannot be read: {error}"]) from error
-    values = parse_yaml(text, str(path), list(Recipe.model_fields))
-    for override in overrides:
-        apply_override(values, override)
-    recipe = validate_recipe(values, str(path))
+    recipe = validate_recipe(read_values(path, overrides, list(Recipe.model_fields)), str(path))
     return with_folder(recipe, folder or recipe.output.folder or Path("runs") / path.stem)
 
 
@@ -38,7 +31,7 @@ def validate_recipe(values: dict[str, Any], source: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems = [_explain(dict(problem), values) for problem in error.errors(include_url=False)]
+        problems = [_explain(problem) for problem in error.errors(include_url=False)]
         raise RecipeError(source, list(dict.fromkeys(problems))) from None
 
 
@@ -61,6 +54,22 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 None, None, f"key {', '.join(twice)} is given twice", node.start_mark
             )
         return super().construct_mapping(node, deep)
+
+
+def read_values(path: Path, overrides: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
+    """The nested values of a YAML file with `key=value` overrides applied; `known` are the keys that an error names.
+
+    Raises:
+        RecipeError: unreadable file, bad YAML, or a bad override.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(str(path), [f"cannot be read: {error}"]) from error
+    values = parse_yaml(text, str(path), known)
+    for override in overrides:
+        apply_override(values, override)
+    return values
 
 
 def parse_yaml(text: str, source: str, known: Sequence[str]) -> dict[str, Any]:
@@ -104,26 +113,34 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     values[last] = value
 
 
-def _explain(problem: dict[str, Any], values: dict[str, Any]) -> str:
-    """One line for one of pydantic's errors."""
-    loc, kind, given = list(problem["loc"]), problem["type"], problem["input"]
-    method = None
-    if loc[:1] == ["method"] and len(loc) > 1 and loc[1] in METHODS:
-        method = loc.pop(1)  # pydantic names the chosen method in the path; the user's file has no such level
-    where = ".".join(str(part) for part in loc)
+def explain(problem: Mapping[str, Any], loc: Sequence[Any], said_of_unknown: Callable[[], str]) -> str:
+    """One line for one of pydantic's errors, at `loc` of the user's file."""
+    kind, given, where = problem["type"], problem["input"], ".".join(map(str, loc))
     if kind == "extra_forbidden":
-        return f"{where}: {_unknown_key(loc, method)}"
-    if kind == "union_tag_invalid":
-        name = given.get("name") if isinstance(given, dict) else given
-        return f"method.name: {name!r} is no method{_closest(str(name), METHODS)}; known: {', '.join(METHODS)}"
-    if kind == "union_tag_not_found":
-        return f"method.name: missing; choose one of {', '.join(METHODS)}"
+        return f"{where}: {said_of_unknown()}"
     if kind == "missing":
         return f"{where}: missing"
     message = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input ")
     if isinstance(given, (dict, list)) or kind == "value_error":
         return f"{where}: {message}" if where else message
     return f"{where}: {message}, got {given!r}"
+
+
+def unknown_key(key: str, known: Sequence[str]) -> str:
+    return f"unknown key{_closest(key, known) or '; known: ' + ', '.join(known)}"
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    loc, kind, given = list(problem["loc"]), problem["type"], problem["input"]
+    method = None
+    if loc[:1] == ["method"] and len(loc) > 1 and loc[1] in METHODS:
+        method = loc.pop(1)  # pydantic names the chosen method in the path; the user's file has no such level
+    if kind == "union_tag_invalid":
+        name = given.get("name") if isinstance(given, dict) else given
+        return f"method.name: {name!r} is no method{_closest(str(name), METHODS)}; known: {', '.join(METHODS)}"
+    if kind == "union_tag_not_found":
+        return f"method.name: missing; choose one of {', '.join(METHODS)}"
+    return explain(problem, loc, lambda: _unknown_key(loc, method))
 
 
 def _unknown_key(loc: list[Any], method: str | None) -> str:
@@ -137,7 +154,7 @@ def _unknown_key(loc: list[Any], method: str | None) -> str:
         known = list(Recipe.model_fields)
     else:
         known = [name for section in SECTIONS[str(loc[0])] for name in section.model_fields]
-    return f"unknown key{_closest(key, known) or '; known: ' + ', '.join(known)}"
+    return unknown_key(key, known)
 
 
 def _closest(word: str, known: Sequence[str]) -> str:

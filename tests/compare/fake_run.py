@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from made_up_record import write_record
+
 BEST_RATE = 2e-3
 
 
@@ -38,31 +40,11 @@ def main(job: Path, parent: int) -> int:
     if orders.get("fail") == rate:
         print("the last words of a run")
         return 7
-    _write(job.parent, recipe)
-    return 0
-
-
-def _write(folder: Path, recipe: dict[str, Any]) -> None:
-    evaluation = {"loss": 2.0, "examples": 1}
-    loss = 1.0 + abs(math.log(recipe["training"]["learning_rate"] / BEST_RATE))
-    record = {
-        "status": "finished",
-        "recipe": recipe,
-        "seed": recipe["training"]["seed"],
-        "versions": {},
-        "machine": {},
-        "data": {"name": "sums", "sizes": {}, "hashes": {}},
-        "parameters": {"trainable": 1000, "lora_same_r": 1000, "base": 10_000},
-        "before": evaluation,
-        "after": evaluation | {"loss": loss},
-        "curve": {"held_out": [{"step": recipe["training"]["steps"], "loss": loss}]},
-        "seconds": {"load": 0.1, "train": 0.1},
-    }
     for name in ("run/adapter/weights.bin", "run/checkpoints/checkpoint-1/weights.bin"):
-        (folder / name).parent.mkdir(parents=True)
-        (folder / name).write_bytes(bytes(range(256)) * 1000)  # too large for Ray to send beside the result
-    (folder / "update.json").write_text(json.dumps({"effective_rank": 3.0, "layers": 1}), encoding="utf-8")
-    (folder / "run" / "run.json").write_text(json.dumps(record), encoding="utf-8")
+        (job.parent / name).parent.mkdir(parents=True)
+        (job.parent / name).write_bytes(bytes(range(256)) * 1000)  # too large for Ray to send beside the result
+    write_record(job.parent, recipe, 1.0 + abs(math.log(rate / BEST_RATE)))
+    return 0
 
 
 def _end_with_parent(parent: int) -> None:

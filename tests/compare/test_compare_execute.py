@@ -156,10 +156,13 @@ def test_runs_share_the_cores(
 
 
 def test_two_comparisons_in_one_folder_are_refused(
-    resolved: ResolvedPlan, tmp_path: Path, acts: dict[str, str]
+    resolved: ResolvedPlan, tmp_path: Path, acts: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    closed: list[LocalPool] = []
+    monkeypatch.setattr(LocalPool, "close", lambda pool: closed.append(pool))
     with FileLock(tmp_path / ".lock"), pytest.raises(PlanError, match="another comparison is running in this folder"):
         run(resolved, tmp_path)
+    assert len(closed) == 1  # it may be a connection to a cluster
     assert not (tmp_path / "plan.json").exists()
     assert len(run(resolved, tmp_path)[0].finished) == 10  # and the lock does not outlive its holder
 
@@ -262,6 +265,21 @@ def test_a_cluster_is_told_what_each_run_takes(
     assert result.exit_code == 0, result.output
     assert asked == [("there:6379", 4, {"cpus": 2.0, "gpus": 0.5})]
     assert len(records(tmp_path / "out")) == 10
+    dry = compare(plan, "--out", tmp_path / "out", "--cluster", "there:6379", "--dry-run", "--set", "seeds=[0, 1, 2]")
+    assert "about 22 s left, one run at a time; divide by how many the cluster has room for" in dry.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--jobs", "2", "--cluster", "auto"), "--jobs: a cluster runs as many at a time as it has room for"),
+        (("--gpus", "1"), "--cpus, --gpus: say what each run takes of a cluster; give --cluster"),
+    ],
+)
+def test_no_option_is_ignored(model_folder: Path, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+    result = compare(write_plan(tmp_path, model_folder), "--out", tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
 
 
 def test_report_only_needs_records(model_folder: Path, tmp_path: Path) -> None:

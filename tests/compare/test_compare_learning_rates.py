@@ -108,6 +108,17 @@ def test_a_long_run_may_prefer_what_a_short_one_narrowed_away() -> None:
     assert choice.added == (10.0,)  # 1 was on the grid, 10 was not
 
 
+def test_what_was_narrowed_away_comes_back_as_it_was_in_an_uneven_grid() -> None:
+    grid = (3e-4, 1e-3, 3e-3, 1e-2)
+    choice, runs = run(lambda steps, rate: bowl(3e-3 if steps == 10 else 3e-4)(steps, rate), grid=grid, rungs=(10, 40))
+    assert (40, 3e-4) in runs  # and not 3.33e-4, the ratio of its neighbours further
+    assert choice.rate == 3e-4
+    assert choice.added == (9e-5,)
+    choice, runs = run(lambda steps, rate: bowl(1e-3 if steps == 10 else 4e-3)(steps, rate), grid=grid, rungs=(10, 40))
+    assert (choice.rate, choice.added) == (3e-3, ())
+    assert runs[-1] == (40, 1e-2)
+
+
 @pytest.mark.parametrize("order", [(1e-1, 1e-3, 1e-2), (1e-2, 1e-1, 1e-3)])
 def test_the_order_of_the_grid_does_not_matter(order: tuple[float, ...]) -> None:
     assert run(bowl(1e-2), grid=order)[0].tried == run(bowl(1e-2))[0].tried

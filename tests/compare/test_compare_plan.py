@@ -111,7 +111,7 @@ def test_a_file_that_holds_no_plan(tmp_path: Path, text: str, message: str) -> N
     with pytest.raises(RecipeError) as caught:
         load_plan(tmp_path / "p.yaml")
     assert message in str(caught.value)
-    with pytest.raises(PlanError, match=r"nothing\.yaml: cannot be read"):
+    with pytest.raises(RecipeError, match=r"nothing\.yaml: cannot be read"):
         load_plan(tmp_path / "nothing.yaml")
 
 

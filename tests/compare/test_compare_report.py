@@ -145,8 +145,8 @@ def test_the_markdown_shows_the_same_numbers(written: tuple[Comparison, Path]) -
         "100.0%",
     ]  # fmt: skip
     assert "| hybrid [a <b>label</b>] |" in report
-    assert "| sums | g-lora | 10.0 | 4.0 | 512 | - | 3.0 | 2.0 |" in report  # costs: as the records say
-    assert "| sums | lora | 10.0 | 4.0 | 512 | 4 | 3.0 | 2.0 |" in report  # LoRA's exported rank is its own
+    assert "| sums | g-lora | 12.5 | 4.0 | 512 | - | 3.0 | 2.0 |" in report  # what comes before the first step counts
+    assert "| sums | lora | 12.5 | 4.0 | 512 | 4 | 3.0 | 2.0 |" in report  # LoRA's exported rank is its own
     assert "| sums | lora | 0.01 | 0.01 to 0.01 (x 1) | 0.01 of 0.001, 0.01, 0.1 |" in report
     for name in PICTURES:
         assert f"({name}.png)" in report
@@ -190,7 +190,7 @@ def test_what_is_missing_is_said(tmp_path: Path, model_folder: Path) -> None:
     store.fail(gone, "words\n(killed by signal 9)", diverged=False)
     store.fail(gone, "words\n(killed by signal 9)", diverged=False)
     (said,) = [line for line in problems(compare_records(Store(tmp_path))) if "FAILED" in line]
-    assert said == "sums/rslora/seed-1-rate-0.01: FAILED after 2 tries: (killed by signal 9)"
+    assert said == "sums/rslora/seed-1-rate-0.01: FAILED after 2 tries: words (killed by signal 9)"
 
 
 def test_published_tasks_get_tables_of_their_own(tmp_path: Path, model_folder: Path) -> None:

@@ -15,7 +15,6 @@ from localora.inspect.source import open_source
 from localora.inspect.spectrum import effective_rank
 from localora.recipe import Recipe
 from localora.recipe_file import validate_recipe
-from localora.training.trainer import CheckedTrainer
 
 
 def recipe(model: Path, out: Path) -> Recipe:
@@ -53,16 +52,9 @@ def test_a_run_killed_in_training_goes_on_from_its_checkpoint(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     straight = run_one.run(recipe(model_folder, tmp_path / "straight"), None, keep_adapter=False)
-    original = CheckedTrainer.training_step
-
-    def pulled(self: CheckedTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if self.state.global_step == 5:
-            raise RuntimeError("plug pulled")
-        return original(self, *args, **kwargs)
-
     broken = recipe(model_folder, tmp_path / "broken")
     with monkeypatch.context() as patch:
-        patch.setattr(CheckedTrainer, "training_step", pulled)
+        tiny_runs.stop_at(patch, step=6)
         with pytest.raises(RuntimeError, match="plug pulled"):
             run_one.run(broken, None, keep_adapter=False)
     assert not (tmp_path / "broken" / "update.json").exists()

@@ -163,7 +163,7 @@ def test_seconds_left_counts_what_is_due_and_what_is_foreseen(resolved: Resolved
     for spec in sweeps(resolved, "lora"):
         leave(store, spec, record_of(spec, validation=1.0 if spec.rate == BEST else 1.5))
     state = schedule(resolved, store.read)
-    each = 10.0 + 1.0 + 2.0 + 3.0 + 0.5  # calibration is part of training
+    each = 10.0 + 1.0 + 2.0 + 2.5 + 3.0 + 0.5  # calibration is part of training
     # 2 finals of lora and 3 sweeps of g-lora are due, 2 finals of g-lora come later
     assert seconds_left(state, timings(state, store.read)) == pytest.approx(7 * each)
     assert seconds_left(state, timings(state, store.read), slots=2) == pytest.approx(7 * each / 2)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from itertools import product
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from localora.compare.statistics import paired
 from localora.compare.statistics.equivalence import equivalence_p
 from localora.compare.statistics.holm import holm
 from localora.compare.statistics.mcnemar import mcnemar
 from localora.compare.statistics.paired import Difference, paired_losses, paired_scores
 from localora.compare.statistics.verdict import judge
 
-statsmodels = pytest.importorskip("statsmodels", reason="statsmodels is not installed")
+needs_statsmodels = pytest.mark.skipif(find_spec("statsmodels") is None, reason="statsmodels is not installed")
 
 
 def answers(both: int, ours: int, theirs: int, none: int) -> tuple[list[bool], list[bool]]:
@@ -22,6 +24,7 @@ def answers(both: int, ours: int, theirs: int, none: int) -> tuple[list[bool], l
     return [a for a, _ in pairs], [b for _, b in pairs]
 
 
+@needs_statsmodels
 @pytest.mark.parametrize("table", [(30, 12, 3, 20), (5, 1, 9, 5), (0, 40, 41, 9), (3, 2, 2, 0)])
 def test_mcnemar_agrees_with_statsmodels(table: tuple[int, int, int, int]) -> None:
     from statsmodels.stats.contingency_tables import mcnemar as reference
@@ -41,6 +44,7 @@ def test_mcnemar_without_a_disagreement_finds_nothing() -> None:
         mcnemar([True], [True, False])
 
 
+@needs_statsmodels
 @pytest.mark.parametrize("seed", range(5))
 def test_holm_agrees_with_statsmodels(seed: int) -> None:
     from statsmodels.stats.multitest import multipletests
@@ -49,6 +53,7 @@ def test_holm_agrees_with_statsmodels(seed: int) -> None:
     assert holm(list(p)) == pytest.approx(multipletests(p, method="holm")[1])
 
 
+@needs_statsmodels
 @pytest.mark.parametrize("seed", range(3))
 def test_loss_intervals_and_ties_agree_with_scipy_and_statsmodels(seed: int) -> None:
     from statsmodels.stats.weightstats import DescrStatsW
@@ -61,6 +66,7 @@ def test_loss_intervals_and_ties_agree_with_scipy_and_statsmodels(seed: int) -> 
     assert equivalence_p(found, 0.02) == pytest.approx(DescrStatsW(d).ttost_mean(-0.02, 0.02)[0])
 
 
+@needs_statsmodels
 def test_the_standard_error_is_that_of_a_two_way_analysis_of_variance() -> None:
     from statsmodels.formula.api import ols
     from statsmodels.stats.anova import anova_lm
@@ -82,6 +88,18 @@ def test_the_bootstrap_has_the_spread_it_is_said_to_have() -> None:
     half = stats.t.ppf(0.975, found.df) * found.se
     assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)  # four seed effects are no normal sample
     assert found.low < found.mean < found.high
+
+
+@pytest.mark.parametrize("at_a_time", [paired.COUNTS_AT_A_TIME, 700])
+def test_draws_by_class_and_in_parts_are_those_of_single_items(monkeypatch: pytest.MonkeyPatch, at_a_time: int) -> None:
+    monkeypatch.setattr(paired, "COUNTS_AT_A_TIME", at_a_time)
+    item_means = np.repeat([-1.0, 0.0, 1 / 3, 1.0], [5, 60, 20, 15])
+    draws = 20_000
+    found = paired._drawn_means(item_means, draws, np.random.default_rng(0))
+    one_by_one = np.random.default_rng(1).choice(item_means, (draws, 100)).mean(axis=1)
+    assert found.shape == (draws,)
+    assert found.mean() == pytest.approx(item_means.mean(), abs=5 * item_means.std() / 10 / draws**0.5)
+    assert stats.ks_2samp(np.round(found, 9), np.round(one_by_one, 9)).pvalue > 0.01
 
 
 @pytest.mark.parametrize(

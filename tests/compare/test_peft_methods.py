@@ -88,14 +88,14 @@ def test_each_trains_and_leaves_a_finished_record(name: str, model_folder: Path,
     assert record.after.loss < record.before.loss
 
 
-def plan(model_folder: Path, **methods: dict[str, Any] | None) -> ResolvedPlan:
+def plan(model_folder: Path, rungs: tuple[int, ...] = (), **methods: dict[str, Any] | None) -> ResolvedPlan:
     values = {
         "model": {"name": str(model_folder)},
         "tasks": {"sums": {"task": "arithmetic"}},
         "r": 4,
         "methods": {"lora": None} | {name.replace("_", "-"): values for name, values in methods.items()},
         "headroom": [],
-        "learning_rates": {"grid": [1e-4, 1e-3, 1e-2]},
+        "learning_rates": {"grid": [1e-4, 1e-3, 1e-2], "rungs": list(rungs)},
         "seeds": [1, 2],
     }
     return resolve(validate_plan(values), "plan")
@@ -129,6 +129,13 @@ def test_adalora_has_the_budget_at_its_start_and_not_1_5_times_as_much(model_fol
     assert 1 < count_trainable(base, method_section({"name": "adalora", "r": 8})) / budget < 1.001
     with pytest.raises(PlanError, match=r"methods.adalora: trains .* \+52.1%"):
         check_budgets(plan(model_folder, adalora={"init_r": 6}))
+
+
+def test_a_rung_too_short_for_adalora_is_refused_with_the_plan(model_folder: Path) -> None:
+    label = {"budget_label": "and a diagonal"}
+    assert plan(model_folder, rungs=(4,), adalora=label).contender("adalora").trainable > 0
+    with pytest.raises(PlanError, match=r"methods.adalora: adalora: 2 steps leave none between initial_share"):
+        plan(model_folder, rungs=(2,), adalora=label)
 
 
 def test_what_cannot_be_compared_says_why(model_folder: Path) -> None:

@@ -9,9 +9,12 @@ from statistics import mean
 from typing import Any
 
 import pytest
-from planned import BEST, fill, resolved_plan
+import torch
+import yaml
+from planned import BEST, fill, plan_values, resolved_plan
 
 import published_files
+from localora.compare import published as published_module
 from localora.compare import run_one
 from localora.compare.budgets import resolve
 from localora.compare.errors import PlanError
@@ -27,7 +30,7 @@ from localora.compare.workers.pool import job_text
 from localora.data.example import Example
 from localora.data.published.adapters_style import adapters_example
 from localora.data.published.registry import TASKS
-from localora.evaluation.tasks import evaluate_tasks, load_tasks
+from localora.evaluation.tasks import TaskResult, evaluate_tasks, load_tasks
 from localora.model.adapted import load_adapted
 from localora.recipe import with_folder
 
@@ -144,18 +147,31 @@ def test_a_plan_that_asks_for_more_is_measured_anew_and_a_moved_folder_is_not(
 
 
 def test_a_run_without_an_adapter_is_measured_before_its_model_goes(
-    model_folder: Path, data: Path, tmp_path: Path
+    model_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In the precision that its weights have after training, whatever that of the base model."""
+    seen: list[torch.dtype] = []
+    original = evaluate_tasks
+
+    def noted(model: Any, *arguments: Any, **settings: Any) -> list[TaskResult]:
+        seen.append(model.dtype)
+        return original(model, *arguments, **settings)
+
+    monkeypatch.setattr(published_module, "evaluate_tasks", noted)
     mixture = published_files.write_rows(tmp_path / "mixture.jsonl", MIXTURE)
-    methods = {"lora": None, "full": {"budget_label": "all weights"}}
+    changes = {
+        "methods": {"lora": None, "full": {"budget_label": "all weights"}},
+        "model": {"name": str(model_folder), "dtype": "bfloat16"},
+    }
     values = plan_of(model_folder, data, mixture).plan.model_dump(mode="json")
-    resolved = resolve(validate_plan(values | {"methods": methods}), "tiny")
+    resolved = resolve(validate_plan(values | changes), "tiny")
     store = Store(tmp_path / "results")
     train(final(resolved, "full"), store)
     outcome = store.read(final(resolved, "full"))
     assert outcome.status == "finished"
     assert [len(scores.losses) for scores in outcome.tasks] == [2, 2]
     assert not (store.path(final(resolved, "full")) / "run" / "model").exists()
+    assert seen == [torch.float32]
 
 
 def test_a_cluster_node_needs_their_files(model_folder: Path, data: Path, tmp_path: Path) -> None:
@@ -172,7 +188,7 @@ def test_only_final_runs_measure_them(model_folder: Path, data: Path, tmp_path: 
 
 
 def scored(published: Published, right: Sequence[bool]) -> str:
-    losses = [1.0 + 0.1 * wrong for wrong in map(lambda r: not r, right)]
+    losses = [1.0 if answer else 1.1 for answer in right]
     task = TaskScores(
         task="boolq:likelihood",
         metric="multiple choice accuracy",
@@ -223,6 +239,14 @@ def test_training_on_a_published_test_row_is_refused(model_folder: Path, data: P
     refused(plain(loaded.examples[1]), "boolq:likelihood")
     adapters = adapters_example(TASKS["boolq"], loaded.examples[1])
     refused(plain(adapters), "boolq:llm-adapters", tasks=["boolq"])
+
+
+def test_the_plan_in_the_documentation_is_valid() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (block,) = text.split("```yaml\n")[1:]
+    plan = validate_plan(plan_values() | yaml.safe_load(block.split("```")[0]))
+    assert len(plan.tasks["commonsense"].files["train"]) == 3
+    assert len(plan.published.tasks) == 8 + 1 + 1
 
 
 def test_what_is_wrong_with_published_tasks_is_said_before_any_run(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, get_peft_model
+from peft import AdaLoraConfig, IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
@@ -184,6 +184,8 @@ def test_a_local_config_is_read_from_its_folder_or_file(llama: LlamaForCausalLM,
 def test_refusals(llama: LlamaForCausalLM) -> None:
     with pytest.raises(TypeError, match="IA3Config"):
         predict_cost(llama.config, IA3Config(target_modules="all-linear"))
+    with pytest.raises(TypeError, match="AdaLoraConfig"):
+        predict_cost(llama.config, AdaLoraConfig(target_modules="all-linear", total_step=9))
     with pytest.raises(ValueError, match="tokens must be at least 1, got 0"):
         predict_cost(llama.config, CpsLoraConfig(target_modules="all-linear"), tokens=0)
 

@@ -121,6 +121,9 @@ def test_errors_name_the_remedy(base: Path, data: Path, tmp_path: Path, monkeypa
     refused(call(base, "--tasks", "piqa", "--data", data), "put it at commonsense/piqa_test.jsonl")
     refused(call(base, "--tasks", "boolq", "--data", tmp_path / "no"), "does not exist")
     refused(call(base, "--tasks", "boolq", "--data", data, "--out", tmp_path), "is the results' file")
+    ours = ("--max-new-tokens", "7", "--allow-code-execution")
+    message = "does not heed --max-new-tokens and --allow-code-execution; leave out this or --harness lm-eval"
+    refused(call(base, "--tasks", "localora_boolq", "--harness", "lm-eval", *ours), message)
     (tmp_path / "file").write_text("")
     refused(call(base, "--tasks", "boolq", "--data", data, "--out", tmp_path / "file" / "r.json"), "another --out")
 

@@ -30,8 +30,8 @@ from localora.training.folder import FolderError, RunFolder
 from localora.training.record import RunRecord
 from localora.training.run import train
 from localora.training.setup import load_setup
-from localora.training.trainer import CheckedTrainer, TrainingError
-from tiny_runs import OTHERS, recipe_values
+from localora.training.trainer import TrainingError
+from tiny_runs import OTHERS, recipe_values, stop_at
 
 WEIGHTS = "adapter/adapter_model.safetensors"
 LAYERS = ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"]  # 32 x 32 and 32 x 64
@@ -57,17 +57,6 @@ def trained_logits(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
     monkeypatch.setattr(run_module, "_save", noted)
     return kept
-
-
-def stop_before(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    original = CheckedTrainer.training_step
-
-    def pulled(self: CheckedTrainer, *args: Any, **kwargs: Any) -> Tensor:
-        if self.state.global_step + 1 == step:
-            raise RuntimeError("plug pulled")
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(CheckedTrainer, "training_step", pulled)
 
 
 @pytest.mark.filterwarnings("ignore:The following rank_pattern keys")  # PEFT takes AdaLoRA's pattern for LoRA's
@@ -109,7 +98,7 @@ def test_a_moved_base_without_its_start_is_not_resumed(
 ) -> None:
     chosen = recipe(model_folder, tmp_path / "run", "pissa")
     with monkeypatch.context() as patch:
-        stop_before(patch, step=6)
+        stop_at(patch, step=6)
         with pytest.raises(RuntimeError, match="plug pulled"):
             train(chosen, console=quiet())
     (tmp_path / "run" / "checkpoints" / "start" / "adapter_model.safetensors").unlink()
@@ -207,7 +196,7 @@ def test_adalora_does_not_resume_without_its_scores(
 ) -> None:
     chosen = recipe(model_folder, tmp_path / "run", "adalora")
     with monkeypatch.context() as patch:
-        stop_before(patch, step=6)
+        stop_at(patch, step=6)
         with pytest.raises(RuntimeError, match="plug pulled"):
             train(chosen, console=quiet())
     (tmp_path / "run" / "checkpoints" / "checkpoint-4" / STATE).unlink()

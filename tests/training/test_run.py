@@ -30,7 +30,7 @@ from localora.training.record import RunRecord
 from localora.training.run import train
 from localora.training.setup import Setup, load_setup
 from localora.training.trainer import CheckedTrainer, TrainingError
-from tiny_runs import METHODS, OTHERS, recipe_values
+from tiny_runs import METHODS, OTHERS, recipe_values, stop_at
 
 ADAPTER = "adapter/adapter_model.safetensors"
 RESULT = {"full": "model/model.safetensors"}  # of the others, ADAPTER
@@ -42,18 +42,6 @@ def recipe(model: Path, out: Path, method: str = "cps-lora", **training: Any) ->
 
 def quiet() -> Console:
     return Console(file=io.StringIO())
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Pull the plug when the given step begins."""
-    original = CheckedTrainer.training_step
-
-    def pulled(self: CheckedTrainer, *args: Any, **kwargs: Any) -> Tensor:
-        if self.state.global_step + 1 == step:
-            raise RuntimeError("plug pulled")
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(CheckedTrainer, "training_step", pulled)
 
 
 def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -98,7 +86,7 @@ def test_every_field_of_the_record_is_filled(model_folder: Path, tmp_path: Path)
     assert [p.step for p in record.curve.train] == [1, 2, 3, 4, 5, 6]
     assert [p.step for p in record.curve.held_out] == [0, 2, 4, 6]
     assert record.curve.held_out[-1].loss < record.curve.held_out[0].loss
-    assert record.seconds.keys() == {"load", "before", "calibrate", "train", "after", "save"}
+    assert record.seconds.keys() == {"load", "before", "attach", "calibrate", "train", "after", "save"}
     assert all(seconds > 0 for seconds in record.seconds.values())
     assert record.peak_memory_mib > 50
     assert record.before.score_name == "exact match"

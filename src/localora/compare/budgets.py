@@ -16,7 +16,7 @@ from localora.compare.plan import CHOSEN_FOR_ALL, Contender, Plan, ResolvedPlan,
 from localora.cost.shapes import meta_model, model_config
 from localora.model.targets import resolve_targets
 from localora.placement.budget import BudgetError
-from localora.recipe import FullMethod, MethodBase, RecipeError
+from localora.recipe import FullMethod, MethodBase, RecipeError, TrainingSection
 from localora.recipe_file import method_section
 from localora.training.adapter import adapter_config, all_parameters, trainable_parameters
 from localora.tuner.config import LocalizedConfig
@@ -33,6 +33,7 @@ def resolve(plan: Plan, name: str) -> ResolvedPlan:
     """
     base = meta_model(*model_config(plan.model.name), torch.float32)
     targets = resolve_targets(base, plan.target_modules)
+    shortest = min([*plan.learning_rates.rungs, plan.training.steps])
     budget = sum(plan.r * (target.m + target.n) for target in targets)
     contenders: list[Contender] = []
     problems: list[str] = []
@@ -40,7 +41,7 @@ def resolve(plan: Plan, name: str) -> ResolvedPlan:
         try:
             budget_label, grid, section = _section(plan, label, values)
             section = match_budget(section, targets)
-            trainable = count_trainable(base, section)
+            trainable = count_trainable(base, section, shortest)
         except (RecipeError, BudgetError, ValueError) as error:
             lines = error.problems if isinstance(error, RecipeError) else [str(error)]
             problems += [f"methods.{label}: {line.removeprefix('method.')}" for line in lines]
@@ -61,11 +62,15 @@ def resolve(plan: Plan, name: str) -> ResolvedPlan:
     return ResolvedPlan(name=name, plan=plan, contenders=contenders)
 
 
-def count_trainable(base: PreTrainedModel, method: MethodBase) -> int:
-    """Trainable parameters of `method` on a model on the meta device; counted, not computed: PEFT makes the adapter."""
+def count_trainable(base: PreTrainedModel, method: MethodBase, steps: int = TrainingSection().steps) -> int:
+    """Trainable parameters of `method` on a model on the meta device; counted, not computed: PEFT makes the adapter.
+
+    Raises:
+        ValueError: keys that contradict each other, or a schedule that `steps` of training are too few for.
+    """
     if isinstance(method, FullMethod):
         return all_parameters(base)
-    config = _for_meta(adapter_config(method, seed=0))
+    config = _for_meta(adapter_config(method, seed=0, steps=steps))
     model = get_peft_model(copy.deepcopy(base), config, low_cpu_mem_usage=True)
     for name, parameter in model.named_parameters():
         if ".ranknum." in name:  # AdaLoRA's note of a layer's rank, which PEFT forgets to freeze on the meta device

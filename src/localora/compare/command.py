@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from localora.compare.budgets import resolve
+from localora.compare.errors import PlanError
 from localora.compare.execute import execute
 from localora.compare.guards import check_budgets, check_data
 from localora.compare.plan_file import load_plan
@@ -15,6 +16,7 @@ from localora.compare.preview import print_preview
 from localora.compare.report.comparison import Comparison
 from localora.compare.report.console import print_comparison
 from localora.compare.report.write import write_report
+from localora.compare.same_data import check_same_data
 from localora.compare.schedule import schedule
 from localora.compare.store import Store
 from localora.compare.workers.cluster import ClusterPool
@@ -47,13 +49,17 @@ def run_comparison(
         RecordError: a damaged record in the plan's folder.
         KeyboardInterrupt: passed on, once the runs under way are stopped; the same call continues them.
     """
+    _check_place(jobs, cluster, cpus, gpus)
     plan = load_plan(path, overrides, folder=out)
     resolved = resolve(plan, path.stem)
     check_budgets(resolved)
-    check_data(resolved)
+    tasks = check_data(resolved)
     store = Store(Path(str(plan.folder)))
     state = schedule(resolved, store.read)
-    print_preview(resolved, state, store, 1 if cluster else jobs, console)
+    check_same_data(
+        {spec: store.read(spec) for spec in state.finished}, {name: task.hashes for name, task in tasks.items()}
+    )
+    print_preview(resolved, state, store, None if cluster else jobs, console)
     if dry_run:
         return None
     pool: Pool = ClusterPool(store, cluster, plan, cpus=cpus, gpus=gpus) if cluster else LocalPool(store, jobs)
@@ -63,6 +69,14 @@ def run_comparison(
         console.print("stopped; the same command continues where this one was")
         raise
     return report(store.folder, console)
+
+
+def _check_place(jobs: int, cluster: str | None, cpus: float, gpus: float) -> None:
+    """No option is ignored without a word."""
+    if cluster and jobs != 1:
+        raise PlanError("--jobs", ["a cluster runs as many at a time as it has room for; leave out this or --cluster"])
+    if not cluster and (cpus, gpus) != (1, 0):
+        raise PlanError("--cpus, --gpus", ["say what each run takes of a cluster; give --cluster, or leave them out"])
 
 
 def report(folder: Path, console: Console) -> Comparison:

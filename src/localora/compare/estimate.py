@@ -9,7 +9,7 @@ from localora.compare.runs import RunSpec
 from localora.compare.schedule import Read, Schedule
 from localora.training.record import RunRecord
 
-ALONE = ("load", "before", "after", "save", "published")  # stages that do not grow with the steps
+ALONE = ("load", "before", "attach", "after", "save", "published")  # stages that do not grow with the steps
 
 
 class Timings:
@@ -53,7 +53,7 @@ def seconds_left(state: Schedule, times: Timings, running: Iterable[RunSpec] = (
         for (task, label, steps), runs in state.later.items()
     ]
     known = [part for part in parts if part is not None]
-    return None if len(known) < len(parts) or (parts and not known) else sum(known) / max(1, slots)
+    return None if len(known) < len(parts) else sum(known) / max(1, slots)
 
 
 def spell(seconds: float | None) -> str:

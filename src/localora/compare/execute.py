@@ -20,7 +20,8 @@ WAIT_SECONDS = 1.0
 
 
 def execute(resolved: ResolvedPlan, store: Store, pool: Pool, console: Console) -> Schedule:
-    """Run every due run once, those that become due on the way too. Failed runs are noted and passed over.
+    """Run every due run once, those that become due on the way too, and close `pool`. Failed runs are noted and passed
+    over.
 
     Returns:
         The state at the end.
@@ -33,6 +34,7 @@ def execute(resolved: ResolvedPlan, store: Store, pool: Pool, console: Console) 
     try:
         lock.acquire()
     except Timeout as error:
+        pool.close()
         raise PlanError(str(store.folder), ["another comparison is running in this folder"]) from error
     try:
         schedule(resolved, store.read)  # refuses records of another plan, before that plan is replaced
@@ -74,7 +76,7 @@ def _note(done: Done, store: Store, console: Console) -> None:
     error = done.error if done.code else "ended without a finished record"
     failure = store.fail(done.spec, error, diverged)
     said = "diverged" if diverged else f"FAILED (try {failure.attempts})"
-    console.print(f"{done.spec.folder}: {said}: {error.splitlines()[0]}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"{done.spec.folder}: {said}: {failure.reason}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _before(state: Schedule, store: Store, spec: RunSpec) -> Evaluation | None:

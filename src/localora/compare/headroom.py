@@ -21,17 +21,14 @@ class Headroom:
 
 
 def measure_headroom(
-    resolved: ResolvedPlan, difference: Callable[[str], Difference | None], higher_is_better: bool, margin: float
+    resolved: ResolvedPlan, difference: Callable[[str, str], Difference | None], higher_is_better: bool, margin: float
 ) -> list[Headroom]:
-    """Judge every headroom run for which `difference(label)`, to its method at r, is known."""
-    runs = [c for c in resolved.contenders if c.role == "headroom"]
-    known = [(c, found) for c in runs if (found := difference(c.label)) is not None]
+    """Judge every headroom run for which `difference(label, base)`, to its method at r, is known."""
+    runs = [(resolved.contender(label), base) for label, (base, _) in resolved.plan.headroom_labels.items()]
+    known = [(c, base, found) for c, base in runs if (found := difference(c.label, base)) is not None]
     confidence = resolved.plan.statistics.confidence
-    verdicts = judge([found for _, found in known], margin, confidence, higher_is_better=higher_is_better)
-    return [
-        Headroom(c.label, c.label.rpartition("-r")[0], c.method.r, verdict)
-        for (c, _), verdict in zip(known, verdicts, strict=True)
-    ]
+    verdicts = judge([found for *_, found in known], margin, confidence, higher_is_better=higher_is_better)
+    return [Headroom(c.label, base, c.method.r, verdict) for (c, base, _), verdict in zip(known, verdicts, strict=True)]
 
 
 def headroom_sentence(found: list[Headroom], planned: bool) -> str:

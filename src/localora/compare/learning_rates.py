@@ -64,7 +64,7 @@ def choose_rate(grid: Sequence[float], rungs: Sequence[int], widen: int, losses:
             best = min(candidates, key=lambda rate: (tried[rate], rate))
             if tried[best] == DIVERGED:
                 best = candidates[0]  # the only way left is down
-            beyond = _beyond(candidates, best)
+            beyond = _beyond(candidates, best, grid)
             if beyond is None or left == 0:
                 break
             if beyond not in grid:  # a rung may have narrowed it away
@@ -79,10 +79,12 @@ def choose_rate(grid: Sequence[float], rungs: Sequence[int], widen: int, losses:
     return Choice(best, at_edge=beyond is not None, added=tuple(added), tried=tried)
 
 
-def _beyond(rates: Sequence[float], best: float) -> float | None:
-    """The value to add when the best is at an edge, one ratio further; None when it is not."""
+def _beyond(rates: Sequence[float], best: float, grid: Sequence[float]) -> float | None:
+    """The value to add when the best is at an edge: the grid's next, or one ratio further; None when it is not."""
     if best == rates[0]:
-        return float(f"{best * rates[0] / rates[1]:.3g}")
+        further = float(f"{best * rates[0] / rates[1]:.3g}")
+        return max((rate for rate in grid if rate < best), default=further)
     if best == rates[-1]:
-        return float(f"{best * rates[-1] / rates[-2]:.3g}")
+        further = float(f"{best * rates[-1] / rates[-2]:.3g}")
+        return min((rate for rate in grid if rate > best), default=further)
     return None

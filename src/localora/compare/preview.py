@@ -15,8 +15,11 @@ from localora.compare.store import Store
 NO_ESTIMATE = "unknown until a run has finished: start the comparison, stop it with Ctrl-C after one, and ask again"
 
 
-def print_preview(resolved: ResolvedPlan, state: Schedule, store: Store, slots: int, console: Console) -> None:
-    """Each method with its parameters, learning rates and runs; then how many runs, and how long they will take."""
+def print_preview(resolved: ResolvedPlan, state: Schedule, store: Store, slots: int | None, console: Console) -> None:
+    """Each method with its parameters, learning rates and runs; then how many runs, and how long they will take.
+
+    `slots` run at a time; None where a cluster decides.
+    """
     table = Table(title=_title(resolved), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("method", no_wrap=True)
     table.add_column("learning rates")
@@ -35,7 +38,7 @@ def print_preview(resolved: ResolvedPlan, state: Schedule, store: Store, slots: 
         console.print(f"{name:8}{text}", highlight=False, soft_wrap=True, markup=False)
 
 
-def _facts(resolved: ResolvedPlan, state: Schedule, store: Store, slots: int) -> dict[str, str]:
+def _facts(resolved: ResolvedPlan, state: Schedule, store: Store, slots: int | None) -> dict[str, str]:
     plan = resolved.plan
     *short, full = rungs(resolved)
     over, later = len(state.finished) + len(state.diverged), sum(state.later.values())
@@ -55,6 +58,10 @@ def _title(resolved: ResolvedPlan) -> str:
     return f"{resolved.name}: {plan.model.name}, {resolved.contenders[0].budget:,} parameters (LoRA r {plan.r})"
 
 
-def _time(state: Schedule, store: Store, slots: int) -> str:
-    seconds = seconds_left(state, timings(state, store.read), slots=slots)
-    return NO_ESTIMATE if seconds is None else f"about {spell(seconds)} left, {slots} run(s) at a time"
+def _time(state: Schedule, store: Store, slots: int | None) -> str:
+    seconds = seconds_left(state, timings(state, store.read), slots=slots or 1)
+    if seconds is None:
+        return NO_ESTIMATE
+    if slots is None:
+        return f"about {spell(seconds)} left, one run at a time; divide by how many the cluster has room for"
+    return f"about {spell(seconds)} left, {slots} run(s) at a time"

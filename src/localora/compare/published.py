@@ -22,8 +22,10 @@ def measure_published(recipe: Recipe, folder: RunFolder, published: Published) -
         DataError, ModelError, SandboxError: as in `localora evaluate`.
     """
     tasks = load_tasks(published.tasks, published.data, published.examples)
-    base = recipe.model.name if folder.result == folder.adapter else None
-    loaded = load_adapted(str(folder.result), base, getattr(torch, recipe.model.dtype))
+    has_adapter = folder.result == folder.adapter
+    base = recipe.model.name if has_adapter else None
+    dtype = getattr(torch, recipe.model.dtype) if has_adapter else torch.float32  # in which every weight was trained
+    loaded = load_adapted(str(folder.result), base, dtype)
     results = evaluate_tasks(
         cast(PreTrainedModel, loaded.model),
         loaded.tokenizer,

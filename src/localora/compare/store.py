@@ -21,6 +21,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from localora.compare.errors import PlanError
 from localora.compare.plan import Published, ResolvedPlan
 from localora.compare.runs import RunSpec
+from localora.recipe import differences
+from localora.recipe_file import validate_recipe
 from localora.training.record import RunRecord
 
 MAX_ATTEMPTS = 2  # a failed run is tried once more, when the comparison is called again
@@ -33,6 +35,11 @@ class Failure(BaseModel):
     error: str
     diverged: bool = False  # the loss stopped being a number: a result, never tried again
     attempts: int = 1
+
+    @property
+    def reason(self) -> str:
+        """In one line: what the run said last, and how it ended."""
+        return " ".join(self.error.splitlines()[-2:])
 
 
 class Update(BaseModel):
@@ -87,6 +94,7 @@ class Store:
 
         Raises:
             RecordError: a damaged record.
+            RecipeError: a finished record of a recipe that this version does not know.
             PlanError: a finished record of another recipe.
         """
         if spec in self._finished:
@@ -117,14 +125,8 @@ class Store:
         return tuple(found.tasks) if found is not None and found.measured.same_items(spec.published) else None
 
     def _check_recipe(self, spec: RunSpec, record: RunRecord) -> None:
-        wanted = spec.recipe.resolved()
-        changed = [
-            f"{section}.{key} was {before!r}, is {wanted[section].get(key)!r}"
-            for section in wanted
-            if section != "output"
-            for key, before in record.recipe.get(section, {}).items()
-            if wanted[section].get(key) != before
-        ]
+        recorded = validate_recipe(record.recipe, str(self.path(spec)))  # keys that are new since then at their default
+        changed = list(differences(recorded.resolved(), spec.recipe.resolved()))
         if changed:
             raise PlanError(
                 str(self.path(spec)),

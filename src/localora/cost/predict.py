@@ -10,7 +10,7 @@ import copy
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from transformers import PretrainedConfig
 
@@ -47,7 +47,8 @@ def predict_cost(
         TypeError: a config of another method.
         BudgetError, ValueError: the adapter does not fit the model, as `get_peft_model` would say.
     """
-    if not isinstance(peft_config, (LocalizedConfig, LoraConfig)):
+    # AdaLoRA's config is a LoraConfig, too, and its cost is another.
+    if isinstance(peft_config, AdaLoraConfig) or not isinstance(peft_config, (LocalizedConfig, LoraConfig)):
         raise TypeError(f"costs are known for localora's configs and peft.LoraConfig, got {type(peft_config).__name__}")
     if tokens < 1:
         raise ValueError(f"tokens must be at least 1, got {tokens}")

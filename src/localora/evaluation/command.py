@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
+from localora.data.example import DataError
 from localora.evaluation.lm_eval.harness import HarnessScore, evaluate_with_lm_eval, import_lm_eval
 from localora.evaluation.tasks import TaskResult, evaluate_tasks, load_tasks
 from localora.model.adapted import Loaded, load_adapted
@@ -44,7 +45,7 @@ def evaluate(
     """Measure the base model or adapter folder `model`. What is likely to be wrong is looked at before it is loaded.
 
     Raises:
-        DataError: unknown tasks, unusable data, or no lm-eval.
+        DataError: unknown tasks, unusable data, no lm-eval, or settings that it would not heed.
         FolderError: `out` cannot be written.
         ModelError: the model cannot be loaded.
         SandboxError: code is to be run, and this system cannot contain it.
@@ -53,6 +54,7 @@ def evaluate(
         _check_writable(out)
     if settings.harness == "lm-eval":
         import_lm_eval()
+        _check_harness(settings)
         loaded = load_adapted(model, base, getattr(torch, settings.dtype))
         scores = evaluate_with_lm_eval(
             loaded.model,
@@ -81,6 +83,19 @@ def evaluate(
     print_results(results, _title(loaded), console)
     _write(out, loaded, settings, results, console)
     return results
+
+
+def _check_harness(settings: Settings) -> None:
+    """What lm-evaluation-harness decides by itself must not stand in the results as if it had been heeded."""
+    ours = {
+        "--max-new-tokens": settings.max_new_tokens != Settings.max_new_tokens,
+        "--allow-code-execution": settings.allow_code_execution,
+    }
+    given = [option for option, is_given in ours.items() if is_given]
+    if given:
+        raise DataError(
+            f"lm-evaluation-harness does not heed {' and '.join(given)}; leave out this or --harness lm-eval"
+        )
 
 
 def _title(loaded: Loaded) -> str:

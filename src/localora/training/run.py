@@ -6,14 +6,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any
 
 from peft import PeftModel
 from rich.console import Console
 from transformers import TrainerState, set_seed
 
 from localora.data.batches import Collator
-from localora.recipe import LocalizedMethod, Recipe, RecipeError
+from localora.recipe import LocalizedMethod, Recipe, RecipeError, differences
 from localora.report.console import describe_progress
 from localora.training.adaptation import Adaptation, adaptation_of
 from localora.training.adaptation.base import Trainee
@@ -104,7 +103,9 @@ def _prepare(
     measured = time.perf_counter()
     base = all_parameters(setup.model)
     set_seed(recipe.training.seed)  # so that every method draws the same order of examples
+    attaching = time.perf_counter()
     model = adaptation.attach(setup, resume=earlier is not None)
+    attached = time.perf_counter()
     task = setup.task
     sizes = {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)}
     record = RunRecord(
@@ -115,7 +116,7 @@ def _prepare(
             trainable=trainable_parameters(model), lora_same_r=adaptation.lora_same_r(model), base=base
         ),
         before=before,
-        seconds={"load": loaded - start, "before": measured - loaded},
+        seconds={"load": loaded - start, "before": measured - loaded, "attach": attached - attaching},
     )
     if earlier is not None:
         _check_same_data(earlier, record)
@@ -201,23 +202,13 @@ def _earlier_record(folder: RunFolder, recipe: Recipe) -> RunRecord:
             f"the run in {folder.path} stopped before its first checkpoint (training.checkpoint_every); "
             "start it again with --overwrite"
         )
-    changed = list(_differences(earlier.recipe, recipe.resolved()))
+    changed = list(differences(earlier.recipe, recipe.resolved()))
     if changed:
         raise FolderError(
             f"the run in {folder.path} was started with another recipe ({'; '.join(changed)}); "
             "resume it with its own, or choose another folder with --out"
         )
     return earlier
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
-    for section in old.keys() | new.keys():
-        if section == "output":
-            continue
-        before, after = old.get(section, {}), new.get(section, {})
-        for key in sorted(before.keys() | after.keys()):
-            if before.get(key) != after.get(key):
-                yield f"{section}.{key} was {before.get(key)!r}, is {after.get(key)!r}"
 
 
 def _check_same_data(earlier: RunRecord, record: RunRecord) -> None:

@@ -13,6 +13,7 @@ from localora.compare.learning_rates import Choice
 from localora.compare.plan import Contender, ResolvedPlan
 from localora.compare.report.measures import Measure, measures
 from localora.compare.runs import RunSpec, final_run
+from localora.compare.same_data import check_same_data
 from localora.compare.schedule import Schedule, schedule
 from localora.compare.statistics.mcnemar import McNemar, mcnemar
 from localora.compare.statistics.paired import Difference, paired_losses, paired_scores
@@ -53,7 +54,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Costs:
-    """Means over a method's final runs."""
+    """Means over a method's final runs. `train_seconds` begin with what a method does before its first step."""
 
     contender: Contender
     task: str
@@ -96,12 +97,13 @@ def compare_records(store: Store) -> Comparison:
     """Read a comparison's folder.
 
     Raises:
-        PlanError: no comparison there, or records of another plan.
+        PlanError: no comparison there, records of another plan, or runs on data that differ.
         RecordError: a damaged record.
     """
     resolved = store.load_plan()
     state = schedule(resolved, store.read, retry_failed=False)
     outcomes = {spec: store.read(spec) for spec in (*state.finished, *state.diverged, *state.failed)}
+    check_same_data({spec: outcomes[spec] for spec in state.finished})
     tables, costs = [], []
     for task in resolved.plan.tasks:
         finals = _finals(resolved, state, store, task)
@@ -166,16 +168,11 @@ def _table(
     ]
     headroom = measure_headroom(
         resolved,
-        lambda label: paired_difference(resolved, found.get(label, {}), found.get(_base(label), {})),
+        lambda label, base: paired_difference(resolved, found.get(label, {}), found.get(base, {})),
         higher,
         margin,
     )
     return Table(task, name, higher, margin, lines, headroom)
-
-
-def _base(label: str) -> str:
-    """The method whose headroom a run measures: lora of lora-r16."""
-    return label.rpartition("-r")[0]
 
 
 def paired_difference(resolved: ResolvedPlan, ours: BySeed, theirs: BySeed) -> Difference | None:
@@ -207,7 +204,7 @@ def _costs(contender: Contender, task: str, runs: dict[int, Outcome]) -> Costs:
     return Costs(
         contender=contender,
         task=task,
-        train_seconds=mean(record.seconds.get("train", 0.0) for record in records),
+        train_seconds=mean(record.seconds.get("attach", 0.0) + record.seconds.get("train", 0.0) for record in records),
         calibrate_seconds=mean(calibrations) if calibrations else None,
         peak_memory_mib=mean(record.peak_memory_mib for record in records),
         exported_rank=max(exported, default=plain),

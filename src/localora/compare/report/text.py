@@ -108,7 +108,7 @@ def problems(comparison: Comparison) -> list[str]:
         lines.append(f"{spec.folder}: diverged, the loss stopped being a number")
     for spec in comparison.state.failed:
         failure = comparison.outcomes[spec].failure
-        said = failure.error.splitlines()[-1] if failure else ""
+        said = failure.reason if failure else ""
         lines.append(f"{spec.folder}: FAILED after {failure.attempts if failure else 0} tries: {said}")
     if comparison.left:
         lines.append(f"{comparison.left} run(s) are still to be made; every number here is provisional")

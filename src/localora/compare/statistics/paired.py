@@ -23,6 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+COUNTS_AT_A_TIME = 4_000_000  # how often each item is in each draw: 32 MB of them
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -67,9 +69,8 @@ def paired_scores(d_SN: np.ndarray, confidence: float, draws: int, seed: int) ->
     df = (MS_N + seed_part) ** 2 / (MS_S**2 / (S - 1) + MS_N**2 / (N - 1))
 
     random = np.random.default_rng(seed)
-    weights = random.multinomial(N, np.full(N, 1 / N), size=draws)
     shrunken = seed_effects * math.sqrt(seed_part / MS_S * S / (S - 1)) if MS_S > 0 else seed_effects
-    drawn = weights @ item_means / N + shrunken[random.integers(S, size=(draws, S))].mean(axis=1)
+    drawn = _drawn_means(item_means, draws, random) + shrunken[random.integers(S, size=(draws, S))].mean(axis=1)
     tail = (1 - confidence) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
     stretch = stats.t.ppf(1 - tail, df) / stats.norm.ppf(1 - tail)
@@ -90,6 +91,22 @@ def paired_losses(d_S: np.ndarray, confidence: float) -> Difference:
         return _certain(mean)
     half = float(stats.t.ppf((1 + confidence) / 2, S - 1)) * se
     return Difference(mean, mean - half, mean + half, se, S - 1, float(2 * stats.t.sf(abs(mean) / se, S - 1)))
+
+
+def _drawn_means(item_means: np.ndarray, draws: int, random: np.random.Generator) -> np.ndarray:
+    """Means of `draws` samples of the items with replacement.
+
+    Items of the same mean are drawn as one class, as often as all of them together: the same distribution, and of
+    right and wrong answers there are only a few classes, however many items.
+    """
+    N = len(item_means)
+    classes, sizes = np.unique(item_means, return_counts=True)
+    at_a_time = max(1, COUNTS_AT_A_TIME // len(classes))
+    parts = [
+        random.multinomial(N, sizes / N, size=min(at_a_time, draws - done)) @ classes
+        for done in range(0, draws, at_a_time)
+    ]
+    return np.concatenate(parts) / N
 
 
 def _checked(d_SN: np.ndarray) -> tuple[int, int]:

@@ -101,9 +101,8 @@ class ClusterPool:
     def _collect(self, reference: Any, tried: _Try) -> Done | None:
         try:
             name, problems, code, files = self._ray.get(reference)
-        except (
-            self._ray.exceptions.RayTaskError
-        ) as error:  # not the run: what surrounds it, with a full disk for example
+        except self._ray.exceptions.RayTaskError as error:
+            # Not the run failed but what surrounds it, with a full disk for example.
             return Done(tried.spec, 1, f"could not be run: {str(error).strip().splitlines()[-1]}")
         except self._ray.exceptions.RayError as error:
             return self._lost(tried, str(error).strip().splitlines()[0])
