@@ -41,7 +41,8 @@ def main() -> None:
     try:
         if not options.report:
             for name in chosen:
-                run_section(name, SECTIONS[name](settings), settings, again=options.again, say=_say)
+                cells = {cell: measure for cell, measure in SECTIONS[name](settings).items() if options.cells in cell}
+                run_section(name, cells, settings, again=options.again, say=_say)
         if options.tiny or options.out:
             return
         write_page(PAGE, RESULTS)
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         "so a run that was stopped goes on where it stopped.",
     )
     parser.add_argument("--only", nargs="+", metavar="SECTION", choices=SECTIONS, help=", ".join(SECTIONS))
+    parser.add_argument("--cells", default="", metavar="TEXT", help="of those, only the cells whose name holds TEXT")
     parser.add_argument("--again", action="store_true", help="measure these sections anew")
     parser.add_argument("--report", action="store_true", help="measure nothing, only write the tables")
     parser.add_argument("--rounds", type=int, default=7, help="samples of each figure (default 7)")

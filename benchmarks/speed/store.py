@@ -1,6 +1,6 @@
 """Results on disk: one JSON file a section, written after every cell, so that a run can stop and go on.
 
-{"environment": ..., "rounds": 7, "cells": {cell: {"load": [before, after], "rows": [...]}}}
+{"environment": ..., "cells": {cell: {"load": [before, after], "commit": ..., "rounds": 7, "rows": [...]}}}
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ class StoreError(RuntimeError):
 
 
 def run_section(name: str, cells: Cells, settings: Settings, *, again: bool, say: Callable[[str], None]) -> None:
-    """Measure the cells that the section's file lacks, all of them with `again`.
+    """Measure those of `cells` that the section's file lacks, all of them with `again`; it keeps its other cells.
 
     Raises:
         StoreError: the file's other cells were measured on another machine or with other versions.
     """
     path = settings.out / f"{name}.json"
     here = environment(settings.device)
-    result: dict[str, Any] = {"environment": here, "rounds": settings.rounds, "cells": {}}
-    if path.exists() and not again:
+    result: dict[str, Any] = {"environment": here, "cells": {}}
+    if path.exists():
         earlier = json.loads(path.read_text())
-        missing = [cell for cell in cells if cell not in earlier["cells"]]
-        if missing and not same_machine(earlier["environment"], here):
+        kept = {cell: value for cell, value in earlier["cells"].items() if not (again and cell in cells)}
+        if kept and not kept.keys() >= cells.keys() and not same_machine(earlier["environment"], here):
             raise StoreError(
                 f"{path} holds results of another machine, other versions, threads or environment variables; "
                 "measure the whole section --again, or give another --out"
             )
-        result["cells"] = earlier["cells"]
-        result["environment"] = earlier["environment"]
+        if kept:
+            result = {"environment": earlier["environment"], "cells": kept}
     for cell, measure in cells.items():
         if cell in result["cells"]:
             say(f"{name}: {cell}: measured already")
@@ -49,7 +49,12 @@ def run_section(name: str, cells: Cells, settings: Settings, *, again: bool, say
         say(f"{name}: {cell}")
         before = load_average()
         rows = measure()
-        result["cells"][cell] = {"load": [before, load_average()], "commit": here["commit"], "rows": rows}
+        result["cells"][cell] = {
+            "load": [before, load_average()],
+            "commit": here["commit"],
+            "rounds": settings.rounds,
+            "rows": rows,
+        }
         _write(path, result)
 
 

@@ -124,6 +124,9 @@ def test_a_stopped_run_goes_on_and_another_machine_is_refused(tmp_path: Path) ->
         run_section("some", cells, settings(tmp_path), again=False, say=lambda _: None)
     run_section("some", cells, settings(tmp_path), again=True, say=lambda _: None)
     assert measured[4:] == ["first", "fails", "last"]
+    run_section("some", {"fails": cells["fails"]}, settings(tmp_path), again=True, say=lambda _: None)
+    assert measured[7:] == ["fails"]
+    assert set(json.loads(path.read_text())["cells"]) == {"first", "fails", "last"}
 
 
 def test_a_toy_run_reaches_the_page_and_the_rest_of_the_page_stays(tmp_path: Path) -> None:
