@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
 
 import torch
 from benchmarks.speed.methods import BY_KEY, FLOOR, Method, for_dtype
@@ -10,6 +11,8 @@ from benchmarks.speed.store import Cells, Row
 from benchmarks.speed.timing import interleave
 from benchmarks.speed.workloads import DTYPES, Settings, Workload, llama_block, smollm2
 from torch import Tensor, nn
+
+from localora import hold_factors
 
 WORKLOADS = (smollm2(4, 128), llama_block())
 MERGED = ("peft-lora", "lora", "g-lora", "cps-lora-4", "hybrid")
@@ -76,7 +79,10 @@ def _measure(workload: Workload, settings: Settings, models: dict[str, tuple[Met
     batch = workload.token_batch(settings)
     decoders = {key: Decoder(model.eval(), batch, method, settings.device) for key, (method, model) in models.items()}
     prefill = interleave({key: d.prefill for key, d in decoders.items()}, settings.rounds, settings.device)
-    decode = interleave({key: d.decode for key, d in decoders.items()}, settings.rounds, settings.device)
+    with ExitStack() as stack:
+        for _, model in models.values():
+            stack.enter_context(hold_factors(model))  # as `generate` does
+        decode = interleave({key: d.decode for key, d in decoders.items()}, settings.rounds, settings.device)
     return [
         {"method": key, "prefill_seconds": prefill[key], "decode_seconds": [s / DECODED for s in decode[key]]}
         for key in decoders

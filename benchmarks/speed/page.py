@@ -69,10 +69,10 @@ def _machine(results: dict[str, Any]) -> str:
     for section, result in results.items():
         loads = [load for cell in result["cells"].values() for load in cell["load"]]
         commits = sorted({cell["commit"] or "unknown" for cell in result["cells"].values()})
-        rounds = sorted({cell["rounds"] for cell in result["cells"].values()})
+        rounds = " or ".join(map(str, sorted({cell["rounds"] for cell in result["cells"].values()})))
         lines.append(
-            f"- {section}: {' or '.join(map(str, rounds))} rounds, commit {', '.join(commits)}, load average before and after a "
-            f"cell {min(loads)} to {max(loads)}"
+            f"- {section}: {rounds} rounds, commit {', '.join(commits)}, load average before and after "
+            f"a cell {min(loads)} to {max(loads)}"
         )
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ from localora.placement.partition import Partition, Placement, PlacementError
 from localora.tuner.calibration import calibrate
 from localora.tuner.callback import LocalizationCallback
 from localora.tuner.config import CpsLoraConfig, GlobalLocalLoraConfig
+from localora.tuner.held import hold_factors
 from localora.tuner.layer import UnplacedAdapterError
 from localora.tuner.model import placement_of
 from localora.tuner.passes import CalibrationError
@@ -36,5 +37,6 @@ __all__ = [
     "UnplacedAdapterError",
     "calibrate",
     "export_lora",
+    "hold_factors",
     "placement_of",
 ]

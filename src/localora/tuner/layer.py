@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from localora.placement.budget import LayerBudget
 from localora.placement.partition import LABEL_DTYPE, UNPLACED, Partition, Placement, PlacementError
 from localora.tuner.factors import ColumnFactor, RowFactor
+from localora.tuner.held import FactorHold
 from localora.tuner.update import Origin, add_update, update_dtype
 
 
@@ -85,6 +86,7 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
         # Labels are checked once per adapter, at its first use: reading them costs a device synchronisation.
         self.localized_verified: dict[str, bool] = {}
         self.calibrating = False  # the gradient is being observed, so an unplaced adapter is no mistake
+        self.hold = FactorHold()  # the model's own, once the layer is part of one
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True
@@ -214,25 +216,48 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters and self.merged:
             self.unmerge()
-        result = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.merged:
-            return result
+            return self.base_layer(x, *args, **kwargs)
+        names = [name for name in self.active_adapters if name in self.localized_layout]
+        W = self._plain_frozen_weight(x) if names else None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and W is None):
+            result = self.base_layer(x, *args, **kwargs)
+        if W is not None:
+            result = result.detach()  # a view made without gradient could not be written to with it
         if self.quantization_backend is not None:
             result = self.quantization_backend.maybe_clone_base_result(result)
-        for name in self.active_adapters:
-            if name not in self.localized_layout:
-                continue
+        for name in names:
             if not self.localized_verified[name]:
                 self._verify_for_forward(name)
             dtype = update_dtype(x)
-            A, B = self.dense_factors(name, dtype)
+            A, B = self._factors_for_forward(name, dtype)
             dropout = self.localized_dropout[name]
             rate = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
-            result = add_update(result, x, A, B, rate, self._origin(name, dtype))
+            result = add_update(result, x, A, B, rate, self._origin(name, dtype), W)
+            W = None  # the first update carries the base layer's gradient
         return result
+
+    def _plain_frozen_weight(self, x: Tensor) -> Tensor | None:
+        """The base weight, if g W is all of the base layer's backward and nobody watches: the update can add that."""
+        base = self.base_layer
+        if type(base) is not nn.Linear or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return None
+        hooks = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
+        hooks = hooks or torch.nn.modules.module._has_any_global_hook()
+        trained = base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad)
+        if hooks or "forward" in vars(base) or trained or type(base.weight) is not nn.Parameter:
+            return None
+        return base.weight if base.weight.dtype == x.dtype == update_dtype(x) else None
+
+    def _factors_for_forward(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.dense_factors(name, dtype)
+        return self.hold.factors((id(self), name, dtype), lambda: self.dense_factors(name, dtype))
 
     def _origin(self, name: str, dtype: torch.dtype) -> Origin | None:
         """How a backward pass makes the dense factors again; None where it should not."""
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return None  # a compiler decides itself what to save
         factors = [
             group[name]
             for group in (
@@ -243,9 +268,8 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
             )
             if name in group
         ]
-        # A factor that FSDP wraps by itself is whole in its own forward only. A compiler decides itself what to save.
-        alone = any(type(f) not in (ColumnFactor, RowFactor) or f._forward_pre_hooks for f in factors)
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or alone:
+        # A factor that FSDP wraps by itself is whole in its own forward only.
+        if any(type(f) not in (ColumnFactor, RowFactor) or f._forward_pre_hooks for f in factors):
             return None
         labels = [group[name] for group in (self.localized_row_labels, self.localized_col_labels) if name in group]
         packed = tuple(factor.get_parameter("weight") for factor in factors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from localora.placement.ablation import contiguous_partition, random_partition
 from localora.placement.budget import BudgetError
 from localora.placement.partition import LABEL_DTYPE, UNPLACED, Partition, Placement, PlacementError
 from localora.tuner.config import LocalizedConfig
+from localora.tuner.held import FactorHold
 from localora.tuner.layer import LocalizedLinear
 
 MAMBA_TYPES = {"falcon_h1", "mamba", "mamba2", "falcon_mamba"}
@@ -31,6 +33,11 @@ class LocalizedModel(BaseTuner):
     prefix = "localized_"
     tuner_layer_cls = LocalizedLinear
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # type: ignore[assignment]
+
+    @cached_property
+    def hold(self) -> FactorHold:
+        """One of all layers, so that opening a block costs nothing."""
+        return FactorHold()
 
     def _create_and_replace(
         self,
@@ -48,6 +55,7 @@ class LocalizedModel(BaseTuner):
             _check_supported(target, current_key)
             layer = LocalizedLinear(target, **get_quantization_kwargs(self))
             layer._active_adapter = self.active_adapter
+            layer.hold = self.hold
         try:
             budget = peft_config.layer_budget(
                 layer.out_features, layer.in_features, peft_config.layer_rank(current_key)
@@ -115,7 +123,11 @@ class LocalizedModel(BaseTuner):
                 "localora adapters do not support several adapters in one batch (adapter_names); run each adapter's "
                 "samples in its own batch, or export_lora() the adapters to plain LoRA, which does"
             )
-        yield
+        if torch.compiler.is_compiling():
+            yield
+            return
+        with self.hold.opened():  # PEFT enters here for a forward pass, of which nothing is held, and for `generate`
+            yield
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

@@ -6,9 +6,10 @@ Shape legend
     y   (T, m)      B      (m, R)      g = dL/dy   (T, m)
 
     forward     y <- y + u B^T
-    backward    dB = g^T u      du = g B      dA = du^T x      dx = du A
+    backward    dB = g^T u      du = g B      dA = du^T x      dx = du A  (+ g W, with the frozen base weight W (m, n))
 
-The update is written into the base layer's output, so no second (T, m) tensor is made or added. Saved for backward are
+The update is written into the base layer's output, so no second (T, m) tensor is made or added; and where the base
+layer is plain and frozen its backward is done here too, so no second (T, n) gradient is. Saved for backward are
 x, which neighbouring layers share, and with dropout one byte an input for the mask. In half precision u, A and B are
 kept too: with x they are still less than the float32 copy of x that PEFT's LoRA keeps. In float32 A and B are made
 again from the packed factors, and so is u where clusters make it larger than LoRA's.
@@ -44,18 +45,38 @@ class Origin(NamedTuple):
 
 
 def add_update(
-    y: Tensor, x: Tensor, A_Rn: Tensor, B_mR: Tensor, dropout: float = 0.0, origin: Origin | None = None
+    y: Tensor,
+    x: Tensor,
+    A_Rn: Tensor,
+    B_mR: Tensor,
+    dropout: float = 0.0,
+    origin: Origin | None = None,
+    W_mn: Tensor | None = None,
 ) -> Tensor:
     """y `(..., m)` plus the update of x `(..., n)`; A and B are of x's :func:`update_dtype`.
 
-    y may be overwritten: it must be the caller's own. Without an `origin`, A and B are saved as they are.
+    y may be overwritten: it must be the caller's own. Without an `origin`, A and B are saved as they are. With a frozen
+    `W_mn`, of x's dtype, y must be x W^T as made without gradient, and what flows through it is added here.
     """
     keep = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - dropout) if dropout else None
     x = x.to(A_Rn.dtype)
-    base = y if y.dtype == x.dtype and y.is_contiguous() else y.new_zeros(y.shape, dtype=x.dtype)
-    with torch.autocast(x.device.type, enabled=False):
-        updated = _AddUpdate.apply(base, x, A_Rn, B_mR, keep, 1 / (1 - dropout), origin)
+    base = y if y.dtype == x.dtype and y.is_contiguous() and not _hooked(y) else y.new_zeros(y.shape, dtype=x.dtype)
+    if not (dropout or torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type)):
+        updated = _add_(base, x.flatten(0, -2) @ A_Rn.T, B_mR)  # what apply and autocast cost, a single token feels
+    else:
+        with torch.autocast(x.device.type, enabled=False):
+            updated = _AddUpdate.apply(base, x, A_Rn, B_mR, keep, 1 / (1 - dropout), origin, W_mn)
     return updated if base is y else y + updated.to(y.dtype)
+
+
+def _hooked(y: Tensor) -> bool:
+    """Whether y is what a full backward hook lets through, which autograd lets nobody write to."""
+    return not torch.compiler.is_compiling() and type(y.grad_fn).__name__ == "BackwardHookFunctionBackward"
+
+
+def _add_(y: Tensor, u_TR: Tensor, B_mR: Tensor) -> Tensor:
+    y.view(-1, y.shape[-1]).addmm_(u_TR, B_mR.T)
+    return y
 
 
 class _AddUpdate(torch.autograd.Function):
@@ -69,27 +90,27 @@ class _AddUpdate(torch.autograd.Function):
         keep: Tensor | None,
         keep_scale: float,
         origin: Origin | None,
+        W_mn: Tensor | None,
     ) -> Tensor:
         u_TR = _scaled(_kept(x, keep).flatten(0, -2) @ A_Rn.T, keep_scale)
         if x.element_size() == 2 or origin is None:
-            ctx.save_for_backward(x, keep, u_TR, A_Rn, B_mR)
+            ctx.save_for_backward(x, keep, W_mn, u_TR, A_Rn, B_mR)
             ctx.make = None
         else:
             # The packed factors and labels are saved for the sake of autograd's check that nobody has changed them.
             small = A_Rn.numel() + B_mR.numel() <= sum(tensor.numel() for tensor in origin.packed)
-            ctx.save_for_backward(x, keep, u_TR if small else None, *origin.packed, *origin.labels)
+            ctx.save_for_backward(x, keep, W_mn, u_TR if small else None, *origin.packed, *origin.labels)
             ctx.make = origin.make
         ctx.keep_scale = keep_scale  # dropout's 1 / (1 - p), applied to thin tensors only
         ctx.mark_dirty(y)
-        y.view(-1, y.shape[-1]).addmm_(u_TR, B_mR.T)
-        return y
+        return _add_(y, u_TR, B_mR)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, keep, u_TR, *factors = ctx.saved_tensors
+        x, keep, W_mn, u_TR, *factors = ctx.saved_tensors
         A_Rn, B_mR = factors if ctx.make is None else ctx.make()
-        _, x_needed, A_needed, B_needed, *_ = ctx.needs_input_grad
+        y_needed, x_needed, A_needed, B_needed, *_ = ctx.needs_input_grad
         g_Tm = g.flatten(0, -2)
         du_TR = _scaled(g_Tm @ B_mR, ctx.keep_scale)
         dx = dA = dB = None
@@ -101,9 +122,13 @@ class _AddUpdate(torch.autograd.Function):
         if B_needed:
             assert u_TR is not None
             dB = g_Tm.T @ u_TR
-        if x_needed:
+        if x_needed and W_mn is not None and keep is None:
+            dx = (g_Tm @ W_mn).addmm_(du_TR, A_Rn).view_as(x)
+        elif x_needed:
             dx = _kept((du_TR @ A_Rn).view_as(x), keep)
-        return g, dx, dA, dB, None, None, None
+            if W_mn is not None:
+                dx += (g_Tm @ W_mn).view_as(x)
+        return g if y_needed else None, dx, dA, dB, None, None, None, None
 
 
 def _kept(x: Tensor, keep: Tensor | None) -> Tensor:

@@ -1,0 +1,59 @@
+"""Dense factors held over forward passes between which no weight changes, as those of one generation.
+
+One token's forward pass is too short to scatter the packed factors in: at batch 4 that took longer than the update.
+They are not kept beyond a block that somebody opens, since a weight can be written where no version counter sees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from torch import Tensor, nn
+
+Factors = tuple[Tensor, Tensor]
+
+
+class FactorHold:
+    """What one model's layers hold while a block is open: from its second pass on, so a single pass holds nothing."""
+
+    def __init__(self) -> None:
+        self._held: dict[Hashable, Factors | None] | None = None
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Blocks nest: the outermost drops everything at its end."""
+        if self._held is not None:
+            yield
+            return
+        self._held = {}
+        try:
+            yield
+        finally:
+            self._held = None
+
+    def factors(self, key: Hashable, make: Callable[[], Factors]) -> Factors:
+        held = self._held  # once: another thread may close the block meanwhile
+        if held is None:
+            return make()
+        found = held.get(key)
+        if found is None:
+            found = make()
+            held[key] = found if key in held else None
+        return found
+
+
+@contextmanager
+def hold_factors(model: nn.Module) -> Iterator[None]:
+    """Inside, from the second forward pass without gradient on, no layer makes its dense factors again.
+
+    They take K r (m + n) numbers a layer, of the activations' dtype. What is written to adapter weights or labels
+    inside may show only after the block. Passes with gradient never use held factors. `generate` of a PEFT model opens
+    a block by itself; open one around a decoding loop of your own, or around `generate` of a model whose adapter was
+    injected.
+    """
+    holds = [hold for module in model.modules() if isinstance(hold := getattr(module, "hold", None), FactorHold)]
+    with ExitStack() as stack:
+        for hold in holds:  # mostly one and the same, and blocks nest
+            stack.enter_context(hold.opened())
+        yield
