@@ -148,6 +148,18 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
             elif name in buffers:
                 del buffers[name]
 
+    def adapter_tensors(self, name: str) -> dict[str, Tensor]:
+        """All that is saved of an adapter, by its key in the state of this layer."""
+        tensors = {
+            f"{group}.{name}.weight": getattr(self, group)[name].weight
+            for group in self.adapter_layer_names
+            if name in getattr(self, group)
+        }
+        buffers = ("localized_row_labels", "localized_col_labels", "localized_carry_A", "localized_carry_B")
+        return tensors | {
+            f"{group}.{name}": getattr(self, group)[name] for group in buffers if name in getattr(self, group)
+        }
+
     def local_partition(self, name: str) -> Partition | None:
         """The partition of the local term as its labels say now; None without a local term.
 

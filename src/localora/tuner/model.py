@@ -146,13 +146,12 @@ def check_saved_labels(model: nn.Module, adapter_name: str, state_dict: dict[str
     Raises:
         PlacementError: tensors missing or of the wrong shape, labels of the wrong type or range; each by name.
     """
+    by_layer: dict[str, dict[str, Tensor]] = {}
+    for key, value in state_dict.items():
+        by_layer.setdefault(key.partition(".localized_")[0], {})[key] = value
     for name, layer in adapted_layers(model, adapter_name):
-        saved = {key: value for key, value in state_dict.items() if key.startswith(name + ".localized_")}
-        expected = {
-            f"{name}.{key}": value
-            for key, value in layer.state_dict().items()
-            if key.startswith("localized_") and adapter_name in key.split(".")
-        }
+        saved = by_layer.get(name, {})
+        expected = {f"{name}.{key}": value for key, value in layer.adapter_tensors(adapter_name).items()}
         missing = sorted(expected.keys() - saved.keys())
         if missing:
             raise PlacementError(
