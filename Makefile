@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test test-lower-bounds check format bench theory clean
+.PHONY: help quickstart test test-lower-bounds check format bench theory results clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -24,6 +24,9 @@ bench: $(VENV)/train.done        ## time and memory beside PEFT's LoRA, on a qui
 
 theory: $(VENV)/dev.done         ## planted teachers: how many parameters each method needs; resumable
 	$(BIN)/python -m benchmarks.theory $(THEORY_ARGS)
+
+results: $(VENV)/train.done      ## docs/results.md again, from the records in results/
+	$(BIN)/python -m benchmarks.results
 
 # Two things differ on the oldest versions: transformers 5.0 warns in reentrant checkpointing, and torch 2.6 rounds
 # otherwise, which on a toy without structure is enough for another, equally good, co-clustering.
