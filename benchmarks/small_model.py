@@ -1,7 +1,7 @@
 """`python -m benchmarks.small_model`: a language model of half a million weights, for comparisons of thousands of steps.
 
 A Llama of two layers, 128 wide, with a tokenizer of 512 byte pairs. It is trained in full, from random weights, on
-generated arithmetic alone, and left in runs/small-model/model. Adapting it to another generated task (short Python functions,
+generated arithmetic alone, and left in runs/small-model/trained/model. Adapting it to another generated task (short Python functions,
 plans/small-model.yaml) asks for many new directions at once: there more rank is worth having, so that methods that place rank
 differently can be told apart at all. A few minutes on two cores.
 """
@@ -30,8 +30,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=FOLDER, help=f"default {FOLDER}")
     arguments = parser.parse_args()
     untrained(arguments.folder / "untrained")
-    record = train(recipe(arguments.folder, arguments.steps), overwrite=True)
-    print(f"{arguments.folder / 'model'}: test loss {record.before.loss:.3f} -> {record.after.loss:.3f}")
+    trained = arguments.folder / "trained"
+    record = train(recipe(arguments.folder / "untrained", trained, arguments.steps), overwrite=True)
+    print(f"{trained / 'model'}: test loss {record.before.loss:.3f} -> {record.after.loss:.3f}")
 
 
 def untrained(folder: Path) -> None:
@@ -76,11 +77,11 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=pairs, pad_token="<pad>", eos_token="<end>")
 
 
-def recipe(folder: Path, steps: int) -> Recipe:
+def recipe(model: Path, folder: Path, steps: int) -> Recipe:
     """Full training on one- and two-step arithmetic."""
     return validate_recipe(
         {
-            "model": {"name": str(folder / "untrained")},
+            "model": {"name": str(model)},
             "data": {
                 "task": "arithmetic",
                 "difficulty": 2,
