@@ -1,9 +1,9 @@
-"""`python -m benchmarks.small_model`: a language model of half a million weights, for comparisons of thousands of steps.
+"""`python -m benchmarks.small_model`: a language model of half a million weights, for comparisons with many runs.
 
 A Llama of two layers, 128 wide, with a tokenizer of 512 byte pairs. It is trained in full, from random weights, on
-generated arithmetic alone, and left in runs/small-model/trained/model. Adapting it to another generated task (short Python functions,
-plans/small-model.yaml) asks for many new directions at once: there more rank is worth having, so that methods that place rank
-differently can be told apart at all. A few minutes on two cores.
+generated arithmetic alone, and left in runs/small-model/trained/model. Adapting it to another generated task (short
+Python functions, plans/small-model.yaml) asks for many new directions at once: more rank is worth having there, so that
+methods that place rank differently can be told apart at all. Four minutes on two cores.
 """
 
 from __future__ import annotations
