@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from localora.placement import signals
 from localora.placement.partition import Partition
-from localora.placement.signals import ROW_BAND, GradientSketch, TaylorScores
+from localora.placement.signals import GradientSketch, TaylorScores, band_rows
 
 M, N, T, WIDTH = 30, 20, 50, 6
 
@@ -58,14 +59,35 @@ def test_taylor_scores_within_a_block(weight: Tensor) -> None:
     assert scores.inside_share == pytest.approx(float(importance[rows[:, None], cols].sum() / importance.sum()))
 
 
-def test_taylor_scores_over_more_than_one_band_of_rows() -> None:
-    m = 2 * ROW_BAND + 3
+def test_taylor_scores_over_more_than_one_band_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "CACHED_BAND", 10 * N)
+    m = 2 * band_rows(N, "cpu") + 3
+    assert m == 23
     x, g, G = pass_of(0, m=m)
     weight = torch.randn(m, N, dtype=torch.float64)
     scores = TaylorScores(m, N)
     scores.observe(x, g, weight)
     torch.testing.assert_close(scores.rows, (weight * G).abs().sum(1))
     torch.testing.assert_close(scores.cols, (weight * G).abs().sum(0))
+
+
+def test_taylor_scores_of_bfloat16_are_those_of_the_rounded_gradient() -> None:
+    x, g, _ = pass_of(0)
+    x, g, weight = x.bfloat16(), g.bfloat16(), torch.randn(M, N).bfloat16()
+    scores = TaylorScores(M, N)
+    scores.observe(x, g, weight)
+    importance = (weight.double() * (g.T @ x).double()).abs()  # what a weight's own .grad would hold
+    torch.testing.assert_close(scores.rows, importance.sum(1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(scores.cols, importance.sum(0), rtol=1e-6, atol=0)
+    exact = (weight.double() * (g.double().T @ x.double())).abs()
+    torch.testing.assert_close(scores.rows, exact.sum(1), rtol=2**-8, atol=0)
+
+
+def test_float16_products_that_would_overflow_are_formed_in_float32() -> None:
+    x, g = torch.full((4, 3), 200.0).half(), torch.full((4, 2), 200.0).half()
+    scores = TaylorScores(2, 3)
+    scores.observe(x, g, torch.ones(2, 3).half())
+    assert scores.total == 6 * 4 * 200.0**2  # each entry 160,000, beyond float16
 
 
 def test_no_importance_at_all_is_a_share_of_zero() -> None:

@@ -13,7 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from localora.placement.signals import ROW_BAND
+import torch
+
+from localora.placement.signals import band_rows
 
 F32, F64 = 4, 8
 
@@ -25,18 +27,21 @@ class CalibrationBytes(NamedTuple):
     working: int
 
 
-def taylor_bytes(shapes: Iterable[tuple[int, int]], tokens: int, wide_base: bool) -> CalibrationBytes:
+def taylor_bytes(
+    shapes: Iterable[tuple[int, int]], tokens: int, dtype: torch.dtype, device_type: str = "cuda"
+) -> CalibrationBytes:
     """G-LoRA: scores and masks of m rows and n columns; one band of |W * G| at a time.
 
-    `wide_base` says that weights and activations are float32 already, so that no wider copy of them is made.
+    `dtype` is that of weights and activations; a CPU takes smaller bands than an accelerator.
     """
     shapes = list(shapes)
     kept = sum((F64 + F32) * (m + n) + 2 * F64 for m, n in shapes)
-    working = (_copies(m, n, tokens, wide_base) + _band(m, n, wide_base) for m, n in shapes)
+    as_it_is = dtype == torch.bfloat16 or dtype.itemsize >= F32
+    working = (_copies(m, n, tokens, as_it_is) + _band(m, n, dtype, device_type) for m, n in shapes)
     return CalibrationBytes(kept, max(working, default=0))
 
 
-def sketch_bytes(shapes: Iterable[tuple[int, int]], tokens: int, width: int, wide_base: bool) -> CalibrationBytes:
+def sketch_bytes(shapes: Iterable[tuple[int, int]], tokens: int, width: int, dtype: torch.dtype) -> CalibrationBytes:
     """CPS-LoRA and hybrid: Y `(m, s)` and Z `(2s+1, n)` of each layer, and the projections that equal shapes share."""
     shapes = list(shapes)
     widths = {(m, n): min(width, m, n) for m, n in shapes}
@@ -44,7 +49,7 @@ def sketch_bytes(shapes: Iterable[tuple[int, int]], tokens: int, width: int, wid
     projections = {(n, s) for (m, n), s in widths.items()} | {(2 * s + 1, m) for (m, n), s in widths.items()}
     kept += F64 * sum(rows * cols for rows, cols in projections)
     working = (
-        _copies(m, n, tokens, wide_base) + F32 * max(_left(m, n, tokens, s), _right(m, n, tokens, s))
+        _copies(m, n, tokens, dtype.itemsize >= F32) + F32 * max(_left(m, n, tokens, s), _right(m, n, tokens, s))
         for (m, n), s in widths.items()
     )
     return CalibrationBytes(kept, max(working, default=0))
@@ -55,13 +60,14 @@ def probe_bytes(shapes: Iterable[tuple[int, int, int]]) -> CalibrationBytes:
     return CalibrationBytes(sum(4 * F32 * R * (m + n) for m, n, R in shapes), 0)
 
 
-def _copies(m: int, n: int, tokens: int, wide_base: bool) -> int:
-    return 0 if wide_base else F32 * tokens * (m + n)
+def _copies(m: int, n: int, tokens: int, as_it_is: bool) -> int:
+    """Float32 copies of x and g, where they are not taken as they are."""
+    return 0 if as_it_is else F32 * tokens * (m + n)
 
 
-def _band(m: int, n: int, wide_base: bool) -> int:
-    """A band of |W * G| and a float32 band of W."""
-    return F32 * min(ROW_BAND, m) * n * (1 if wide_base else 2)
+def _band(m: int, n: int, dtype: torch.dtype, device_type: str) -> int:
+    """A band of |W * G|, and a float32 band of W where W is none."""
+    return F32 * min(band_rows(n, device_type), m) * n * (1 if dtype.itemsize >= F32 else 2)
 
 
 def _left(m: int, n: int, tokens: int, s: int) -> int:

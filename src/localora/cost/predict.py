@@ -114,15 +114,14 @@ def _exact_ranks(model: PeftModel) -> dict[str, tuple[int, int, int, int]]:
 def _calibration(
     config: PeftConfig, model: PeftModel, shapes: list[tuple[int, int]], tokens: int, dtype: torch.dtype
 ) -> CalibrationBytes:
-    wide_base = dtype.itemsize >= 4
     if not isinstance(config, LocalizedConfig) or config.global_share == 1:
         return CalibrationBytes(0, 0)
     if isinstance(config, CpsLoraConfig) and config.probe_steps:
         budgets = [layer.localized_layout["default"].budget for _, layer in adapted_layers(model, "default")]
         return probe_bytes((b.m, b.n, rank_of_probe(config, b)) for b in budgets if b.local)
     if isinstance(config, CpsLoraConfig):
-        return sketch_bytes(shapes, tokens, config.sketch, wide_base)
-    return taylor_bytes(shapes, tokens, wide_base)
+        return sketch_bytes(shapes, tokens, config.sketch, dtype)
+    return taylor_bytes(shapes, tokens, dtype)
 
 
 def _export_bytes(ranks: dict[str, tuple[int, int, int, int]], exported_rank: int) -> int:

@@ -22,8 +22,13 @@ from torch import Tensor
 from localora.placement.partition import Partition
 from localora.placement.threads import one_thread
 
-ROW_BAND = 1024  # rows of G formed at a time
+CACHED_BAND, LARGE_BAND = 2**20, 2**23  # entries of G formed at a time: on a CPU they stay in its cache
 Projection = tuple[int, int, int]  # rows, columns and seed of a Gaussian matrix
+
+
+def band_rows(n: int, device_type: str) -> int:
+    """How many rows of G `(m, n)` are formed at a time."""
+    return max(1, (CACHED_BAND if device_type == "cpu" else LARGE_BAND) // n)
 
 
 class TaylorScores:
@@ -43,13 +48,17 @@ class TaylorScores:
         self._col_mask = torch.ones(n) if within is None else (within.col_labels >= 0).float()
 
     def observe(self, x_tn: Tensor, g_tm: Tensor, W_mn: Tensor) -> None:
-        """Add one batch. x `(T, n)`, g `(T, m)`, W `(m, n)`; computed in float32 or wider."""
+        """Add one batch. x `(T, n)`, g `(T, m)`, W `(m, n)`.
+
+        A bfloat16 G is formed in bfloat16, as autograd would form it; all else is float32 or wider.
+        """
         dtype = torch.promote_types(x_tn.dtype, torch.float32)
-        x, g = x_tn.to(dtype), g_tm.to(dtype)
-        row_mask, col_mask = self._row_mask.to(x), self._col_mask.to(x)
-        for band in range(0, g.shape[1], ROW_BAND):
-            rows = slice(band, band + ROW_BAND)
-            importance = (g[:, rows].T @ x).mul_(W_mn[rows].to(dtype)).abs_()
+        x, g = (x_tn, g_tm.to(x_tn)) if x_tn.dtype == torch.bfloat16 else (x_tn.to(dtype), g_tm.to(dtype))
+        row_mask, col_mask = self._row_mask.to(x.device, dtype), self._col_mask.to(x.device, dtype)
+        height = band_rows(x.shape[1], x.device.type)
+        for band in range(0, g.shape[1], height):
+            rows = slice(band, band + height)
+            importance = (g[:, rows].T @ x).to(dtype).mul_(W_mn[rows].to(dtype)).abs_()
             row_sums = importance @ col_mask
             self.rows[rows] += row_sums.cpu()
             self.cols += (row_mask[rows] @ importance).cpu()
