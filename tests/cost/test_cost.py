@@ -107,7 +107,7 @@ def test_global_local_rank_and_calibration_of_the_8b() -> None:
     predicted = predict_cost("llama-3-8b", GlobalLocalLoraConfig(r=16, target_modules="all-linear"), tokens=512)
     assert (predicted.exact_rank, predicted.exported_rank) == (8 + 32, 64)
     assert abs(predicted.trainable / predicted.lora_trainable - 1) < 0.005
-    # bfloat16 x and g are taken as they are; of a matrix with 4096 columns, float32 bands of |W * G| and of W, 2048 rows
+    # bfloat16 x and g are taken as they are; of 4096 columns, float32 bands of |W * G| and of W, 2048 rows each
     assert predicted.calibration_working == 2 * 4 * 2048 * 4096
 
 
