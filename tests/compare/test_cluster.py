@@ -254,7 +254,7 @@ def test_closing_ends_what_runs_and_what_waits(cluster: Any, scene: Scene) -> No
     assert Path(note["folder"]).exists()
     pool.close()
     wait_until(lambda: not alive(note["pid"]), "the end of its process")
-    assert not Path(note["folder"]).exists()
+    wait_until(lambda: not Path(note["folder"]).exists(), "the end of its folder")
     assert len(scene.notes()) == 1  # those that waited for a free processor never started
 
 

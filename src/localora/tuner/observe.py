@@ -39,7 +39,8 @@ class _Watch(torch.autograd.Function):
 def observe_gradients(observers: Mapping[nn.Module, Observer]) -> Iterator[None]:
     """While active, every backward pass through a layer of `observers` calls its observer with `(x, g)`.
 
-    Nothing else changes: parameters get the gradients they would have got, to the last bit.
+    Nothing else changes: parameters get the gradients they would have got, up to the rounding of one sum (a watched
+    base layer passes its own gradient on, where the update would else have added both at once).
     """
     # The layers before the first trainable parameter have outputs that autograd would not follow; an anchor that
     # requires grad makes them followed.

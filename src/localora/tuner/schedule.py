@@ -100,7 +100,7 @@ class Repartitioner:
         )
 
     def observe(self) -> AbstractContextManager[None]:
-        """Put around every forward and backward pass of training; gradients stay what they are, to the last bit.
+        """Put around every forward and backward pass of training; gradients stay what they are, up to rounding.
 
         Does nothing where the gradient is observed at the events themselves, or where no event is left.
         """
