@@ -71,9 +71,9 @@ def test_taylor_scores_over_more_than_one_band_of_rows(monkeypatch: pytest.Monke
     torch.testing.assert_close(scores.cols, (weight * G).abs().sum(0))
 
 
-def test_taylor_scores_of_bfloat16_are_those_of_the_rounded_gradient() -> None:
+def test_taylor_scores_of_bfloat16_are_those_of_the_rounded_gradient(weight: Tensor) -> None:
     x, g, _ = pass_of(0)
-    x, g, weight = x.bfloat16(), g.bfloat16(), torch.randn(M, N).bfloat16()
+    x, g, weight = x.bfloat16(), g.bfloat16(), weight.bfloat16()
     scores = TaylorScores(M, N)
     scores.observe(x, g, weight)
     importance = (weight.double() * (g.T @ x).double()).abs()  # what a weight's own .grad would hold
