@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import shutil
 from functools import partial
@@ -19,6 +20,7 @@ from torch import Tensor
 from localora import export_lora
 from localora.data.batches import Collator
 from localora.data.load import load_task
+from localora.data.split import subset
 from localora.evaluation.likelihood import mean_loss
 from localora.recipe import Recipe, RecipeError
 from localora.recipe_file import validate_recipe
@@ -307,13 +309,31 @@ def test_each_split_is_used_for_its_own_purpose(model_folder: Path, tmp_path: Pa
     setup = load_setup(recipe(model_folder, tmp_path / "run"))
     for rows, examples in (
         (setup.train, setup.task.train),
-        (setup.validation, setup.task.validation[:4]),
-        (setup.test, setup.task.test[:4]),
+        (setup.validation, subset(setup.task.validation, 4, 0)),
+        (setup.test, subset(setup.task.test, 4, 0)),
+        (setup.test, setup.questions),
     ):
         texts = [setup.tokenizer.decode(row["input_ids"]) for row in rows]
         assert texts == [e.prompt + e.completion + setup.tokenizer.eos_token for e in examples]
     assert setup.measure(setup.model).loss == pytest.approx(mean_loss(setup.model, setup.test, 4))
     assert setup.held_out_loss(setup.model) == pytest.approx(mean_loss(setup.model, setup.validation, 4))
+
+
+def test_every_file_of_a_split_has_its_share_of_the_questions(model_folder: Path, tmp_path: Path) -> None:
+    names = ("first", "second", "third")
+    for name in names:
+        rows = [{"prompt": f"{name} {i}: ", "completion": f"{i}"} for i in range(60)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    values = recipe_values(model_folder, tmp_path / "run", "lora")
+    files = [str(tmp_path / f"{name}.jsonl") for name in names]
+    values["data"] = {"path": files, "validation_size": 60, "test_size": 60}
+    values["evaluation"] = {"examples": 24, "curve_examples": 24}
+    setup = load_setup(validate_recipe(values))
+    for rows in (setup.test, setup.validation):
+        texts = [setup.tokenizer.decode(row["input_ids"]) for row in rows]
+        shares = [sum(name in text for text in texts) for name in names]
+        assert sum(shares) == 24
+        assert min(shares) >= 4, shares  # the first 24 of 60 would be of the first file and a few of the second
 
 
 def test_the_prompt_carries_no_loss(model_folder: Path, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from localora.data.batches import Encoded, encode_examples
-from localora.data.example import Scorer, TaskData
+from localora.data.example import Example, Scorer, TaskData
 from localora.data.load import load_task
+from localora.data.split import subset
 from localora.evaluation.likelihood import mean_loss
 from localora.evaluation.sandbox import Sandbox
 from localora.evaluation.score import CODE_IS_OFF, evaluate_task
@@ -27,7 +28,11 @@ Progress = Callable[[int, int], None]  # (done, total)
 
 @dataclass
 class Setup:
-    """A loaded task and base model. `validation` is for looking during training, `test` for the final numbers only."""
+    """A loaded task and base model. `validation` is for looking during training, `test` for the final numbers only.
+
+    `questions` are the examples that `test` encodes. They and those of `validation` are drawn from all of their split:
+    one that was read from several files has these one after the other.
+    """
 
     task: TaskData
     model: PreTrainedModel
@@ -35,6 +40,7 @@ class Setup:
     train: list[Encoded]
     validation: list[Encoded]
     test: list[Encoded]
+    questions: list[Example]
     evaluation: EvaluationSection
     sandbox: Sandbox | None = None  # None: generated code is not run
 
@@ -59,7 +65,7 @@ class Setup:
             score = evaluate_task(
                 cast(PreTrainedModel, model),
                 self.tokenizer,
-                self.task.test[: self.evaluation.examples],
+                self.questions,
                 self.task.scorer,
                 batch_size=self.evaluation.batch_size,
                 max_new_tokens=self.evaluation.max_new_tokens,
@@ -90,13 +96,16 @@ def load_setup(recipe: Recipe) -> Setup:
     if torch.cuda.is_available():
         model.to("cuda")  # type: ignore[arg-type]
     length, sizes = recipe.training.max_length, recipe.evaluation
+    questions = subset(task.test, sizes.examples, recipe.data.seed)
+    shown = subset(task.validation, sizes.curve_examples, recipe.data.seed)
     return Setup(
         task=task,
         model=model,
         tokenizer=tokenizer,
         train=encode_examples(task.train, tokenizer, length),
-        validation=encode_examples(task.validation[: sizes.curve_examples], tokenizer, length),
-        test=encode_examples(task.test[: sizes.examples], tokenizer, length),
+        validation=encode_examples(shown, tokenizer, length),
+        test=encode_examples(questions, tokenizer, length),
+        questions=questions,
         evaluation=sizes,
         sandbox=sandbox,
     )
