@@ -261,9 +261,7 @@ class TrainingSection(Section):
 
 class EvaluationSection(Section):
     examples: PositiveInt = Field(default=100, description="drawn from the test split, for the loss and the task score")
-    curve_examples: PositiveInt = Field(
-        default=32, description="drawn from the validation split, for the curve"
-    )
+    curve_examples: PositiveInt = Field(default=32, description="drawn from the validation split, for the curve")
     curve_points: PositiveInt = Field(default=5, description="times the held-out loss is measured during training")
     batch_size: PositiveInt = 16
     max_new_tokens: PositiveInt = 128

@@ -40,6 +40,12 @@ REFUSED = {
         {"headroom": [2], "headroom_of": ["rslora"]},
         "headroom_of names rslora, which is not among the methods",
     ),
+    "a contrast with what does not run": (
+        {"contrasts": [["g-lora", "dora"]]},
+        "contrasts names dora, which is not among the methods",
+    ),
+    "a contrast with itself": ({"contrasts": [["lora", "lora"]]}, "contrasts holds a method against itself"),
+    "the same contrast twice": ({"contrasts": [["g-lora", "lora"]] * 2}, "contrasts holds a pair twice"),
     "a method with the name of a headroom run": (
         {"headroom": [2], "methods": {"lora": None, "lora-r8": {"name": "lora"}}},
         "methods.lora-r8 has the name of a headroom run; give it another",

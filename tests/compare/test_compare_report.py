@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 import shutil
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 import torch
 import transformers
 from planned import BEST, fill, leave, record_of, resolved_plan
+from rich.console import Console
 
 import browser
 from localora.compare.headroom import headroom_sentence
 from localora.compare.report.comparison import Comparison, Table, compare_records
+from localora.compare.report.console import print_comparison
 from localora.compare.report.markdown import render_markdown
 from localora.compare.report.text import headline, problems
 from localora.compare.report.write import write_report
@@ -41,6 +44,7 @@ METHODS: dict[str, Any] = {
     "rslora": None,
     "hybrid": {"clusters": 2, "budget_label": "a <b>label</b>"},
 }
+CONTRASTS = [["g-lora", "rslora"], ["tied", "lora"]]
 T_TWO_DEGREES = 4.302653  # the 97.5 % point of Student's distribution with 2 degrees of freedom
 PICTURES = ("differences", "learning_rates", "parameters", "costs")
 
@@ -54,7 +58,7 @@ def written(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> tup
     """A complete comparison, reported with the model gone and every way to load or run one closed."""
     model, out = tmp_path_factory.mktemp("model") / "gone", tmp_path_factory.mktemp("comparison")
     shutil.copytree(model_folder, model)
-    plan = resolved_plan(model, methods=METHODS, seeds=[0, 1, 2], headroom=[2])
+    plan = resolved_plan(model, methods=METHODS, seeds=[0, 1, 2], headroom=[2], contrasts=CONTRASTS)
     shutil.rmtree(model)
     fill(Store(out), plan, LOSSES, RIGHT)
     with pytest.MonkeyPatch.context() as patch:
@@ -117,6 +121,28 @@ def test_scores_are_paired_by_item(written: tuple[Comparison, Path]) -> None:
     assert [m.exact for m in ours.mcnemar] == [2 * 0.5**5] * 3  # five right that LoRA has wrong, none the other way
     assert found["tied"].judged is not None
     assert found["tied"].judged.verdict == "tie"  # the same answers
+
+
+def test_contrasts_are_judged_among_themselves(written: tuple[Comparison, Path]) -> None:
+    comparison, out = written
+    found = {row["method"]: row for row in rows(out / "contrasts.csv") if row["measure"] == "test loss"}
+    assert [(row["method"], row["over"]) for row in found.values()] == [("g-lora", "rslora"), ("tied", "lora")]
+    ours = found["g-lora"]
+    assert float(ours["difference"]) == pytest.approx(-0.1)  # -0.1, -0.104, -0.096: not over LoRA, which is 0.05 better
+    error = 0.004 / 3**0.5
+    assert float(ours["high"]) == pytest.approx(-0.1 + T_TWO_DEGREES * error)
+    t = 0.1 / error
+    assert float(ours["p_holm"]) == pytest.approx(2 * (1 - t / (t * t + 2) ** 0.5))  # of two pairs, not of four methods
+    assert ours["verdict"] == "better"
+    assert found["tied"]["verdict"] == "tie"
+    assert len(rows(out / "contrasts.csv")) == 4  # for the losses and for the answers
+    shown = "-0.1000 | [-0.1099, -0.0901]"
+    assert f"| g-lora over rslora | better | {shown} |" in (out / "report.md").read_text(encoding="utf-8")
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert "g-lora over rslora" in page
+    said = io.StringIO()
+    print_comparison(comparison, Console(file=said, width=100))
+    assert "g-lora over rslora: -0.1000 [-0.1099, -0.0901], better" in said.getvalue()
 
 
 def test_headroom_stands_by_every_table(written: tuple[Comparison, Path]) -> None:

@@ -91,6 +91,10 @@ class Plan(Section):
     )
     headroom_of: list[Name] = Field(default=["lora"], description="methods whose headroom is measured")
     baseline: Name = Field(default="lora", description="what the others are held against")
+    contrasts: list[tuple[Name, Name]] = Field(
+        default=[],
+        description="pairs such as [cps-lora, cps-lora-random]: the first over the second",
+    )
     learning_rates: LearningRates
     seeds: list[Seed] = Field(min_length=2, description="fresh ones, the same for every method")
     training: TrainingSection = Field(
@@ -121,6 +125,12 @@ class Plan(Section):
             missing = [name for name in names if name not in self.methods]
             if missing:
                 raise ValueError(f"{key} names {', '.join(missing)}, which is not among the methods")
+        strangers = [name for pair in self.contrasts for name in pair if name not in self.methods]
+        if strangers:
+            raise ValueError(f"contrasts names {', '.join(strangers)}, which is not among the methods")
+        idle = [pair[0] for pair in self.contrasts if pair[0] == pair[1]]
+        if idle or len(set(self.contrasts)) < len(self.contrasts):
+            raise ValueError("contrasts holds a method against itself" if idle else "contrasts holds a pair twice")
         taken = [name for name in self.headroom_labels if name in self.methods]
         if taken:
             raise ValueError(f"methods.{taken[0]} has the name of a headroom run; give it another")

@@ -43,6 +43,15 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """Two methods of the plan's `contrasts`: `label` over `base`."""
+
+    label: str
+    base: str
+    judged: Judged
+
+
+@dataclass(frozen=True)
 class Table:
     task: str
     measure: str
@@ -50,6 +59,7 @@ class Table:
     margin: float
     lines: list[Line]
     headroom: list[Headroom]
+    contrasts: list[Contrast] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -166,13 +176,15 @@ def _table(
         )
         for label, by_seed in found.items()
     ]
-    headroom = measure_headroom(
-        resolved,
-        lambda label, base: paired_difference(resolved, found.get(label, {}), found.get(base, {})),
-        higher,
-        margin,
-    )
-    return Table(task, name, higher, margin, lines, headroom)
+
+    def over(label: str, base: str) -> Difference | None:
+        return paired_difference(resolved, found.get(label, {}), found.get(base, {}))
+
+    headroom = measure_headroom(resolved, over, higher, margin)
+    pairs = [(*pair, known) for pair in plan.contrasts if (known := over(*pair)) is not None]
+    verdicts = judge([known for *_, known in pairs], margin, plan.statistics.confidence, higher_is_better=higher)
+    contrasts = [Contrast(label, base, judged) for (label, base, _), judged in zip(pairs, verdicts, strict=True)]
+    return Table(task, name, higher, margin, lines, headroom, contrasts)
 
 
 def paired_difference(resolved: ResolvedPlan, ours: BySeed, theirs: BySeed) -> Difference | None:

@@ -9,7 +9,7 @@ from rich.table import Table
 from localora.compare.headroom import headroom_sentence
 from localora.compare.report.comparison import Comparison
 from localora.compare.report.markdown import title
-from localora.compare.report.text import HEADINGS, headline, line_cells, problems
+from localora.compare.report.text import HEADINGS, contrast_cells, headline, line_cells, problems
 
 SHOWN = ("method", "verdict", "mean", "difference", "interval", "learning rate")  # 80 columns wide
 
@@ -25,6 +25,9 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
             cells = line_cells(found, line, plan.baseline)
             table.add_row(*(cells[column][0].replace("[", r"\[") for column in columns))
         console.print(table)
+        for contrast in found.contrasts:
+            (pair, _), (verdict, _), (mean, _), (interval, _), *_ = contrast_cells(found, contrast)
+            _say(console, f"{pair}: {mean} {interval}, {verdict}")
         _say(console, headroom_sentence(found.headroom, bool(plan.headroom)))
     for problem in problems(comparison):
         _say(console, problem)

@@ -13,10 +13,12 @@ from localora.compare.report.figures import TITLES
 from localora.compare.report.markdown import title
 from localora.compare.report.reading import READING
 from localora.compare.report.text import (
+    CONTRAST_HEADINGS,
     COST_HEADINGS,
     HEADINGS,
     RATE_HEADINGS,
     Cell,
+    contrast_cells,
     cost_rows,
     headline,
     line_cells,
@@ -60,8 +62,11 @@ def _tables(comparison: Comparison) -> list[str]:
     sections = []
     for table in comparison.tables:
         rows = [line_cells(table, line, plan.baseline) for line in table.lines]
+        body = _grid(HEADINGS, rows)
+        if table.contrasts:
+            body += _grid(CONTRAST_HEADINGS, [contrast_cells(table, contrast) for contrast in table.contrasts])
         note = escape(headroom_sentence(table.headroom, bool(plan.headroom)))
-        sections.append(_section(title(table), f'{_grid(HEADINGS, rows)}<p class="note">{note}</p>'))
+        sections.append(_section(title(table), f'{body}<p class="note">{note}</p>'))
     return sections
 
 

@@ -8,10 +8,12 @@ from localora.compare.headroom import headroom_sentence
 from localora.compare.report.comparison import Comparison, Table
 from localora.compare.report.reading import READING
 from localora.compare.report.text import (
+    CONTRAST_HEADINGS,
     COST_HEADINGS,
     HEADINGS,
     RATE_HEADINGS,
     Cell,
+    contrast_cells,
     cost_rows,
     direction,
     headline,
@@ -30,6 +32,8 @@ def render_markdown(comparison: Comparison, pictures: Sequence[tuple[str, str]])
         parts += ["## Before you read on", "\n".join(f"- {line}" for line in found)]
     for table in comparison.tables:
         parts += [f"## {title(table)}", _lines(table, plan.baseline)]
+        if table.contrasts:
+            parts.append(_grid(CONTRAST_HEADINGS, [contrast_cells(table, contrast) for contrast in table.contrasts]))
         parts.append(headroom_sentence(table.headroom, bool(plan.headroom)))
     parts += ["## Learning rates", _grid(RATE_HEADINGS, rate_rows(comparison))]
     parts += ["## Costs and ranks", _grid(COST_HEADINGS, cost_rows(comparison))]

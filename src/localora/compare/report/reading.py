@@ -10,6 +10,7 @@ READING: dict[str, str] = {
         "method minus baseline, paired by seed and, where answers are known, by test item; the interval accounts for "
         "both being samples. Losses that are known a run only are paired by seed: with three seeds the interval is wide"
     ),
+    "contrast": "two methods of the plan against each other; p corrected over the contrasts of the table",
     "p (Holm)": "of no difference, corrected over all methods of the table",
     "p (tie)": "of a difference of at least the margin (two one-sided tests), corrected the same way; small for a tie",
     "McNemar by seed": "exact p of each seed alone, uncorrected; it knows nothing of the spread between seeds",

@@ -1,4 +1,4 @@
-"""The numbers as CSV: one file of the main tables, one of every run."""
+"""The numbers as CSV: one file of the main tables, one of the contrasts, one of every run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ SUMMARY = (
     "task", "measure", "method", "role", "budget_label", "trainable", "budget_ratio", "learning_rate", "seeds", "mean",
     "sd", "difference", "low", "high", "p", "p_holm", "p_tie", "verdict",
 )  # fmt: skip
+CONTRASTS = ("task", "measure", "method", "over", "difference", "low", "high", "p", "p_holm", "p_tie", "verdict")
 RUNS = (
     "stage", "task", "method", "steps", "learning_rate", "seed", "status", "validation_loss", "measure", "value",
     "train_seconds", "peak_memory_mib",
@@ -32,6 +33,17 @@ def summary_csv(comparison: Comparison) -> str:
                 + ([judged.p_holm, judged.p_tie, judged.verdict] if judged else [None] * 3)
             )
     return _csv(SUMMARY, rows)
+
+
+def contrasts_csv(comparison: Comparison) -> str:
+    """A line a pair and measure; the heading alone where the plan names no pairs."""
+    rows = []
+    for table in comparison.tables:
+        for contrast in table.contrasts:
+            judged, d = contrast.judged, contrast.judged.difference
+            row = [table.task, table.measure, contrast.label, contrast.base, d.mean, d.low, d.high, d.p]
+            rows.append([*row, judged.p_holm, judged.p_tie, judged.verdict])
+    return _csv(CONTRASTS, rows)
 
 
 def runs_csv(comparison: Comparison) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from localora.compare.plan import Contender
-from localora.compare.report.comparison import Comparison, Line, Table
+from localora.compare.report.comparison import Comparison, Contrast, Line, Table
+from localora.compare.statistics.verdict import Judged
 
 HEADINGS = (
     "method", "verdict", "mean", "sd", "difference", "interval", "p (Holm)", "p (tie)", "McNemar by seed",
     "learning rate", "parameters", "of LoRA",
 )  # fmt: skip
+CONTRAST_HEADINGS = ("contrast", "verdict", "difference", "interval", "p (Holm)", "p (tie)")
 COST_HEADINGS = (
     "task", "method", "training, s", "calibration, s", "peak memory, MiB", "exported rank", "effective rank",
     "stable rank",
@@ -27,12 +29,9 @@ def line_cells(table: Table, line: Line, baseline: str) -> list[Cell]:
         verdict = "baseline" if c.label == baseline else "headroom" if c.role == "headroom" else "too few seeds"
         compared: list[Cell] = [("-", None)] * 5
     else:
-        verdict, d = judged.verdict, judged.difference
+        verdict = judged.verdict
         compared = [
-            (f"{d.mean:+.{digits}f}", d.mean),
-            (f"[{d.low:+.{digits}f}, {d.high:+.{digits}f}]", d.high - d.low),
-            (f"{judged.p_holm:.3f}", judged.p_holm),
-            (f"{judged.p_tie:.3f}", judged.p_tie),
+            *_judged_cells(judged, digits),
             (
                 ", ".join(f"{m.exact:.2f}" for m in line.mcnemar) or "-",
                 min((m.exact for m in line.mcnemar), default=None),
@@ -47,6 +46,22 @@ def line_cells(table: Table, line: Line, baseline: str) -> list[Cell]:
         (f"{line.rate:g}", line.rate),
         (f"{c.trainable:,}", c.trainable),
         (share_of(c), c.budget_ratio),
+    ]
+
+
+def contrast_cells(table: Table, contrast: Contrast) -> list[Cell]:
+    """One cell a heading of CONTRAST_HEADINGS."""
+    said, verdict = f"{contrast.label} over {contrast.base}", contrast.judged.verdict
+    return [(said, said), (verdict, verdict), *_judged_cells(contrast.judged, 3 if table.higher_is_better else 4)]
+
+
+def _judged_cells(judged: Judged, digits: int) -> list[Cell]:
+    d = judged.difference
+    return [
+        (f"{d.mean:+.{digits}f}", d.mean),
+        (f"[{d.low:+.{digits}f}, {d.high:+.{digits}f}]", d.high - d.low),
+        (f"{judged.p_holm:.3f}", judged.p_holm),
+        (f"{judged.p_tie:.3f}", judged.p_tie),
     ]
 
 

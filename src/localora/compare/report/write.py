@@ -8,18 +8,19 @@ from localora.compare.report.comparison import Comparison, compare_records
 from localora.compare.report.figures import TITLES, draw_all
 from localora.compare.report.html import render_page
 from localora.compare.report.markdown import render_markdown
-from localora.compare.report.tables_csv import runs_csv, summary_csv
+from localora.compare.report.tables_csv import contrasts_csv, runs_csv, summary_csv
 from localora.compare.store import Store, write_text
 
 
 def write_report(folder: Path) -> Comparison:
-    """`summary.csv`, `runs.csv`, `report.md`, a PNG of each picture, and `index.html`, which holds all in one file.
+    """Three CSV files, `report.md`, a PNG of each picture, and `index.html`, which holds all in one file.
 
     Raises:
         PlanError, RecordError: the folder holds no comparison, or damaged records.
     """
     comparison = compare_records(Store(folder))
     write_text(folder / "summary.csv", summary_csv(comparison))
+    write_text(folder / "contrasts.csv", contrasts_csv(comparison))
     write_text(folder / "runs.csv", runs_csv(comparison))
     light, dark = draw_all(comparison, "light"), draw_all(comparison, "dark")
     for name, picture in light.items():
