@@ -126,9 +126,17 @@ def test_right_and_wrong_answers_are_covered_too() -> None:
     assert found / trials <= 0.06
 
 
-def test_no_spread_is_certainty_and_too_little_data_is_refused() -> None:
-    same = paired_scores(np.zeros((3, 5)), 0.95, 100, 0)
-    assert (same.low, same.high, same.p) == (0.0, 0.0, 1.0)
+def test_the_same_answers_to_few_items_are_no_tie() -> None:
+    few, many = (paired_scores(np.zeros((3, N)), 0.95, 100, 0) for N in (48, 998))
+    assert (few.mean, few.se, few.df, few.p) == (0.0, 1 / 50, 47, 1.0)
+    assert few.high == -few.low == pytest.approx(stats.t.ppf(0.975, 47) / 50)
+    assert [judge([same], 0.01, 0.95, higher_is_better=True)[0].verdict for same in (few, many)] == ["undecided", "tie"]
+    always = paired_scores(np.ones((3, 48)), 0.95, 100, 0)
+    assert always.mean == 1.0
+    assert always.p < 1e-6
+
+
+def test_the_same_difference_with_every_seed_is_certain_and_too_little_data_is_refused() -> None:
     assert paired_losses(np.full(3, 0.125), 0.95).p == 0.0
     with pytest.raises(ValueError, match="at least 2 seeds"):
         paired_losses(np.array([0.1]), 0.95)

@@ -52,6 +52,10 @@ def paired_scores(d_SN: np.ndarray, confidence: float, draws: int, seed: int) ->
     found, shrunken to the variance the analysis gives them. The draws give the interval its shape; since they know
     nothing of how few seeds there were, it is stretched by the ratio of Student's quantile to the normal one.
 
+    Where all of `d_SN` is the same number nothing was seen to vary, which N items do not prove of all others: the
+    standard error is then 1 / (N + 2), what adding half an item for and half one against leaves of it (Agresti and Min
+    2005, Statistics in Medicine 24:729).
+
     Raises:
         ValueError: fewer than two seeds or two items, for which there is no spread.
     """
@@ -65,7 +69,7 @@ def paired_scores(d_SN: np.ndarray, confidence: float, draws: int, seed: int) ->
     seed_part = max(0.0, MS_S - MS_E)
     se = math.sqrt((MS_N + seed_part) / (S * N))
     if se == 0:
-        return _certain(mean)
+        return _student(mean, 1 / (N + 2), N - 1, confidence)
     df = (MS_N + seed_part) ** 2 / (MS_S**2 / (S - 1) + MS_N**2 / (N - 1))
 
     random = np.random.default_rng(seed)
@@ -87,10 +91,12 @@ def paired_losses(d_S: np.ndarray, confidence: float) -> Difference:
     if d_S.ndim != 1 or len(d_S) < 2:
         raise ValueError(f"a difference of losses needs at least 2 seeds, got {len(d_S)}")
     S, mean, se = len(d_S), float(d_S.mean()), float(d_S.std(ddof=1)) / math.sqrt(len(d_S))
-    if se == 0:
-        return _certain(mean)
-    half = float(stats.t.ppf((1 + confidence) / 2, S - 1)) * se
-    return Difference(mean, mean - half, mean + half, se, S - 1, float(2 * stats.t.sf(abs(mean) / se, S - 1)))
+    return _certain(mean) if se == 0 else _student(mean, se, S - 1, confidence)
+
+
+def _student(mean: float, se: float, df: int, confidence: float) -> Difference:
+    half = float(stats.t.ppf((1 + confidence) / 2, df)) * se
+    return Difference(mean, mean - half, mean + half, se, df, float(2 * stats.t.sf(abs(mean) / se, df)))
 
 
 def _drawn_means(item_means: np.ndarray, draws: int, random: np.random.Generator) -> np.ndarray:
@@ -117,5 +123,5 @@ def _checked(d_SN: np.ndarray) -> tuple[int, int]:
 
 
 def _certain(mean: float) -> Difference:
-    """No spread at all: the same difference everywhere."""
+    """The same difference of losses with every seed."""
     return Difference(mean, mean, mean, 0.0, math.inf, 1.0 if mean == 0 else 0.0)
