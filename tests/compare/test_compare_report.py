@@ -316,5 +316,5 @@ def test_sorting_and_filtering(written: tuple[Comparison, Path], tmp_path: Path)
     seen = browser.visit(page, tmp_path / "profile")
     assert seen.console == []
     up = ["g-lora", "lora-r8", "lora", "tied", "hybrid", "rslora"]  # 0.970, 1.000, 1.020, 1.021, 1.040, 1.070
-    lines = 4  # of two tables, of learning rates and of costs
+    lines = 6  # of two tables, a contrast below each, of learning rates and of costs
     assert f'data-seen="{",".join(reversed(up))}|{",".join(up)}|{lines}"' in seen.dom
