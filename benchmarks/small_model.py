@@ -15,10 +15,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from localora.data.generated.registry import TASKS, generate_task
-from localora.recipe import Recipe
-from localora.recipe_file import validate_recipe
-from localora.training.run import train
+from localora.lab.data.generated.registry import TASKS, generate_task
+from localora.lab.recipe import Recipe
+from localora.lab.recipe_file import validate_recipe
+from localora.lab.training.run import train
 
 VOCABULARY = 512
 FOLDER = Path("runs/small-model")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from localora import CpsLoraConfig, GlobalLocalLoraConfig
-from localora.tuner.config import LocalizedConfig
+from localora.adapter.config import LocalizedConfig
 
 
 @dataclass(frozen=True)

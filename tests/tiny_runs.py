@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from localora.training.trainer import CheckedTrainer
+from localora.lab.training.trainer import CheckedTrainer
 
 _COMMON: dict[str, Any] = {"r": 4, "target_modules": ["q_proj", "down_proj"]}
 _PLACED = _COMMON | {"calibration_steps": 2, "repartition": [0.5]}

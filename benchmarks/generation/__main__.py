@@ -13,12 +13,12 @@ from collections.abc import Callable
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from localora.data.batches import prompt_ids, token_ids
-from localora.data.example import Example
-from localora.data.load import load_task
-from localora.evaluation.generate import generate
-from localora.evaluation.score import ANSWER_COMPLETE
-from localora.model.base import load_base_model
+from localora.lab.data.batches import prompt_ids, token_ids
+from localora.lab.data.example import Example
+from localora.lab.data.load import load_task
+from localora.lab.evaluation.generate import generate
+from localora.lab.evaluation.score import ANSWER_COMPLETE
+from localora.lab.model.base import load_base_model
 
 
 def main() -> None:

@@ -13,9 +13,9 @@ import torch
 from benchmarks.real_updates.data import SETS, examples
 from benchmarks.real_updates.full_finetuning import fine_tune
 
-from localora.data.batches import encode_examples
-from localora.inspect.microscope import inspect_delta
-from localora.model.base import load_base_model
+from localora.lab.data.batches import encode_examples
+from localora.lab.inspect.microscope import inspect_delta
+from localora.lab.model.base import load_base_model
 
 # One early, two middle and one late layer, all seven modules of each.
 LAYERS = tuple(f"*layers.{number}.*" for number in (2, 11, 20, 28))

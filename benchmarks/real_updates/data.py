@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from localora.data.example import Example
-from localora.data.load import load_task
-from localora.data.spec import DataSpec
+from localora.lab.data.example import Example
+from localora.lab.data.load import load_task
+from localora.lab.data.spec import DataSpec
 
 COMMONSENSE = ("arc_challenge", "arc_easy", "boolq", "hellaswag", "openbookqa", "piqa", "siqa")
 FAMILIES = {

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from localora.data.batches import Collator, Encoded
+from localora.lab.data.batches import Collator, Encoded
 
 
 def fine_tune(

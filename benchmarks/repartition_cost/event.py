@@ -18,8 +18,8 @@ from unittest import mock
 from benchmarks.repartition_cost.layers import NAME, Adapted, other_labels
 
 from localora import CpsLoraConfig
-from localora.tuner import planning
-from localora.tuner.repartition import move_layer
+from localora.lifecycle import planning
+from localora.lifecycle.repartition import move_layer
 
 PARTS = {
     "_signal_factors": "signal: factors of sketch and update",

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from localora import CpsLoraConfig, Partition
-from localora.placement.ablation import random_partition
+from localora.adapter.layer import LocalizedLinear
+from localora.lifecycle.planning import local_shape
+from localora.placement.random import random_partition
 from localora.placement.signals import GradientSketch
-from localora.tuner.layer import LocalizedLinear
-from localora.tuner.planning import local_shape
 
 NAME = "default"
 BLOCKS = 32

@@ -16,8 +16,8 @@ from benchmarks.speed.methods import BY_KEY
 from benchmarks.speed.timing import Spread
 from peft import PeftConfig
 
-from localora.cost import predict_cost
-from localora.cost.shapes import model_config
+from localora.lab.cost import predict_cost
+from localora.lab.cost.shapes import model_config
 
 Cells = dict[str, dict[str, Any]]
 MODELS = ("llama-3-1b", "llama-3-8b", "llama-3-70b")

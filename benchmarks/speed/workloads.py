@@ -11,7 +11,7 @@ from benchmarks.speed.methods import Method
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from localora.model.base import load_base_model
+from localora.lab.model.base import load_base_model
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -13,9 +13,9 @@ from benchmarks.theory.tasks import Batch, Task
 from peft import PeftModel, get_peft_model
 
 from localora import CpsLoraConfig, GlobalLocalLoraConfig, Repartitioner, calibrate
+from localora.adapter.config import LocalizedConfig
+from localora.adapter.model import adapted_layers
 from localora.placement.agreement import adjusted_rand_index
-from localora.tuner.config import LocalizedConfig
-from localora.tuner.model import adapted_layers
 
 SCHEDULE = (0.05, 0.15, 0.3)  # the default of CpsLoraConfig
 CALIBRATION_BATCHES = 4

@@ -3,18 +3,18 @@
 Importing this package registers both methods with PEFT.
 """
 
+from localora.adapter.config import CpsLoraConfig, GlobalLocalLoraConfig
+from localora.adapter.held import hold_factors
+from localora.adapter.layer import UnplacedAdapterError
+from localora.adapter.model import placement_of
+from localora.adapter.registry import register
 from localora.export.lora import ExportReport, export_lora
+from localora.lifecycle.calibration import calibrate
+from localora.lifecycle.callback import LocalizationCallback
+from localora.lifecycle.passes import CalibrationError
+from localora.lifecycle.report import CalibrationReport, LayerReport
+from localora.lifecycle.schedule import Repartitioner, RepartitionEvent, ScheduleError
 from localora.placement.partition import Partition, Placement, PlacementError
-from localora.tuner.calibration import calibrate
-from localora.tuner.callback import LocalizationCallback
-from localora.tuner.config import CpsLoraConfig, GlobalLocalLoraConfig
-from localora.tuner.held import hold_factors
-from localora.tuner.layer import UnplacedAdapterError
-from localora.tuner.model import placement_of
-from localora.tuner.passes import CalibrationError
-from localora.tuner.registry import register
-from localora.tuner.report import CalibrationReport, LayerReport
-from localora.tuner.schedule import Repartitioner, RepartitionEvent, ScheduleError
 
 register()
 

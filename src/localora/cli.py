@@ -73,7 +73,7 @@ Every key and its default (--set SECTION.KEY=VALUE overrides the file):
 
 
 def _train_help() -> str:
-    from localora.recipe import describe_keys
+    from localora.lab.recipe import describe_keys
 
     return TRAIN_HELP.format(keys="\n".join(f"    {line}" for line in describe_keys()))
 
@@ -95,10 +95,10 @@ def train(
     with _errors_in_one_line():
         from rich.console import Console
 
-        from localora.recipe_file import load_recipe
-        from localora.report.console import print_record
-        from localora.training.processes import is_main_process, leave_processes
-        from localora.training.run import train as run
+        from localora.lab.recipe_file import load_recipe
+        from localora.lab.report.console import print_record
+        from localora.lab.training.processes import is_main_process, leave_processes
+        from localora.lab.training.run import train as run
 
         allowed = ["evaluation.allow_code_execution=true"] if allow_code_execution else []
         chosen = load_recipe(recipe, [*(set_ or []), *allowed], folder=out)
@@ -129,7 +129,7 @@ there are localora_boolq and so on.
 
 
 def _evaluate_help() -> str:
-    from localora.data.published.registry import FAMILIES
+    from localora.lab.data.published.registry import FAMILIES
 
     return EVALUATE_HELP.format(
         tasks="\n".join(f"    {family:<12} {' '.join(names)}" for family, names in FAMILIES.items())
@@ -158,8 +158,8 @@ def evaluate(
     with _errors_in_one_line():
         from rich.console import Console
 
-        from localora.evaluation.command import Settings
-        from localora.evaluation.command import evaluate as run
+        from localora.lab.evaluation.command import Settings
+        from localora.lab.evaluation.command import evaluate as run
 
         settings = Settings(
             tasks=tuple(name for text in tasks for name in text.split(",") if name),
@@ -206,7 +206,7 @@ def compare(
     with _errors_in_one_line():
         from rich.console import Console
 
-        from localora.compare.command import folder_of, report, run_comparison
+        from localora.lab.compare.command import folder_of, report, run_comparison
 
         console, overrides = Console(), set_ or []
         if report_only:
@@ -259,9 +259,9 @@ def inspect(
     with _errors_in_one_line(ImportError):
         from rich.console import Console
 
-        from localora.inspect.errors import InspectionError
-        from localora.inspect.microscope import inspect_delta
-        from localora.report.console import describe_progress
+        from localora.lab.inspect.errors import InspectionError
+        from localora.lab.inspect.microscope import inspect_delta
+        from localora.lab.report.console import describe_progress
 
         console = Console()
         with _errors_in_one_line(InspectionError):
@@ -294,9 +294,9 @@ def budget(
 ) -> None:
     """What an adapter takes: parameters, file sizes, optimizer and calibration memory. Needs no weights."""
     with _errors_in_one_line(ValueError):
-        from localora.cost import predict_cost
-        from localora.recipe_file import method_section
-        from localora.training.adapter import adapter_config
+        from localora.lab.cost import predict_cost
+        from localora.lab.recipe_file import method_section
+        from localora.lab.training.adapter import adapter_config
 
         section = method_section({"name": method, "r": r}, set_ or [])
         typer.echo(predict_cost(model, adapter_config(section, seed=0), tokens))
@@ -315,7 +315,7 @@ def quickstart(
     with _errors_in_one_line():
         from rich.console import Console
 
-        from localora.quickstart import run_quickstart
+        from localora.lab.quickstart import run_quickstart
 
         run_quickstart(out, Console())
 
@@ -339,15 +339,15 @@ def _errors_in_one_line(*more: type[Exception]) -> Iterator[None]:
     from transformers.utils import logging
 
     from localora import CalibrationError, PlacementError, UnplacedAdapterError
-    from localora.compare.errors import PlanError
-    from localora.data.example import DataError
-    from localora.evaluation.sandbox import SandboxError
-    from localora.model.errors import ModelError
+    from localora.lab.compare.errors import PlanError
+    from localora.lab.data.example import DataError
+    from localora.lab.evaluation.sandbox import SandboxError
+    from localora.lab.model.errors import ModelError
+    from localora.lab.recipe import RecipeError
+    from localora.lab.training.folder import FolderError
+    from localora.lab.training.record import RecordError
+    from localora.lab.training.trainer import TrainingError
     from localora.placement.budget import BudgetError
-    from localora.recipe import RecipeError
-    from localora.training.folder import FolderError
-    from localora.training.record import RecordError
-    from localora.training.trainer import TrainingError
 
     expected: tuple[type[Exception], ...] = (
         BudgetError, CalibrationError, DataError, FolderError, ModelError, PlacementError, PlanError, RecipeError,

@@ -1,6 +1,6 @@
 """The exported folder: the contract that serving engines agree on, key by key, and numbers equal to the adapter's.
 
-That stock PEFT reads it without localora is shown in tests/tuner/test_fresh_process.py.
+That stock PEFT reads it without localora is shown in tests/adapter/test_fresh_process.py.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import nn
 
 from adapted_models import adapted, logits
 from localora import calibrate, export_lora
+from localora.adapter.model import adapted_layers
 from localora.export.lora import RANK_GRID
-from localora.tuner.model import adapted_layers
 from method_table import BY_NAME, Method, every_method
 from tiny_models import GPT2_TARGETS, LLAMA_TARGETS, MLP_TARGETS, Mlp, tiny_gpt2, tiny_llama, token_batch
 

@@ -1,4 +1,4 @@
-"""Signals equal what a real weight.grad gives, whole tensors in float64. On whole models: tuner/test_observe.py."""
+"""Signals equal what a real weight.grad gives, whole tensors in float64. On whole models: lifecycle/test_observe.py."""
 
 from __future__ import annotations
 

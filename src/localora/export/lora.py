@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from localora.export.sources import PEFT_PREFIX, WEIGHTS, Adapter, read_folder, read_model
 from localora.export.truncate import truncate_factors
-from localora.tuner.thin import relative_difference
+from localora.placement.thin import relative_difference
 
 RANK_GRID = (8, 16, 32, 64, 128, 256, 320, 512)
 

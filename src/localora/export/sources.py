@@ -11,11 +11,11 @@ from peft import PeftConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from localora.adapter.config import LocalizedConfig
+from localora.adapter.factors import places_of, scatter
+from localora.adapter.layer import UnplacedAdapterError, check_fits
+from localora.adapter.model import adapted_layers
 from localora.placement.partition import LABEL_DTYPE, UNPLACED, Partition, PlacementError
-from localora.tuner.config import LocalizedConfig
-from localora.tuner.factors import places_of, scatter
-from localora.tuner.layer import UnplacedAdapterError, check_fits
-from localora.tuner.model import adapted_layers
 
 WEIGHTS = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from localora.tuner.thin import split_svd, thin_svd
+from localora.placement.thin import split_svd, thin_svd
 
 
 def truncate_factors(A_Rn: Tensor, B_mR: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:

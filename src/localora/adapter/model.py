@@ -1,0 +1,261 @@
+"""The tuner model: creates the adapter layers, and checks a saved adapter's labels before they are loaded."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from localora.adapter.config import LocalizedConfig
+from localora.adapter.held import FactorHold
+from localora.adapter.layer import LocalizedLinear
+from localora.placement.budget import BudgetError
+from localora.placement.partition import LABEL_DTYPE, UNPLACED, Partition, Placement, PlacementError
+from localora.placement.random import contiguous_partition, random_partition
+
+MAMBA_TYPES = {"falcon_h1", "mamba", "mamba2", "falcon_mamba"}
+MAMBA_FUSED = {"conv1d", "out_proj"}
+
+
+class LocalizedModel(BaseTuner):
+    """PEFT's tuner model of type LOCALIZED; users meet it through `get_peft_model`."""
+
+    prefix = "localized_"
+    tuner_layer_cls = LocalizedLinear
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # type: ignore[assignment]
+
+    @cached_property
+    def hold(self) -> FactorHold:
+        """One of all layers, so that opening a block costs nothing."""
+        return FactorHold()
+
+    def _create_and_replace(
+        self,
+        peft_config: LocalizedConfig,  # type: ignore[override]
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **_: Any,
+    ) -> None:
+        if isinstance(target, LocalizedLinear):
+            layer = target
+        else:
+            _check_supported(target, current_key)
+            layer = LocalizedLinear(target, **get_quantization_kwargs(self))
+            layer._active_adapter = self.active_adapter
+            layer.hold = self.hold
+        try:
+            budget = peft_config.layer_budget(
+                layer.out_features, layer.in_features, peft_config.layer_rank(current_key)
+            )
+        except BudgetError as error:
+            raise BudgetError(f"layer {current_key}: {error}") from error
+        layer.add_adapter(
+            adapter_name,
+            budget,
+            scale=peft_config.layer_scale(current_key),
+            dropout=peft_config.dropout,
+            zero_init=peft_config.init_weights,
+            inference_mode=peft_config.inference_mode,
+        )
+        if peft_config.carry_rank:
+            _allocate_carry(layer, adapter_name, peft_config.carry_rank)
+        if layer is not target:
+            if adapter_name not in self.active_adapters:
+                layer.requires_grad_(False)  # an additional adapter does not train until it is activated
+            self._replace_module(parent, target_name, layer, target)
+        self._place_at_once(layer, adapter_name, peft_config, current_key)
+        if peft_config.of_saved_adapter:
+            # A loader may now write other labels straight into the buffers: they are checked at their first use.
+            layer.localized_verified[adapter_name] = budget.local is None
+
+    def _place_at_once(self, layer: LocalizedLinear, name: str, config: LocalizedConfig, key: str) -> None:
+        budget = layer.localized_layout[name].budget
+        local = budget.local
+        if local is None:
+            return
+        # A reference copy, as TRL's DPO and GRPO make it, is a second adapter on the very same config object; they copy
+        # its parameters but not its buffers, so the labels are cloned here.
+        for other, other_config in self.peft_config.items():
+            if other != name and other_config is config and other in layer.localized_row_labels:
+                layer.localized_row_labels[name].copy_(layer.localized_row_labels[other])
+                layer.localized_col_labels[name].copy_(layer.localized_col_labels[other])
+                if other in layer.localized_carry_A:
+                    carried = layer.localized_carry_A[other], layer.localized_carry_B[other]
+                    layer.set_carry(name, *(factor.clone() for factor in carried))
+                return
+        m, n = layer.out_features, layer.in_features
+        if not budget.has_choice:
+            layer.place(name, Partition.whole(m, n))  # this is LoRA
+        elif config.of_saved_adapter:
+            return  # unplaced until its file is read; were the file's labels missing, nothing would make up others
+        elif config.placement == "contiguous":
+            layer.place(name, contiguous_partition(m, n, local))
+        elif config.placement == "random":
+            seed = config.seed + zlib.crc32(key.encode())  # layers differ, runs do not
+            layer.place(name, random_partition(m, n, local, seed))
+
+    def _check_target_module_compatiblity(self, peft_config: PeftConfig, model: nn.Module, target_name: str) -> None:
+        # Mamba's fused kernels read these weights directly and would bypass the adapter.
+        model_type = getattr(getattr(model, "config", None), "model_type", None)
+        if model_type in MAMBA_TYPES and target_name in MAMBA_FUSED:
+            raise ValueError(
+                f"the module {target_name!r} of a {model_type} model cannot be adapted: its fused kernel reads the "
+                "weight directly. Leave it out of target_modules"
+            )
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(
+                "localora adapters do not support several adapters in one batch (adapter_names); run each adapter's "
+                "samples in its own batch, or export_lora() the adapters to plain LoRA, which does"
+            )
+        if torch.compiler.is_compiling():
+            yield
+            return
+        with self.hold.opened():  # PEFT enters here for a forward pass, of which nothing is held, and for `generate`
+            yield
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        if _match_carry(model, config, adapter_name, state_dict):
+            remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        check_saved_labels(model, adapter_name, remapped)
+        return remapped
+
+
+def check_saved_labels(model: nn.Module, adapter_name: str, state_dict: dict[str, Tensor]) -> None:
+    """Refuse an adapter file whose tensors do not make a whole, valid placement for this model.
+
+    Raises:
+        PlacementError: tensors missing or of the wrong shape, labels of the wrong type or range; each by name.
+    """
+    by_layer: dict[str, dict[str, Tensor]] = {}
+    for key, value in state_dict.items():
+        by_layer.setdefault(key.partition(".localized_")[0], {})[key] = value
+    for name, layer in adapted_layers(model, adapter_name):
+        saved = by_layer.get(name, {})
+        expected = {f"{name}.{key}": value for key, value in layer.adapter_tensors(adapter_name).items()}
+        missing = sorted(expected.keys() - saved.keys())
+        if missing:
+            raise PlacementError(
+                f"the adapter file lacks {missing[0]} ({len(missing)} missing in this layer). "
+                "Labels are never recomputed; load the complete file, written by save_pretrained"
+            )
+        for key, tensor in expected.items():
+            if saved[key].shape != tensor.shape:
+                raise PlacementError(
+                    f"{key} has shape {tuple(saved[key].shape)} in the adapter file, but this model and config need "
+                    f"{tuple(tensor.shape)}; is it the adapter of another model, or was its config edited?"
+                )
+        local = layer.localized_layout[adapter_name].budget.local
+        if local is None:
+            continue
+        labels = {side: saved[f"{name}.localized_{side}_labels.{adapter_name}"] for side in ("row", "col")}
+        for side, tensor in labels.items():
+            if tensor.dtype != LABEL_DTYPE:
+                raise PlacementError(
+                    f"{name}.localized_{side}_labels is {tensor.dtype} in the adapter file instead of {LABEL_DTYPE}; "
+                    "the file was written or converted by something else"
+                )
+        if (labels["row"] == UNPLACED).all():
+            layer.localized_verified[adapter_name] = False
+            continue  # saved before it was placed: training or merging it will say so
+        try:
+            partition = Partition.from_labels(labels["row"], labels["col"], local.clusters)
+        except PlacementError as error:
+            raise PlacementError(f"the adapter file is damaged at layer {name}: {error}") from error
+        for side, given, asked in (
+            ("row", partition.covered_rows, local.rows),
+            ("col", partition.covered_cols, local.cols),
+        ):
+            if given != asked:
+                raise PlacementError(
+                    f"{name}.localized_{side}_labels covers {given} entries instead of {asked}; the adapter file is "
+                    "damaged or belongs to another config"
+                )
+        layer.localized_verified[adapter_name] = True
+
+
+def _match_carry(model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]) -> bool:
+    """Give the layers a carried term of the saved rank, for a checkpoint written after a move; True if any changed."""
+    ranks = {tensor.shape[0] for key, tensor in state_dict.items() if key.endswith(".localized_carry_A")}
+    saved = max(ranks, default=0)
+    if not isinstance(config, LocalizedConfig) or saved == config.carry_rank:
+        return False
+    for _, layer in adapted_layers(model, adapter_name):
+        _allocate_carry(layer, adapter_name, saved)
+    config.carry_rank = saved
+    return True
+
+
+def _allocate_carry(layer: LocalizedLinear, name: str, rank: int) -> None:
+    like = next(layer.parameters())
+    device = like.device if like.device.type != "meta" else "cpu"
+    layer.set_carry(
+        name,
+        torch.zeros(rank, layer.in_features, device=device),
+        torch.zeros(layer.out_features, rank, device=device),
+    )
+
+
+def adapted_layers(model: nn.Module, adapter_name: str) -> list[tuple[str, LocalizedLinear]]:
+    """The layers that hold this adapter, with their names in `model`."""
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, LocalizedLinear) and adapter_name in module.localized_layout
+    ]
+
+
+def active_adapters(model: nn.Module) -> list[str]:
+    """Names of the localora adapters that act in a forward pass.
+
+    The layers are asked, since models disagree on how to say it: a property, a method, or not at all.
+    """
+    layers = [module for module in model.modules() if isinstance(module, LocalizedLinear)]
+    return list(dict.fromkeys(name for x in layers for name in x.active_adapters if name in x.localized_layout))
+
+
+def placement_of(model: nn.Module, adapter_name: str = "default") -> dict[str, Placement]:
+    """Where an adapter acts: layer name in `model` -> its stack of partitions.
+
+    Raises:
+        UnplacedAdapterError: the adapter was never placed.
+        ValueError: no layer holds an adapter of that name.
+    """
+    layers = adapted_layers(model, adapter_name)
+    if not layers:
+        raise ValueError(f"no layer of this model holds a localora adapter named {adapter_name!r}")
+    return {name: layer.placement(adapter_name) for name, layer in layers}
+
+
+def _check_supported(target: nn.Module, key: str) -> None:
+    if isinstance(target, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        raise TypeError(
+            f"layer {key} is the output projection of a torch.nn.MultiheadAttention, which reads its weight directly "
+            "and would bypass the adapter. Leave it out of target_modules"
+        )
+    backend = resolve_quantization_backend(target)
+    linear_backend = backend is not None and backend.layer_type == "linear"
+    if not (isinstance(target, (nn.Linear, Conv1D)) or linear_backend):
+        raise TypeError(
+            f"layer {key} is a {type(target).__name__}; localora adapts torch.nn.Linear, transformers' Conv1D and "
+            "linear layers of PEFT's quantization backends. Leave it out of target_modules"
+        )

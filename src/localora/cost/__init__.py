@@ -1,6 +1,0 @@
-"""What an adapter will cost in parameters and memory, from configs alone: no weights are loaded or made."""
-
-from localora.cost.predict import predict_cost
-from localora.cost.report import CostReport
-
-__all__ = ["CostReport", "predict_cost"]

@@ -1,5 +1,0 @@
-"""Running generated programs in a box: `Sandbox().run(program, tests)`. What it keeps out: docs/evaluation.md."""
-
-from localora.evaluation.sandbox.box import Limits, Sandbox, SandboxError, Verdict
-
-__all__ = ["Limits", "Sandbox", "SandboxError", "Verdict"]

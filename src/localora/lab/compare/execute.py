@@ -1,0 +1,89 @@
+"""Runs what is due until nothing is, whatever happens to single runs."""
+
+from __future__ import annotations
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from localora.lab.compare.errors import PlanError
+from localora.lab.compare.estimate import seconds_left, spell, timings
+from localora.lab.compare.plan import ResolvedPlan
+from localora.lab.compare.run_one import DIVERGED_EXIT
+from localora.lab.compare.runs import RunSpec
+from localora.lab.compare.schedule import Schedule, schedule
+from localora.lab.compare.store import Store
+from localora.lab.compare.workers.pool import Done, Pool, job_text
+from localora.lab.training.record import Evaluation
+
+WAIT_SECONDS = 1.0
+
+
+def execute(resolved: ResolvedPlan, store: Store, pool: Pool, console: Console) -> Schedule:
+    """Run every due run once, those that become due on the way too, and close `pool`. Failed runs are noted and passed
+    over.
+
+    Returns:
+        The state at the end.
+
+    Raises:
+        PlanError: another process works in the folder, or it holds records of another plan.
+    """
+    store.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(store.folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        pool.close()
+        raise PlanError(str(store.folder), ["another comparison is running in this folder"]) from error
+    try:
+        schedule(resolved, store.read)  # refuses records of another plan, before that plan is replaced
+        store.save_plan(resolved)
+        return _loop(resolved, store, pool, console)
+    finally:
+        pool.close()
+        lock.release()
+
+
+def _loop(resolved: ResolvedPlan, store: Store, pool: Pool, console: Console) -> Schedule:
+    tried: set[RunSpec] = set()
+    running: set[RunSpec] = set()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("runs", total=None, left="")
+        while True:
+            state = schedule(resolved, store.read)
+            for spec in state.due:
+                if spec not in tried and len(running) < pool.slots:
+                    pool.submit(spec, job_text(spec, _before(state, store, spec)))
+                    tried.add(spec)
+                    running.add(spec)
+            left = spell(seconds_left(state, timings(state, store.read), slots=min(pool.slots, max(1, len(running)))))
+            over = len(state.finished) + len(state.diverged)
+            names = ", ".join(sorted(f"{s.task} {s.label}" for s in running)[:2])
+            bar.update(task, completed=over, total=state.total, left=f"{left} left", description=names or "runs")
+            if not running:
+                return state
+            for done in pool.wait(WAIT_SECONDS):
+                running.remove(done.spec)
+                _note(done, store, console)
+
+
+def _note(done: Done, store: Store, console: Console) -> None:
+    if store.read(done.spec).status == "finished":
+        return
+    diverged = done.code == DIVERGED_EXIT
+    error = done.error if done.code else "ended without a finished record"
+    failure = store.fail(done.spec, error, diverged)
+    said = "diverged" if diverged else f"FAILED (try {failure.attempts})"
+    console.print(f"{done.spec.folder}: {said}: {failure.reason}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _before(state: Schedule, store: Store, spec: RunSpec) -> Evaluation | None:
+    """The untrained model's evaluation, which is the same for all final runs of a task."""
+    if spec.stage != "final":
+        return None
+    for other in state.finished:
+        if other.stage == "final" and other.task == spec.task and (record := store.read(other).record):
+            return record.before
+    return None

@@ -1,0 +1,102 @@
+"""What would make a comparison unfair is refused before any run starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from localora.lab.compare.errors import PlanError
+from localora.lab.compare.plan import Published, ResolvedPlan
+from localora.lab.data.example import DataError, Example, TaskData
+from localora.lab.data.load import load_task
+from localora.lab.data.overlap import prompt_hash
+from localora.lab.data.published.registry import parse_tasks
+from localora.lab.evaluation.tasks import load_tasks
+from localora.lab.recipe import ClusteredMethod
+
+BUDGET_TOLERANCE = 0.01
+
+
+def check_budgets(resolved: ResolvedPlan) -> None:
+    """Every method trains as many parameters as LoRA at the plan's r, within one percent, or wears a label.
+
+    So does one that trains for more steps than the others, if only a probe.
+
+    Raises:
+        PlanError: names each method that does not.
+    """
+    problems = [
+        f"methods.{c.label}: trains {c.trainable:,} parameters, {c.budget_ratio - 1:+.1%} of LoRA's {c.budget:,} at r "
+        f"{resolved.plan.r}; the most is {BUDGET_TOLERANCE:.0%}. Change its rank, or give it a budget_label, which "
+        "every table then shows"
+        for c in resolved.contenders
+        if abs(c.trainable - c.budget) > BUDGET_TOLERANCE * c.budget and c.budget_label is None
+    ]
+    problems += [
+        f"methods.{c.label}: its probe trains for {c.method.probe_steps} steps that the other methods do not have; "
+        "give it a budget_label, which every table then shows, or leave probe_steps out"
+        for c in resolved.contenders
+        if isinstance(c.method, ClusteredMethod) and c.method.probe_steps and c.budget_label is None
+    ]
+    if problems:
+        raise PlanError(resolved.name, problems)
+
+
+def check_data(resolved: ResolvedPlan) -> dict[str, TaskData]:
+    """Load every task; no prompt that is trained, calibrated or tuned on, in any task, occurs in any task's test.
+
+    Nor in a published task's, in the form of any of its protocols.
+
+    Returns:
+        The tasks, so that they need not be loaded twice.
+
+    Raises:
+        PlanError: names the tasks, how many prompts they share, and some of them.
+    """
+    tasks: dict[str, TaskData] = {}
+    problems: list[str] = []
+    for name, spec in resolved.plan.tasks.items():
+        try:
+            tasks[name] = load_task(spec)
+        except DataError as error:
+            problems.append(f"tasks.{name}: {error}")
+    held_out: dict[str, Sequence[Example]] = {name: task.test for name, task in tasks.items()}
+    try:
+        held_out |= _published(resolved.plan.published)
+    except DataError as error:
+        problems.append(f"published.tasks: {error}")
+    problems += _shared(tasks, held_out)
+    wanted = resolved.plan.learning_rates.validation_examples
+    problems += [
+        f"tasks.{name}: has {len(task.validation)} validation examples, and learning_rates.validation_examples is "
+        f"{wanted}; raise data's validation_size or lower that"
+        for name, task in tasks.items()
+        if len(task.validation) < wanted
+    ]
+    if problems:
+        raise PlanError(resolved.name, problems)
+    return tasks
+
+
+def _published(published: Published) -> dict[str, Sequence[Example]]:
+    """The test examples in every form, and without their choices, as a file of prompts and completions has them."""
+    tasks = {name.task.name: name.task for name in parse_tasks(published.tasks)}
+    forms = [f"{name}:{protocol}" for name, task in tasks.items() for protocol in task.protocols]
+    return {
+        str(task.name): [*task.examples, *(replace(e, choices=()) for e in task.examples if e.choices)]
+        for task in load_tasks(forms, published.data)
+    }
+
+
+def _shared(tasks: Mapping[str, TaskData], held_out: Mapping[str, Sequence[Example]]) -> list[str]:
+    problems = []
+    for name, task in tasks.items():
+        seen = {prompt_hash(example) for example in (*task.train, *task.validation)}
+        for other, examples in held_out.items():
+            shared = [example.id for example in examples if prompt_hash(example) in seen]
+            if shared:
+                problems.append(
+                    f"tasks.{name}: {len(shared)} prompt(s) that it trains, calibrates or chooses learning rates on "
+                    f"occur in the test split of {other} ({', '.join(shared[:3])}); remove them from one of the two"
+                )
+    return problems

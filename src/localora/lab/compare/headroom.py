@@ -1,0 +1,45 @@
+"""Rank headroom: does LoRA of a higher rank beat LoRA at r? Where it does not, rank cannot tell methods apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from localora.lab.compare.plan import ResolvedPlan
+from localora.lab.compare.statistics.paired import Difference
+from localora.lab.compare.statistics.verdict import Judged, judge
+
+
+@dataclass(frozen=True)
+class Headroom:
+    """What a higher rank brings one method; `verdict` is that of the higher rank against r."""
+
+    label: str
+    base: str
+    r: int
+    judged: Judged
+
+
+def measure_headroom(
+    resolved: ResolvedPlan, difference: Callable[[str, str], Difference | None], higher_is_better: bool, margin: float
+) -> list[Headroom]:
+    """Judge every headroom run for which `difference(label, base)`, to its method at r, is known."""
+    runs = [(resolved.contender(label), base) for label, (base, _) in resolved.plan.headroom_labels.items()]
+    known = [(c, base, found) for c, base in runs if (found := difference(c.label, base)) is not None]
+    confidence = resolved.plan.statistics.confidence
+    verdicts = judge([found for *_, found in known], margin, confidence, higher_is_better=higher_is_better)
+    return [Headroom(c.label, base, c.method.r, verdict) for (c, base, _), verdict in zip(known, verdicts, strict=True)]
+
+
+def headroom_sentence(found: list[Headroom], planned: bool) -> str:
+    """The line next to every table."""
+    if not planned:
+        return "Headroom: not measured (no headroom in the plan), so ties may mean that rank does not matter here."
+    if not found:
+        return "Headroom: not measured yet."
+    parts = [f"{h.base} at r {h.r} {h.judged.difference.mean:+.4f} ({h.judged.verdict})" for h in found]
+    if any(h.judged.verdict == "better" for h in found):
+        end = "there is room for rank to matter"
+    else:
+        end = "that more rank helps is not shown, so this regime CANNOT TELL rank-allocating methods apart"
+    return f"Headroom, against the same method at the table's r: {'; '.join(parts)}: {end}."

@@ -1,0 +1,67 @@
+"""What a comparison is going to do, before it does it."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from localora.lab.compare.estimate import seconds_left, spell, timings
+from localora.lab.compare.plan import ResolvedPlan
+from localora.lab.compare.report.text import name_of, share_of
+from localora.lab.compare.schedule import Schedule, rungs
+from localora.lab.compare.store import Store
+
+NO_ESTIMATE = "unknown until a run has finished: start the comparison, stop it with Ctrl-C after one, and ask again"
+
+
+def print_preview(resolved: ResolvedPlan, state: Schedule, store: Store, slots: int | None, console: Console) -> None:
+    """Each method with its parameters, learning rates and runs; then how many runs, and how long they will take.
+
+    `slots` run at a time; None where a cluster decides.
+    """
+    table = Table(title=_title(resolved), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    table.add_column("learning rates")
+    for name in ("parameters", "of LoRA", "done", "now", "later"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for contender in resolved.contenders:
+        label = contender.label
+        over = sum(spec.label == label for spec in (*state.finished, *state.diverged))
+        due = sum(spec.label == label for spec in state.due)
+        later = sum(runs for (_, of, _), runs in state.later.items() if of == label)
+        rates = ", ".join(f"{rate:g}" for rate in contender.grid)
+        counts = map(str, (over, due, later))
+        table.add_row(name_of(contender), rates, f"{contender.trainable:,}", share_of(contender), *counts)
+    console.print(table)
+    for name, text in _facts(resolved, state, store, slots).items():
+        console.print(f"{name:8}{text}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _facts(resolved: ResolvedPlan, state: Schedule, store: Store, slots: int | None) -> dict[str, str]:
+    plan = resolved.plan
+    *short, full = rungs(resolved)
+    over, later = len(state.finished) + len(state.diverged), sum(state.later.values())
+    return {
+        "tasks": ", ".join(plan.tasks),
+        "steps": f"{', then '.join(map(str, [*short, full]))} to choose a learning rate; {full} for each final seed",
+        "seeds": f"{', '.join(map(str, plan.seeds))}; {plan.learning_rates.seed} to choose learning rates",
+        "runs": f"{over} done, {len(state.due)} now, {later} later; while the best rate is at the grid's edge, up to "
+        f"{plan.learning_rates.widen} more a method and rung",
+        "time": _time(state, store, slots),
+        "folder": str(store.folder),
+    }
+
+
+def _title(resolved: ResolvedPlan) -> str:
+    plan = resolved.plan
+    return f"{resolved.name}: {plan.model.name}, {resolved.contenders[0].budget:,} parameters (LoRA r {plan.r})"
+
+
+def _time(state: Schedule, store: Store, slots: int | None) -> str:
+    seconds = seconds_left(state, timings(state, store.read), slots=slots or 1)
+    if seconds is None:
+        return NO_ESTIMATE
+    if slots is None:
+        return f"about {spell(seconds)} left, one run at a time; divide by how many the cluster has room for"
+    return f"about {spell(seconds)} left, {slots} run(s) at a time"

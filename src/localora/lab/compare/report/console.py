@@ -1,0 +1,38 @@
+"""The report's short form for a terminal: a table a task and measure, headroom below it, and the finding."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from localora.lab.compare.headroom import headroom_sentence
+from localora.lab.compare.report.comparison import Comparison
+from localora.lab.compare.report.markdown import title
+from localora.lab.compare.report.text import HEADINGS, contrast_cells, headline, line_cells, problems
+
+SHOWN = ("method", "verdict", "mean", "difference", "interval", "learning rate")  # 80 columns wide
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    plan = comparison.resolved.plan
+    columns = [HEADINGS.index(name) for name in SHOWN]
+    for found in comparison.tables:
+        table = Table(title=title(found), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for name in SHOWN:
+            table.add_column(name, justify="left" if name in ("method", "verdict") else "right", no_wrap=True)
+        for line in found.lines:
+            cells = line_cells(found, line, plan.baseline)
+            table.add_row(*(cells[column][0].replace("[", r"\[") for column in columns))
+        console.print(table)
+        for contrast in found.contrasts:
+            (pair, _), (verdict, _), (mean, _), (interval, _), *_ = contrast_cells(found, contrast)
+            _say(console, f"{pair}: {mean} {interval}, {verdict}")
+        _say(console, headroom_sentence(found.headroom, bool(plan.headroom)))
+    for problem in problems(comparison):
+        _say(console, problem)
+    _say(console, headline(comparison))
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,30 @@
+"""Writes the report into the comparison's folder: numbers first, since pictures can be drawn again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from localora.lab.compare.report.comparison import Comparison, compare_records
+from localora.lab.compare.report.figures import TITLES, draw_all
+from localora.lab.compare.report.html import render_page
+from localora.lab.compare.report.markdown import render_markdown
+from localora.lab.compare.report.tables_csv import contrasts_csv, runs_csv, summary_csv
+from localora.lab.compare.store import Store, write_text
+
+
+def write_report(folder: Path) -> Comparison:
+    """Three CSV files, `report.md`, a PNG of each picture, and `index.html`, which holds all in one file.
+
+    Raises:
+        PlanError, RecordError: the folder holds no comparison, or damaged records.
+    """
+    comparison = compare_records(Store(folder))
+    write_text(folder / "summary.csv", summary_csv(comparison))
+    write_text(folder / "contrasts.csv", contrasts_csv(comparison))
+    write_text(folder / "runs.csv", runs_csv(comparison))
+    light, dark = draw_all(comparison, "light"), draw_all(comparison, "dark")
+    for name, picture in light.items():
+        (folder / f"{name}.png").write_bytes(picture)
+    write_text(folder / "report.md", render_markdown(comparison, [(f"{name}.png", TITLES[name]) for name in light]))
+    write_text(folder / "index.html", render_page(comparison, light, dark))
+    return comparison

@@ -1,0 +1,75 @@
+"""The runs of a comparison: what each is for, where it lives, and its full recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from localora.lab.compare.plan import Contender, Published, ResolvedPlan
+from localora.lab.recipe import LocalizedMethod, Recipe
+from localora.lab.recipe_file import validate_recipe
+
+Stage = Literal["sweep", "final"]
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run; equal to another when task, method, stage, steps, rate and seed are."""
+
+    stage: Stage
+    task: str
+    label: str
+    steps: int
+    rate: float
+    seed: int
+    recipe: Recipe = field(compare=False, repr=False)
+    published: Published = field(compare=False, repr=False, default=Published())  # measured after the run
+
+    @property
+    def folder(self) -> PurePosixPath:
+        """Relative to the comparison's folder."""
+        last = (
+            f"rate-{self.rate:g}-steps-{self.steps}"
+            if self.stage == "sweep"
+            else f"seed-{self.seed}-rate-{self.rate:g}"
+        )
+        return PurePosixPath(self.task, self.label, last)
+
+
+def sweep_run(resolved: ResolvedPlan, task: str, contender: Contender, steps: int, rate: float) -> RunSpec:
+    """A run that helps to choose the rate. Its validation loss counts; of the test split it sees one example."""
+    rates = resolved.plan.learning_rates
+    evaluation = {"examples": 1, "curve_points": 1, "curve_examples": rates.validation_examples}
+    recipe = _recipe(resolved, task, contender, steps, rate, rates.seed, evaluation)
+    return RunSpec("sweep", task, contender.label, steps, rate, rates.seed, recipe)
+
+
+def final_run(resolved: ResolvedPlan, task: str, contender: Contender, rate: float, seed: int) -> RunSpec:
+    steps = resolved.plan.training.steps
+    recipe = _recipe(resolved, task, contender, steps, rate, seed, {})
+    return RunSpec("final", task, contender.label, steps, rate, seed, recipe, resolved.plan.published)
+
+
+def _recipe(
+    resolved: ResolvedPlan,
+    task: str,
+    contender: Contender,
+    steps: int,
+    rate: float,
+    seed: int,
+    evaluation: dict[str, Any],
+) -> Recipe:
+    plan = resolved.plan
+    export = plan.export and seed in plan.seeds and isinstance(contender.method, LocalizedMethod)
+    return validate_recipe(
+        {
+            "model": plan.model.model_dump(),
+            "data": plan.tasks[task].model_dump(),
+            "method": contender.method.model_dump(),
+            "training": plan.training.model_dump() | {"steps": steps, "learning_rate": rate, "seed": seed},
+            "evaluation": plan.evaluation.model_dump() | evaluation,
+            "output": {"export": export, "plots": False},
+        },
+        resolved.name,
+    )

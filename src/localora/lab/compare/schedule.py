@@ -1,0 +1,100 @@
+"""What is left to run: a pure function of the plan and the folder, so that a killed comparison just continues."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from localora.lab.compare.learning_rates import DIVERGED, Choice, Needs, choose_rate
+from localora.lab.compare.plan import Contender, ResolvedPlan
+from localora.lab.compare.runs import RunSpec, final_run, sweep_run
+from localora.lab.compare.store import MAX_ATTEMPTS, Outcome
+
+Read = Callable[[RunSpec], Outcome]
+
+
+@dataclass
+class Schedule:
+    """The state of a comparison.
+
+    Attributes:
+        due: runs that can start now.
+        finished, diverged, failed: runs that are over; of the failed, those that are tried again are in `due` as well.
+        later: how many runs are foreseen beyond those, once learning rates are chosen. Widening may add to it.
+        choices: (task, label) -> the chosen rate.
+    """
+
+    due: list[RunSpec] = field(default_factory=list)
+    finished: list[RunSpec] = field(default_factory=list)
+    diverged: list[RunSpec] = field(default_factory=list)
+    failed: list[RunSpec] = field(default_factory=list)
+    later: dict[tuple[str, str, int], int] = field(default_factory=dict)  # (task, label, steps) -> runs
+    choices: dict[tuple[str, str], Choice] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        retried = [spec for spec in self.failed if spec in self.due]
+        over = len(self.finished) + len(self.diverged) + len(self.failed) - len(retried)
+        return over + len(self.due) + sum(self.later.values())
+
+
+def schedule(resolved: ResolvedPlan, read: Read, retry_failed: bool = True) -> Schedule:
+    """Look at every run the plan has need of by now. With `retry_failed`, failed ones are due while tries are left."""
+    state = Schedule()
+    for task in resolved.plan.tasks:
+        for contender in resolved.contenders:
+            choice = _sweep(resolved, task, contender, read, state, retry_failed)
+            if choice is not None and choice.rate is not None:
+                for seed in resolved.plan.seeds:
+                    _note(final_run(resolved, task, contender, choice.rate, seed), read, state, retry_failed)
+    return state
+
+
+def rungs(resolved: ResolvedPlan) -> list[int]:
+    return [*resolved.plan.learning_rates.rungs, resolved.plan.training.steps]
+
+
+def _sweep(
+    resolved: ResolvedPlan, task: str, contender: Contender, read: Read, state: Schedule, retry_failed: bool
+) -> Choice | None:
+    seen: dict[tuple[int, float], RunSpec] = {}
+
+    def loss(steps: int, rate: float) -> float | None:
+        spec = seen.setdefault((steps, rate), sweep_run(resolved, task, contender, steps, rate))
+        outcome = read(spec)
+        if outcome.status == "diverged":
+            return DIVERGED
+        return outcome.record.curve.held_out[-1].loss if outcome.status == "finished" and outcome.record else None
+
+    rates = resolved.plan.learning_rates
+    result = choose_rate(contender.grid, rungs(resolved), rates.widen, loss)
+    for spec in seen.values():
+        _note(spec, read, state, retry_failed)
+    if isinstance(result, Choice):
+        state.choices[task, contender.label] = result
+        return result
+    _foresee(resolved, task, contender, result, state)
+    return None
+
+
+def _note(spec: RunSpec, read: Read, state: Schedule, retry_failed: bool) -> None:
+    outcome = read(spec)
+    if outcome.status == "finished":
+        state.finished.append(spec)
+    elif outcome.status == "diverged":
+        state.diverged.append(spec)
+    elif outcome.status == "missing":
+        state.due.append(spec)
+    else:
+        state.failed.append(spec)
+        if retry_failed and outcome.failure is not None and outcome.failure.attempts < MAX_ATTEMPTS:
+            state.due.append(spec)
+
+
+def _foresee(resolved: ResolvedPlan, task: str, contender: Contender, needs: Needs, state: Schedule) -> None:
+    now = needs.runs[0][0]
+    steps = rungs(resolved)
+    for later in steps[steps.index(now) + 1 :]:
+        state.later[task, contender.label, later] = 3  # the best and its neighbours
+    key = (task, contender.label, steps[-1])
+    state.later[key] = state.later.get(key, 0) + len(resolved.plan.seeds)

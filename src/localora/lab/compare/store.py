@@ -1,0 +1,175 @@
+"""A comparison's folder: the resolved plan, and one folder a run.
+
+plan.json                                      the resolved plan
+<task>/<method>/rate-<rate>-steps-<n>/         a run that helps to choose the learning rate
+<task>/<method>/seed-<seed>-rate-<rate>/       a final run
+    run/run.json   its record          update.json   ranks of the update it made; written last, so the run is over
+                                       tasks.json    published tasks, where the plan names some
+    failure.json   why it has none     log.txt       what its process printed
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from localora.lab.compare.errors import PlanError
+from localora.lab.compare.plan import Published, ResolvedPlan
+from localora.lab.compare.runs import RunSpec
+from localora.lab.recipe import differences
+from localora.lab.recipe_file import validate_recipe
+from localora.lab.training.record import RunRecord
+
+MAX_ATTEMPTS = 2  # a failed run is tried once more, when the comparison is called again
+
+
+class Failure(BaseModel):
+    """Why a run has no finished record."""
+
+    model_config = ConfigDict(extra="forbid")
+    error: str
+    diverged: bool = False  # the loss stopped being a number: a result, never tried again
+    attempts: int = 1
+
+    @property
+    def reason(self) -> str:
+        """In one line: what the run said last, and how it ended."""
+        return " ".join(self.error.splitlines()[-2:])
+
+
+class Update(BaseModel):
+    """How many directions the update of a final run has; None where it has no low-rank factors to read."""
+
+    model_config = ConfigDict(extra="forbid")
+    effective_rank: float | None = None  # median over the layers
+    stable_rank: float | None = None
+    layers: int = 0
+
+
+class TaskScores(BaseModel):
+    """A published task, measured after a final run, item by item."""
+
+    model_config = ConfigDict(extra="forbid")
+    task: str
+    metric: str
+    value: float | None  # None where its code was not run
+    right: list[bool]
+    loss: float  # nats a token, over all reference answers
+    losses: list[float]  # of each item: its nats over the mean number of tokens, so that their mean is `loss`
+    data_hash: str
+
+
+class Tasks(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    measured: Published
+    tasks: list[TaskScores]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: Literal["missing", "finished", "diverged", "failed"]
+    record: RunRecord | None = None
+    failure: Failure | None = None
+    update: Update | None = None
+    tasks: tuple[TaskScores, ...] = ()
+
+
+class Store:
+    """Reads and writes the folder. Only the process that runs the comparison writes failures; runs write the rest."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._finished: dict[RunSpec, Outcome] = {}  # never change again
+
+    def path(self, spec: RunSpec) -> Path:
+        return self.folder / spec.folder
+
+    def read(self, spec: RunSpec) -> Outcome:
+        """What is known of a run.
+
+        Raises:
+            RecordError: a damaged record.
+            RecipeError: a finished record of a recipe that this version does not know.
+            PlanError: a finished record of another recipe.
+        """
+        if spec in self._finished:
+            return self._finished[spec]
+        outcome = self._read(spec)
+        if outcome.status == "finished":
+            self._finished[spec] = outcome
+        return outcome
+
+    def _read(self, spec: RunSpec) -> Outcome:
+        path = self.path(spec)
+        record = RunRecord.read(path / "run" / "run.json") if (path / "run" / "run.json").exists() else None
+        if record is not None and record.status == "finished":
+            self._check_recipe(spec, record)
+            update, tasks = _load(Update, path / "update.json"), self._tasks(spec)
+            if update is not None and tasks is not None:
+                return Outcome("finished", record, update=update, tasks=tasks)
+        failure = _load(Failure, path / "failure.json")
+        if failure is None:
+            return Outcome("missing", record)
+        return Outcome("diverged" if failure.diverged else "failed", record, failure)
+
+    def _tasks(self, spec: RunSpec) -> tuple[TaskScores, ...] | None:
+        """The scores on the published tasks that the plan names; None while they are not measured."""
+        if not spec.published.tasks:
+            return ()
+        found = _load(Tasks, self.path(spec) / "tasks.json")
+        return tuple(found.tasks) if found is not None and found.measured.same_items(spec.published) else None
+
+    def _check_recipe(self, spec: RunSpec, record: RunRecord) -> None:
+        recorded = validate_recipe(record.recipe, str(self.path(spec)))  # keys that are new since then at their default
+        changed = list(differences(recorded.resolved(), spec.recipe.resolved()))
+        if changed:
+            raise PlanError(
+                str(self.path(spec)),
+                [f"finished under another plan ({'; '.join(changed[:3])}); give the new one its own folder (--out)"],
+            )
+
+    def fail(self, spec: RunSpec, error: str, diverged: bool) -> Failure:
+        earlier = _load(Failure, self.path(spec) / "failure.json")
+        failure = Failure(error=error, diverged=diverged, attempts=1 + (earlier.attempts if earlier else 0))
+        write_text(self.path(spec) / "failure.json", failure.model_dump_json(indent=2) + "\n")
+        return failure
+
+    def save_plan(self, resolved: ResolvedPlan) -> None:
+        write_text(self.folder / "plan.json", json.dumps(resolved.model_dump(mode="json"), indent=2) + "\n")
+
+    def load_plan(self) -> ResolvedPlan:
+        """The plan of this folder.
+
+        Raises:
+            PlanError: it holds none, or one of another version.
+        """
+        path = self.folder / "plan.json"
+        try:
+            return ResolvedPlan.model_validate_json(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PlanError(str(self.folder), ["holds no comparison (no plan.json)"]) from error
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise PlanError(str(path), [f"is no plan of this version ({first['loc']}: {first['msg']})"]) from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomic: a reader, or a crash, sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _load(kind: type[Any], path: Path) -> Any:
+    try:
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    except ValidationError as error:
+        raise PlanError(str(path), [f"cannot be read: {error.errors(include_url=False)[0]['msg']}"]) from None

@@ -1,0 +1,132 @@
+"""predict_cost: put the adapter on a model of shapes only, and read off what it would take.
+
+The adapter is really injected, by PEFT, into a model on the meta device. So target modules, rank patterns and modules
+to save mean here what they mean in training, and no second copy of those rules can drift.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from transformers import PretrainedConfig
+
+from localora.adapter.config import CpsLoraConfig, LocalizedConfig
+from localora.adapter.model import adapted_layers
+from localora.export.lora import RANK_GRID
+from localora.lab.cost.calibration import CalibrationBytes, probe_bytes, sketch_bytes, taylor_bytes
+from localora.lab.cost.file_size import safetensors_bytes
+from localora.lab.cost.report import CostReport
+from localora.lab.cost.shapes import meta_model, model_config
+from localora.lifecycle.probe import rank_of_probe
+from localora.placement.budget import lora_parameters
+
+ADAM_BYTES = 8  # two float32 moments a parameter
+
+
+def predict_cost(
+    model_name_or_config: str | Path | PretrainedConfig,
+    peft_config: PeftConfig,
+    tokens: int = 2048,
+    dtype: torch.dtype = torch.bfloat16,
+) -> CostReport:
+    """Predict what an adapter takes, without weights.
+
+    Args:
+        model_name_or_config: `llama-3-1b`, `-8b`, `-70b` or `smollm2-135m`, whose shapes are known here; a folder with
+            a config.json; a Hub id (only its config is read); or a config.
+        peft_config: a localora config, or `peft.LoraConfig` to compare with. It is not changed.
+        tokens: tokens in a calibration batch.
+        dtype: of the frozen base; PEFT keeps the adapter in float32 beside a half-precision base.
+
+    Raises:
+        ModelError: no such model.
+        TypeError: a config of another method.
+        BudgetError, ValueError: the adapter does not fit the model, as `get_peft_model` would say.
+    """
+    # AdaLoRA's config is a LoraConfig, too, and its cost is another.
+    if isinstance(peft_config, AdaLoraConfig) or not isinstance(peft_config, (LocalizedConfig, LoraConfig)):
+        raise TypeError(f"costs are known for localora's configs and peft.LoraConfig, got {type(peft_config).__name__}")
+    if tokens < 1:
+        raise ValueError(f"tokens must be at least 1, got {tokens}")
+    name, config = model_config(model_name_or_config)
+    base = meta_model(name, config, dtype)
+    base_parameters = sum(p.numel() for p in base.parameters())
+    base_bytes = sum(p.numel() * p.element_size() for p in base.parameters())
+
+    adapter_config = copy.deepcopy(peft_config)
+    if isinstance(adapter_config, LocalizedConfig):
+        adapter_config.placement = "calibrate"  # labels cannot be drawn on the meta device, and cost nothing
+    model = get_peft_model(base, adapter_config, low_cpu_mem_usage=True)
+    assert isinstance(model, PeftModel)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    trainable = sum(p.numel() for p in trained)
+    ranks = _exact_ranks(model)
+    shapes = [(m, n) for m, n, _, _ in ranks.values()]
+    exact_rank = max(rank for _, _, rank, _ in ranks.values())
+    exported_rank = next((step for step in RANK_GRID if step >= exact_rank), exact_rank)
+    calibration = _calibration(peft_config, model, shapes, tokens, dtype)
+    saved = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return CostReport(
+        model=name,
+        method=peft_config.method if isinstance(peft_config, LocalizedConfig) else "lora",
+        r=peft_config.r,
+        tokens=tokens,
+        layers=len(ranks),
+        base_parameters=base_parameters,
+        base_bytes=base_bytes,
+        trainable=trainable,
+        lora_trainable=sum(lora_parameters(m, n, r) for m, n, _, r in ranks.values()),
+        exact_rank=exact_rank,
+        exported_rank=exported_rank,
+        adapter_bytes=safetensors_bytes({key: (t.dtype, tuple(t.shape)) for key, t in saved.items()}),
+        export_bytes=_export_bytes(ranks, exported_rank),
+        gradient_bytes=sum(p.numel() * p.element_size() for p in trained),
+        optimizer_bytes=ADAM_BYTES * trainable,
+        calibration_kept=calibration.kept,
+        calibration_working=calibration.working,
+    )
+
+
+def _exact_ranks(model: PeftModel) -> dict[str, tuple[int, int, int, int]]:
+    """Layer name -> m, n, rank as plain LoRA, LoRA-equivalent rank."""
+    config, base = model.peft_config["default"], model.get_base_model()
+    if isinstance(config, LocalizedConfig):
+        return {
+            name: (
+                layer.out_features,
+                layer.in_features,
+                layer.localized_layout["default"].budget.dense_rank + config.carry_rank,
+                config.layer_rank(name),
+            )
+            for name, layer in adapted_layers(base, "default")
+        }
+    return {
+        name: (int(layer.out_features or 0), int(layer.in_features or 0), layer.r["default"], layer.r["default"])
+        for name, layer in base.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
+
+
+def _calibration(
+    config: PeftConfig, model: PeftModel, shapes: list[tuple[int, int]], tokens: int, dtype: torch.dtype
+) -> CalibrationBytes:
+    if not isinstance(config, LocalizedConfig) or config.global_share == 1:
+        return CalibrationBytes(0, 0)
+    if isinstance(config, CpsLoraConfig) and config.probe_steps:
+        budgets = [layer.localized_layout["default"].budget for _, layer in adapted_layers(model, "default")]
+        return probe_bytes((b.m, b.n, rank_of_probe(config, b)) for b in budgets if b.local)
+    if isinstance(config, CpsLoraConfig):
+        return sketch_bytes(shapes, tokens, config.sketch, dtype)
+    return taylor_bytes(shapes, tokens, dtype)
+
+
+def _export_bytes(ranks: dict[str, tuple[int, int, int, int]], exported_rank: int) -> int:
+    tensors = {}
+    for name, (m, n, _, _) in ranks.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = (torch.float32, (exported_rank, n))
+        tensors[f"base_model.model.{name}.lora_B.weight"] = (torch.float32, (m, exported_rank))
+    return safetensors_bytes(tensors)

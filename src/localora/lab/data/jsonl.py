@@ -1,0 +1,49 @@
+"""Read JSON Lines files, with errors that name file and line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from localora.lab.data.example import DataError
+
+
+class Row(NamedTuple):
+    """One record, and where it stands, for error messages: `file:line` or `data set, row i`."""
+
+    where: str
+    values: Mapping[str, Any]
+
+
+def read_jsonl(path: str | Path) -> list[Row]:
+    """The objects of a JSONL file; blank lines are skipped.
+
+    Raises:
+        DataError: the file does not exist, is not UTF-8, holds no rows, or a line is not a JSON object.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        kind = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise DataError(f"{path} {kind} (relative paths start at {Path.cwd()})")
+    try:
+        # Not str.splitlines: it also splits at U+2028 and its like, which JSON strings may hold.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error}") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where}: not valid JSON ({error.msg}, column {error.colno})") from error
+        if not isinstance(values, dict):
+            raise DataError(f"{where}: expected a JSON object, found {type(values).__name__}")
+        rows.append(Row(where, values))
+    if not rows:
+        raise DataError(f"{path} holds no examples")
+    return rows

@@ -1,0 +1,110 @@
+"""Load a task from its spec: the one entry point of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from localora.lab.data.example import DataError, Example, Scorer, TaskData, content_hash
+from localora.lab.data.generated.registry import generate_task
+from localora.lab.data.hub import read_hub
+from localora.lab.data.jsonl import Row, read_jsonl
+from localora.lab.data.overlap import check_disjoint
+from localora.lab.data.schemas import Columns, to_examples
+from localora.lab.data.spec import DataSpec
+from localora.lab.data.split import split_off, subset
+
+
+def load_task(spec: Mapping[str, Any] | DataSpec) -> TaskData:
+    """Generate or read the task that `spec` (the keys of :class:`DataSpec`) describes.
+
+    The splits share no normalised prompt, and are the same for the same spec on every machine.
+
+    Raises:
+        pydantic.ValidationError: unknown or contradictory keys.
+        DataError: a missing file, a malformed line (file:line), missing keys, an unknown schema, no examples.
+        OverlapError: a prompt is in two of the given files.
+    """
+    spec = spec if isinstance(spec, DataSpec) else DataSpec.model_validate(dict(spec))
+    splits = _generated(spec) if spec.task is not None else _read(spec)
+    check_disjoint(splits.train, splits.validation)
+    check_disjoint(splits.train, splits.test)
+    check_disjoint(splits.validation, splits.test)
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    return TaskData(
+        name=spec.task or spec.hub or "+".join(Path(file).stem for file in spec.files["train"]),
+        train=tuple(splits.train),
+        validation=tuple(splits.validation),
+        test=tuple(splits.test),
+        scorer=splits.scorer,
+        hashes={name: content_hash(examples) for name, examples in parts.items()},
+    )
+
+
+class _Splits(NamedTuple):
+    train: list[Example]
+    validation: list[Example]
+    test: list[Example]
+    scorer: Scorer
+
+
+def _generated(spec: DataSpec) -> _Splits:
+    sizes = {
+        "train": spec.train_size or 2000,
+        "validation": spec.validation_size or 100,
+        "test": spec.test_size or 200,
+    }
+    assert spec.task is not None
+    parts, scorer = generate_task(spec.task, spec.difficulty, sizes, spec.seed)
+    return _Splits(parts["train"], parts["validation"], parts["test"], scorer)
+
+
+def _read(spec: DataSpec) -> _Splits:
+    train, scorer = _examples(spec, "train")
+    # The test split decides how the task is scored: training data may well be of another format.
+    if _given(spec, "test"):
+        test, scorer = _examples(spec, "test")
+        test = subset(test, spec.test_size, spec.seed)
+    else:
+        train, test = split_off(train, spec.test_size, spec.seed, "test")
+    if _given(spec, "validation"):
+        validation, _ = _examples(spec, "validation")
+        validation = subset(validation, spec.validation_size, spec.seed)
+    else:
+        train, validation = split_off(train, spec.validation_size, spec.seed, "validation")
+    return _Splits(subset(train, spec.train_size, spec.seed), validation, test, scorer)
+
+
+def _given(spec: DataSpec, split: str) -> bool:
+    return split in spec.files or getattr(spec, f"{split}_split") is not None
+
+
+def _examples(spec: DataSpec, split: str) -> tuple[list[Example], Scorer]:
+    """Of all the split's files, which must be scored alike."""
+    if spec.hub is not None:
+        return _parsed(spec, read_hub(spec.hub, spec.hub_config, getattr(spec, f"{split}_split")), spec.hub)
+    examples: list[Example] = []
+    scorers: dict[Scorer, str] = {}
+    for file in spec.files[split]:
+        more, scorer = _parsed(spec, read_jsonl(file), file)
+        examples += more
+        scorers.setdefault(scorer, file)
+    if len(scorers) > 1:
+        kinds = ", ".join(f"{file} ({scorer.value})" for scorer, file in scorers.items())
+        raise DataError(f"files that are scored differently cannot be one split: {kinds}")
+    return examples, next(iter(scorers))
+
+
+def _parsed(spec: DataSpec, rows: list[Row], name: str) -> tuple[list[Example], Scorer]:
+    mapped = [c for c in (spec.prompt_column, spec.completion_column, spec.messages_column) if c is not None]
+    absent = [column for column in mapped if column not in rows[0].values]
+    if absent:
+        raise DataError(f"{rows[0].where}: no column {', '.join(absent)}; it has {', '.join(rows[0].values)}")
+    columns = Columns(
+        prompt=spec.prompt_column or "prompt",
+        completion=spec.completion_column or "completion",
+        messages=spec.messages_column or "messages",
+        separator=spec.separator,
+    )
+    return to_examples(rows, columns, Path(name).stem)

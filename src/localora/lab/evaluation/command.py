@@ -1,0 +1,135 @@
+"""What `localora evaluate` does: read the tasks, load the model, measure, print, write."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from rich.console import Console
+from transformers import PreTrainedModel
+
+from localora.lab.data.example import DataError
+from localora.lab.evaluation.lm_eval.harness import HarnessScore, evaluate_with_lm_eval, import_lm_eval
+from localora.lab.evaluation.tasks import TaskResult, evaluate_tasks, load_tasks
+from localora.lab.model.adapted import Loaded, load_adapted
+from localora.lab.report.task_results import print_harness_scores, print_results, progress_bars
+from localora.lab.training.folder import FolderError
+from localora.lab.training.record import describe_machine, package_versions
+
+Harness = Literal["localora", "lm-eval"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How tasks are measured; written into the results."""
+
+    tasks: tuple[str, ...]
+    data: str | None = None  # folder of local files; None reads the Hub
+    examples: int | None = None  # at most so many a task
+    seed: int = 0  # that draws them
+    batch_size: int = 16
+    max_new_tokens: int = 256
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    allow_code_execution: bool = False
+    harness: Harness = "localora"
+
+
+def evaluate(
+    model: str, settings: Settings, console: Console, *, base: str | None = None, out: Path | None = None
+) -> Sequence[TaskResult | HarnessScore]:
+    """Measure the base model or adapter folder `model`. What is likely to be wrong is looked at before it is loaded.
+
+    Raises:
+        DataError: unknown tasks, unusable data, no lm-eval, or settings that it would not heed.
+        FolderError: `out` cannot be written.
+        ModelError: the model cannot be loaded.
+        SandboxError: code is to be run, and this system cannot contain it.
+    """
+    if out is not None:
+        _check_writable(out)
+    if settings.harness == "lm-eval":
+        import_lm_eval()
+        _check_harness(settings)
+        loaded = load_adapted(model, base, getattr(torch, settings.dtype))
+        scores = evaluate_with_lm_eval(
+            loaded.model,
+            loaded.tokenizer,
+            settings.tasks,
+            data_folder=settings.data,
+            limit=settings.examples,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+        )
+        print_harness_scores(scores, _title(loaded), console)
+        _write(out, loaded, settings, scores, console)
+        return scores
+    tasks = load_tasks(settings.tasks, settings.data, settings.examples, settings.seed)
+    loaded = load_adapted(model, base, getattr(torch, settings.dtype))
+    with progress_bars(console) as progress:
+        results = evaluate_tasks(
+            cast(PreTrainedModel, loaded.model),
+            loaded.tokenizer,
+            tasks,
+            batch_size=settings.batch_size,
+            max_new_tokens=settings.max_new_tokens,
+            allow_code_execution=settings.allow_code_execution,
+            progress=progress,
+        )
+    print_results(results, _title(loaded), console)
+    _write(out, loaded, settings, results, console)
+    return results
+
+
+def _check_harness(settings: Settings) -> None:
+    """What lm-evaluation-harness decides by itself must not stand in the results as if it had been heeded."""
+    ours = {
+        "--max-new-tokens": settings.max_new_tokens != Settings.max_new_tokens,
+        "--allow-code-execution": settings.allow_code_execution,
+    }
+    given = [option for option, is_given in ours.items() if is_given]
+    if given:
+        raise DataError(
+            f"lm-evaluation-harness does not heed {' and '.join(given)}; leave out this or --harness lm-eval"
+        )
+
+
+def _title(loaded: Loaded) -> str:
+    return loaded.base if loaded.adapter is None else f"{loaded.adapter} on {loaded.base}"
+
+
+def _check_writable(out: Path) -> None:
+    if out.is_dir():
+        raise FolderError(f"{out} is a folder; --out is the results' file, such as {out / 'results.json'}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FolderError(f"cannot make the folder {out.parent} ({error.strerror}); choose another --out") from error
+    if not os.access(out.parent, os.W_OK):
+        raise FolderError(f"cannot write to {out.parent}; choose another --out")
+
+
+def _write(
+    out: Path | None,
+    loaded: Loaded,
+    settings: Settings,
+    results: Sequence[TaskResult | HarnessScore],
+    console: Console,
+) -> None:
+    if out is None:
+        return
+    values: dict[str, Any] = {
+        "base": loaded.base,
+        "adapter": loaded.adapter,
+        "adapter_config": None if loaded.config is None else type(loaded.config).__name__,
+        "settings": asdict(settings),
+        "versions": package_versions(),
+        "machine": describe_machine(),
+        "tasks": [asdict(result) for result in results],
+    }
+    out.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    console.print(f"results      {out}", highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,136 @@
+"""What the microscope saw: figures of all layers, in memory, as JSON and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from localora.lab.inspect.cluster_test import CLUSTERS, NONE, UNCHANGED, UNDECIDED, UNEVEN
+from localora.lab.inspect.layer import LayerInspection
+
+SCHEMA = 1
+VERDICTS = {
+    CLUSTERS: "clusters of rows and columns, beyond what uneven row and column energies explain",
+    UNEVEN: "no clusters, but some rows and columns hold more of the update than others",
+    NONE: "no clusters worth the name: little or no excess over random updates of the same singular values",
+    UNDECIDED: "may be clusters; too few rows or columns hold the update to tell",
+    UNCHANGED: "not changed by the training",
+}
+
+
+@dataclass(frozen=True)
+class InspectionReport:
+    """All layers of one source, inspected at one budget.
+
+    Attributes:
+        source: what was inspected, in a line.
+        rank: r, the budget in LoRA's rank; clusters: the numbers K tried; draws: of each null; seed: of all draws.
+        by_construction: the adapter is made of clusters, so finding them says nothing about the training.
+        layers: in the order of the model.
+        skipped: what was left out, and why.
+        seconds: the work took.
+    """
+
+    source: str
+    rank: int
+    clusters: tuple[int, ...]
+    draws: int
+    seed: int
+    by_construction: bool
+    layers: tuple[LayerInspection, ...]
+    skipped: dict[str, str]
+    seconds: float
+
+    @property
+    def changed(self) -> list[LayerInspection]:
+        """The layers whose dW is not zero."""
+        return [layer for layer in self.layers if layer.test.verdict != UNCHANGED]
+
+    def verdicts(self) -> dict[str, int]:
+        """Layers by verdict, in the order of :data:`VERDICTS`."""
+        counts = Counter(layer.test.verdict for layer in self.layers)
+        return {verdict: counts[verdict] for verdict in VERDICTS if counts[verdict]}
+
+    def median_captured(self) -> dict[str, float]:
+        """The median over changed layers of each captured energy; figures that no layer has are left out."""
+        keys = dict.fromkeys(key for layer in self.changed for key in layer.captured)
+        values = {
+            key: [x for x in (layer.captured.get(key) for layer in self.changed) if x is not None] for key in keys
+        }
+        return {key: statistics.median(x) for key, x in values.items() if x}
+
+    def headline(self) -> str:
+        """Whether there are clusters, in a sentence."""
+        total, found = len(self.layers), self.verdicts().get(CLUSTERS, 0)
+        if self.by_construction:
+            return f"{found} of {total} layers show clusters; this adapter is made of clusters, so it must"
+        if not found:
+            return f"no clusters in any of {total} layers"
+        return f"clusters in {found} of {total} layers"
+
+    def record(self) -> dict[str, Any]:
+        """Everything but the pictures, ready for JSON; floats with 6 significant digits, no NaN."""
+        layers = [{k: v for k, v in vars(layer).items() if k not in ("thumbnails", "test")} for layer in self.layers]
+        for entry, layer in zip(layers, self.layers, strict=True):
+            entry["test"] = asdict(layer.test)
+        own = {k: v for k, v in vars(self).items() if k != "layers"}
+        summary = {"headline": self.headline(), "verdicts": self.verdicts(), "median_captured": self.median_captured()}
+        return _rounded({"schema": SCHEMA, **own, "summary": summary, "layers": layers})
+
+    def save_json(self, path: Path) -> None:
+        path.write_text(json.dumps(self.record(), indent=1, allow_nan=False) + "\n")
+
+    def save_csv(self, path: Path) -> None:
+        """One line a layer; empty cells where a figure does not exist."""
+        rows = [_flat(layer) for layer in self.layers]
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, names, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def __str__(self) -> str:
+        changed = self.changed
+        lines = [f"{self.source}: {self.headline()} (r {self.rank}, {self.draws} draws a null, {self.seconds:.0f} s)"]
+        lines += [f"  {count:4d} {verdict:10s} {VERDICTS[verdict]}" for verdict, count in self.verdicts().items()]
+        if changed:
+            effective = statistics.median(layer.effective_rank for layer in changed)
+            stable = statistics.median(layer.stable_rank for layer in changed)
+            lines.append(f"  median effective rank {effective:.1f}, stable rank {stable:.1f}, budget {self.rank}")
+            lines.append("  median energy captured at the budget:")
+            lines += [f"    {key:18s} {value:6.1%}" for key, value in self.median_captured().items()]
+        if self.skipped:
+            lines.append(f"  left out: {len(self.skipped)} tensors, such as {next(iter(self.skipped))}")
+        return "\n".join(lines)
+
+
+def _flat(layer: LayerInspection) -> dict[str, Any]:
+    plain = ("name", "rows", "cols", "norm", "stable_rank", "effective_rank", "rank_utilisation")
+    row: dict[str, Any] = {name: getattr(layer, name) for name in plain}
+    test = layer.test
+    row |= {"verdict": test.verdict, "strongest": test.strongest, "excess": test.excess, "mismatch": test.mismatch}
+    row |= {f"captured.{key}": value for key, value in layer.captured.items()}
+    row |= {f"correlation.{key}": value for key, value in layer.correlation.items()}
+    row |= {f"observed.{key}": value for key, value in test.observed.items()}
+    for null, figures in test.nulls.items():
+        # the partition judged differs from layer to layer; its columns must not
+        for key, figure in figures.items():
+            general = key.replace(f"_{test.strongest}", "_strongest") if test.strongest else key
+            if general in ("cps_strongest", "correlation_strongest", "g_lora", "lora"):
+                row |= {f"{null}.{general}.{part}": getattr(figure, part) for part in ("mean", "sd", "z", "excess")}
+    return {key: "" if value is None else _rounded(value) for key, value in row.items()}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return value

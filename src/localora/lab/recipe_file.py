@@ -1,0 +1,162 @@
+"""From a YAML file to a recipe, validated in full before any work starts; each problem ends up in one plain line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from localora.lab.recipe import METHOD_CLASSES, METHODS, SECTIONS, MethodBase, Recipe, RecipeError, with_folder
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), folder: str | Path | None = None) -> Recipe:
+    """Read a YAML recipe, apply `section.key=value` overrides (values parsed as YAML), validate.
+
+    `folder` is the output folder; it goes before the recipe's own.
+
+    Raises:
+        RecipeError: unreadable file, bad YAML, bad override, unknown key or bad value; lists every problem at once.
+    """
+    path = Path(path)
+    recipe = validate_recipe(read_values(path, overrides, list(Recipe.model_fields)), str(path))
+    return with_folder(recipe, folder or recipe.output.folder or Path("runs") / path.stem)
+
+
+def validate_recipe(values: dict[str, Any], source: str = "recipe") -> Recipe:
+    """Turn nested plain values into a recipe, or raise a RecipeError with one line per problem."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(problem) for problem in error.errors(include_url=False)]
+        raise RecipeError(source, list(dict.fromkeys(problems))) from None
+
+
+def method_section(values: dict[str, Any], overrides: Sequence[str] = ()) -> MethodBase:
+    """A method's section alone, from plain values and `key=value` overrides; errors as :func:`validate_recipe`."""
+    nested = {"method": values}
+    for override in overrides:
+        apply_override(nested, f"method.{override}")
+    return validate_recipe({"model": {"name": "none"}, "data": {"task": "arithmetic"}, **nested}, "method").method
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys without a word; a recipe must not."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {', '.join(twice)} is given twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def read_values(path: Path, overrides: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
+    """The nested values of a YAML file with `key=value` overrides applied; `known` are the keys that an error names.
+
+    Raises:
+        RecipeError: unreadable file, bad YAML, or a bad override.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(str(path), [f"cannot be read: {error}"]) from error
+    values = parse_yaml(text, str(path), known)
+    for override in overrides:
+        apply_override(values, override)
+    return values
+
+
+def parse_yaml(text: str, source: str, known: Sequence[str]) -> dict[str, Any]:
+    """The mapping that a YAML text holds; `known` are the keys that an error names.
+
+    Raises:
+        RecipeError: bad YAML, a key given twice, or no mapping.
+    """
+    try:
+        values = yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise RecipeError(source, [f"{where}not valid YAML: {getattr(error, 'problem', None) or error}"]) from error
+    if not isinstance(values, dict):
+        raise RecipeError(source, [f"must hold sections ({', '.join(known)})"])
+    return values
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one key in place, as `section.key=value` says.
+
+    Raises:
+        RecipeError: not of that form, or the value is no YAML.
+    """
+    source = f"--set {override}"
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise RecipeError(source, ["write it as section.key=value, for example training.steps=50"])
+    try:
+        value = yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise RecipeError(
+            source, [f"the value is not valid YAML: {getattr(error, 'problem', None) or error}"]
+        ) from error
+    *sections, last = key.split(".")
+    for name in sections:
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            raise RecipeError(source, [f"{name} is a value, not a section"])
+    values[last] = value
+
+
+def explain(problem: Mapping[str, Any], loc: Sequence[Any], said_of_unknown: Callable[[], str]) -> str:
+    """One line for one of pydantic's errors, at `loc` of the user's file."""
+    kind, given, where = problem["type"], problem["input"], ".".join(map(str, loc))
+    if kind == "extra_forbidden":
+        return f"{where}: {said_of_unknown()}"
+    if kind == "missing":
+        return f"{where}: missing"
+    message = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    if isinstance(given, (dict, list)) or kind == "value_error":
+        return f"{where}: {message}" if where else message
+    return f"{where}: {message}, got {given!r}"
+
+
+def unknown_key(key: str, known: Sequence[str]) -> str:
+    return f"unknown key{_closest(key, known) or '; known: ' + ', '.join(known)}"
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    loc, kind, given = list(problem["loc"]), problem["type"], problem["input"]
+    method = None
+    if loc[:1] == ["method"] and len(loc) > 1 and loc[1] in METHODS:
+        method = loc.pop(1)  # pydantic names the chosen method in the path; the user's file has no such level
+    if kind == "union_tag_invalid":
+        name = given.get("name") if isinstance(given, dict) else given
+        return f"method.name: {name!r} is no method{_closest(str(name), METHODS)}; known: {', '.join(METHODS)}"
+    if kind == "union_tag_not_found":
+        return f"method.name: missing; choose one of {', '.join(METHODS)}"
+    return explain(problem, loc, lambda: _unknown_key(loc, method))
+
+
+def _unknown_key(loc: list[Any], method: str | None) -> str:
+    key = str(loc[-1])
+    if method is not None:
+        known = list(METHOD_CLASSES[method].model_fields)
+        owners = [name for name, cls in METHOD_CLASSES.items() if key in cls.model_fields]
+        if owners:
+            return f"no setting of {method} (it belongs to {', '.join(owners)}); known: {', '.join(known)}"
+    elif len(loc) == 1:
+        known = list(Recipe.model_fields)
+    else:
+        known = [name for section in SECTIONS[str(loc[0])] for name in section.model_fields]
+    return unknown_key(key, known)
+
+
+def _closest(word: str, known: Sequence[str]) -> str:
+    match = get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {match[0]}?" if match else ""

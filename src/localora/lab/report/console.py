@@ -1,0 +1,104 @@
+"""What a run says on the console: stages while it works, one table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from localora.lab.recipe import METHOD_CLASSES, LocalizedMethod
+from localora.lab.training.record import Evaluation, RunRecord
+
+
+def describe_progress(console: Console, stage: str) -> Callable[[int, int], None]:
+    """A `(done, total)` callback that prints a stage when it starts and when it is half way, not on every item."""
+    said: set[str] = set()
+
+    def tell(done: int, total: int) -> None:
+        line = f"{stage}: done" if done >= total else f"{stage}: {done} of {total}" if 2 * done >= total else ""
+        mark = "done" if done >= total else "half"
+        if line and mark not in said:
+            said.add(mark)
+            console.print(line, style="dim", highlight=False)
+
+    return tell
+
+
+def comparison_table(records: Sequence[RunRecord], title: str) -> Table:
+    """One line a run: parameters, test loss and score before and after, seconds of training, peak memory."""
+    table = Table(title=f"{title} (before > after training)", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    score = next((r.before.score_name for r in records if r.before.score_name), None)
+    table.add_column("method", no_wrap=True)
+    for name in ("params", "of LoRA", "test loss", *([score] if score else []), "time", "memory"):
+        table.add_column(name, justify="right")
+    for record in records:
+        own, lora = record.parameters.trainable, record.parameters.lora_same_r
+        before, after = record.before, record.after
+        cells = [
+            record.method,
+            f"{own:,}",
+            f"{own / lora:.1%}",
+            f"{before.loss:.3f} > {after.loss:.3f}" if after else "-",
+        ]
+        if score:
+            cells.append(_score(before, after))
+        table.add_row(*cells, f"{record.seconds.get('train', 0.0):.0f} s", f"{record.peak_memory_mib / 1024:.1f} GiB")
+    return table
+
+
+def _score(before: Evaluation, after: Evaluation | None) -> str:
+    """Counts, since 3 > 11 of 40 says more than 7.5 % > 27.5 %."""
+    if after is None or before.score is None:
+        return "-"
+    return f"{sum(before.right)} > {sum(after.right)} of {after.score_examples}"
+
+
+def print_record(record: RunRecord, console: Console) -> None:
+    """The end of `localora train`: the table, then where everything is."""
+    folder = record.recipe["output"]["folder"]
+    console.print(comparison_table([record], f"{record.data['name']}, {record.recipe['model']['name']}"))
+    for line in closing_lines(record, folder):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def closing_lines(record: RunRecord, folder: str) -> list[str]:
+    """Where the adapter or the model, its export, the pictures and the record are, and what the verification found."""
+    lines = []
+    if record.placement is not None:
+        lines.append(_placement_line(record))
+    result = "model" if record.method == "full" else "adapter"
+    lines.append(f"{result:<13}{folder}/{result}")
+    if record.export is not None:
+        lines.append(f"plain LoRA   {folder}/{record.export['folder']} ({export_line(record.export)})")
+    if record.recipe["output"]["plots"]:
+        names = ["loss.png"] + (["placement.png"] if issubclass(METHOD_CLASSES[record.method], LocalizedMethod) else [])
+        lines.append(f"pictures     {', '.join(f'{folder}/{name}' for name in names)}")
+    lines.append(f"record       {folder}/run.json")
+    return lines
+
+
+def export_line(export: dict[str, Any]) -> str:
+    """The verification: what stock PEFT makes of the exported adapter, beside our own."""
+    verdict = "verified with stock PEFT" if export["verified"] else "NOT VERIFIED: please report this"
+    return (
+        f"rank {export['rank']}, {verdict}: dW differs by {export['delta_error']:.0e}, logits by "
+        f"{export['logit_error']:.0e} of the largest in {export['dtype']}"
+    )
+
+
+def _placement_line(record: RunRecord) -> str:
+    assert record.placement is not None
+    layers = record.placement["layers"]
+    facts = []
+    for key, name in (
+        ("importance_share", "importance inside the block"),
+        ("captured_energy", "gradient energy inside the clusters"),
+    ):
+        values = [layer[key] for layer in layers if layer.get(key) is not None]
+        if values:
+            facts.append(f"{name} {sum(values) / len(values):.0%} on average")
+    seconds = record.placement["seconds"]
+    return f"placement    {len(layers)} layers placed in {seconds:.1f} s; {', '.join(facts)}"

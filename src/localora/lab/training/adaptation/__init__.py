@@ -1,0 +1,27 @@
+"""How each method makes a base model trainable, what it does during training, and what it leaves on disk."""
+
+from __future__ import annotations
+
+from localora.lab.recipe import AdaLoraMethod, FullMethod, LocalizedMethod, MethodBase, Recipe
+from localora.lab.training.adaptation.adalora import AdaLora
+from localora.lab.training.adaptation.adapter import PlainAdapter
+from localora.lab.training.adaptation.base import Adaptation
+from localora.lab.training.adaptation.full import FullFineTuning
+from localora.lab.training.adaptation.localized import LocalizedAdapter
+from localora.lab.training.adaptation.moved_base import MovedBaseAdapter, moves_base
+from localora.lab.training.folder import RunFolder
+
+
+def adaptation_of(recipe: Recipe, folder: RunFolder) -> Adaptation:
+    """The adaptation that the recipe's method asks for, for one run in `folder`."""
+    return _class_of(recipe.method)(recipe, folder)
+
+
+def _class_of(method: MethodBase) -> type[Adaptation]:
+    if isinstance(method, FullMethod):
+        return FullFineTuning
+    if isinstance(method, LocalizedMethod):
+        return LocalizedAdapter
+    if isinstance(method, AdaLoraMethod):
+        return AdaLora
+    return MovedBaseAdapter if moves_base(method) else PlainAdapter

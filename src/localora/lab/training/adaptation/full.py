@@ -1,0 +1,31 @@
+"""Full fine-tuning: the model itself trains."""
+
+from __future__ import annotations
+
+from localora.lab.model.targets import resolve_targets
+from localora.lab.recipe import RecipeError
+from localora.lab.training.adaptation.base import Adaptation, Trainee
+from localora.lab.training.setup import Setup
+
+
+class FullFineTuning(Adaptation):
+    """No adapter; every parameter trains, in float32 whatever the base was loaded in, as PEFT's adapters do.
+
+    In half precision most of Adam's steps would be lost to rounding.
+    """
+
+    def attach(self, setup: Setup, *, resume: bool) -> Trainee:
+        try:
+            self._targets = resolve_targets(setup.model, self.recipe.method.target_modules)
+        except ValueError as error:
+            raise RecipeError("method", [str(error)]) from error
+        model = setup.model.float()
+        model.requires_grad_(True)
+        return model
+
+    def lora_same_r(self, model: Trainee) -> int:
+        return sum(self.recipe.method.r * (target.m + target.n) for target in self._targets)
+
+    def save(self, setup: Setup, model: Trainee) -> None:
+        model.save_pretrained(str(self.folder.model))
+        setup.tokenizer.save_pretrained(str(self.folder.model))

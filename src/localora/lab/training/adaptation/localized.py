@@ -1,0 +1,35 @@
+"""localora's own methods: placed at train begin, re-placed on schedule."""
+
+from __future__ import annotations
+
+from transformers import TrainerCallback
+
+from localora import LocalizationCallback
+from localora.lab.recipe import LocalizedMethod
+from localora.lab.training.adaptation.base import Adaptation, Trainee
+from localora.lab.training.record import RunRecord
+from localora.lab.training.setup import Setup
+
+
+class LocalizedAdapter(Adaptation):
+    """G-LoRA, CPS-LoRA and the hybrid."""
+
+    def attach(self, setup: Setup, *, resume: bool) -> Trainee:
+        return self._with_adapter(setup, self._config())
+
+    def callbacks(self, record: RunRecord) -> list[TrainerCallback]:
+        method = self.recipe.method
+        assert isinstance(method, LocalizedMethod)
+        self._localization = LocalizationCallback(steps=method.calibration_steps)
+        self._earlier_events = record.repartitions
+        return [self._localization]
+
+    def note(self, record: RunRecord) -> None:
+        for report in self._localization.reports.values():
+            record.placement = report.to_dict()
+            record.seconds["calibrate"] = report.seconds
+        events = [event.to_dict() for r in self._localization.repartitioners.values() for event in r.events]
+        record.repartitions = self._earlier_events + events
+
+    def save(self, setup: Setup, model: Trainee) -> None:
+        model.save_pretrained(str(self.folder.adapter))

@@ -1,0 +1,121 @@
+"""The record of a run: all that tables, pictures and later comparisons are made from."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from localora.lifecycle.processes import processes
+
+RECORD_FORMAT: Literal[1] = 1  # raise it when a field changes its meaning
+PACKAGES = ("localora", "torch", "transformers", "peft", "accelerate", "safetensors")
+
+
+class RecordError(ValueError):
+    """A file that is no readable run record."""
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Point(Part):
+    step: int
+    loss: float
+
+
+class Curve(Part):
+    train: list[Point] = []
+    held_out: list[Point] = []  # on validation examples; step 0 is the untrained model
+
+
+class Evaluation(Part):
+    """What the model knows of the test split."""
+
+    loss: float  # nats per completion token
+    examples: int  # test examples the loss is over
+    score_name: str | None = None  # None: the task has no scorer
+    score: float | None = None
+    score_examples: int = 0
+    right: list[bool] = []  # which of them, for paired comparisons
+    seconds: float = 0.0
+
+
+class Parameters(Part):
+    trainable: int
+    lora_same_r: int  # plain LoRA at the recipe's r, on the same layers
+    base: int
+
+
+class RunRecord(Part):
+    format: Literal[1] = RECORD_FORMAT
+    status: Literal["running", "finished", "failed"] = "running"
+    error: str | None = None
+    recipe: dict[str, Any]
+    seed: int
+    versions: dict[str, str] = Field(default_factory=lambda: package_versions())
+    machine: dict[str, Any] = Field(default_factory=lambda: describe_machine())
+    data: dict[str, Any]  # name, sizes and hashes of the splits
+    parameters: Parameters
+    before: Evaluation
+    after: Evaluation | None = None
+    curve: Curve = Curve()
+    seconds: dict[str, float] = {}  # by stage; a resumed run adds up
+    peak_memory_mib: float = 0.0
+    placement: dict[str, Any] | None = None  # the calibration report, or None where nothing was calibrated
+    repartitions: list[dict[str, Any]] = []  # one entry an event, see localora.lifecycle.schedule.RepartitionEvent
+    ranks: dict[str, int] | None = None  # by layer, where the method chose them in training (AdaLoRA)
+    export: dict[str, Any] | None = None
+    resumed_at: list[int] = []  # steps at which the run was taken up again
+
+    @property
+    def method(self) -> str:
+        return str(self.recipe["method"]["name"])
+
+    def write(self, path: Path) -> None:
+        """Atomic: a reader, or a crash, sees the old record or the new one."""
+        partial = path.with_name(path.name + ".partial")
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> RunRecord:
+        """Read a record.
+
+        Raises:
+            RecordError: the file is missing, damaged, or of another format.
+        """
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecordError(f"{path} cannot be read: {error.strerror}") from error
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "file"
+            raise RecordError(f"{path} is no run record of format {RECORD_FORMAT} ({where}: {first['msg']})") from None
+
+
+def package_versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+def describe_machine() -> dict[str, Any]:
+    import torch
+
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "processes": processes()[1],
+    }

@@ -1,0 +1,223 @@
+"""One run, from recipe to record: load, measure, adapt, train, measure again, save, export, draw."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+from peft import PeftModel
+from rich.console import Console
+from transformers import TrainerState, set_seed
+
+from localora.lab.data.batches import Collator
+from localora.lab.recipe import LocalizedMethod, Recipe, RecipeError, differences
+from localora.lab.report.console import describe_progress
+from localora.lab.training.adaptation import Adaptation, adaptation_of
+from localora.lab.training.adaptation.base import Trainee
+from localora.lab.training.adapter import all_parameters, trainable_parameters
+from localora.lab.training.callbacks import HeldOutLoss, OnSave, ProgressBar, curve_of
+from localora.lab.training.folder import FolderError, RunFolder, check_space, open_run_folder, remove
+from localora.lab.training.memory import PeakMemory
+from localora.lab.training.processes import is_main_process, join_processes
+from localora.lab.training.record import Evaluation, Parameters, RunRecord
+from localora.lab.training.setup import Setup, load_setup
+from localora.lab.training.trainer import build_trainer
+from localora.lab.training.verification import export_and_verify
+from localora.lifecycle.processes import decide_once
+
+BYTES_PER_PARAMETER = 4 * 3 * 3  # float32 weights and two Adam moments; two checkpoints at a time, result and export
+
+
+def train(
+    recipe: Recipe,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    before: Evaluation | None = None,
+    console: Console | None = None,
+) -> RunRecord:
+    """Run `recipe` and return its record, which is also in the output folder as run.json.
+
+    Started by torchrun or accelerate launch, all processes call this, train together, and get the same record; the
+    first of them writes it.
+
+    Args:
+        overwrite: replace the run that the folder holds.
+        resume: continue the folder's run from its last checkpoint.
+        before: the untrained model's evaluation, when an earlier run on the same model and data has it already.
+
+    Raises:
+        FolderError: the output folder cannot be used; raised before anything is loaded.
+        DataError, ModelError, RecipeError: raised before training.
+        CalibrationError, TrainingError: raised in training; the record then says `failed` and why.
+    """
+    join_processes()
+    console = console or Console(quiet=not is_main_process())
+    if recipe.output.plots and find_spec("matplotlib") is None:
+        raise RecipeError("output.plots", ["needs matplotlib (pip install 'localora[plots]'), or set it to false"])
+    folder, earlier = decide_once(lambda: _open(recipe, overwrite=overwrite, resume=resume))
+    adaptation = adaptation_of(recipe, folder)
+    with PeakMemory() as memory:
+        record, setup, model = _prepare(recipe, adaptation, earlier, before, console)
+        check_space(folder.path, record.parameters.trainable * BYTES_PER_PARAMETER)
+        if overwrite and is_main_process():
+            folder.clear()
+        _write(record, folder)
+        try:
+            _train(recipe, record, setup, adaptation, model, folder, console)
+            with _timed(record, "after"):
+                record.after = decide_once(lambda: setup.measure(model, describe_progress(console, "test after")))
+            if is_main_process():
+                _save(recipe, record, setup, adaptation, model, folder)
+        except Exception as error:
+            record.status, record.error = "failed", str(error)
+            _write(record, folder)
+            raise
+        record.peak_memory_mib = max(record.peak_memory_mib, memory.mib)
+    record.status = "finished"
+    _write(record, folder)
+    return record
+
+
+def _open(recipe: Recipe, *, overwrite: bool, resume: bool) -> tuple[RunFolder, RunRecord | None]:
+    folder = open_run_folder(recipe.output.folder or "runs/run", overwrite=overwrite, resume=resume)
+    return folder, _earlier_record(folder, recipe) if resume else None
+
+
+def _prepare(
+    recipe: Recipe,
+    adaptation: Adaptation,
+    earlier: RunRecord | None,
+    before: Evaluation | None,
+    console: Console,
+) -> tuple[RunRecord, Setup, Trainee]:
+    start = time.perf_counter()
+    setup = load_setup(recipe)
+    loaded = time.perf_counter()
+    if earlier is not None:
+        before = earlier.before
+    if before is None:
+        before = decide_once(lambda: setup.measure(setup.model, describe_progress(console, "test before")))
+    measured = time.perf_counter()
+    base = all_parameters(setup.model)
+    set_seed(recipe.training.seed)  # so that every method draws the same order of examples
+    attaching = time.perf_counter()
+    model = adaptation.attach(setup, resume=earlier is not None)
+    attached = time.perf_counter()
+    task = setup.task
+    sizes = {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)}
+    record = RunRecord(
+        recipe=recipe.resolved(),
+        seed=recipe.training.seed,
+        data={"name": task.name, "sizes": sizes, "hashes": task.hashes},
+        parameters=Parameters(
+            trainable=trainable_parameters(model), lora_same_r=adaptation.lora_same_r(model), base=base
+        ),
+        before=before,
+        seconds={"load": loaded - start, "before": measured - loaded, "attach": attached - attaching},
+    )
+    if earlier is not None:
+        _check_same_data(earlier, record)
+        record.placement, record.resumed_at = earlier.placement, earlier.resumed_at
+        record.repartitions, record.ranks = earlier.repartitions, earlier.ranks
+        record.peak_memory_mib = earlier.peak_memory_mib
+        for stage, seconds in earlier.seconds.items():
+            record.seconds[stage] = record.seconds.get(stage, 0.0) + seconds
+    return record, setup, model
+
+
+def _train(
+    recipe: Recipe,
+    record: RunRecord,
+    setup: Setup,
+    adaptation: Adaptation,
+    model: Trainee,
+    folder: RunFolder,
+    console: Console,
+) -> None:
+    held_out = HeldOutLoss(setup.held_out_loss, recipe.evaluation.curve_points)
+    bar = ProgressBar(console, record.method)
+    start, earlier_seconds = time.perf_counter(), record.seconds.get("train", 0.0)
+
+    def keep(state: TrainerState) -> None:
+        adaptation.note(record)
+        record.curve = curve_of(state)
+        record.seconds["train"] = earlier_seconds + time.perf_counter() - start
+        _write(record, folder)
+
+    checkpoint = decide_once(folder.last_checkpoint)
+    if checkpoint is not None:
+        record.resumed_at.append(int(checkpoint.name.removeprefix("checkpoint-")))
+    trainer = build_trainer(
+        recipe,
+        folder.checkpoints,
+        model=model,
+        train_dataset=setup.train,
+        data_collator=Collator(setup.pad_id),
+        callbacks=[bar, *adaptation.callbacks(record), held_out, OnSave(keep)],
+    )
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        bar.close()
+    keep(trainer.state)
+
+
+def _write(record: RunRecord, folder: RunFolder) -> None:
+    if is_main_process():
+        record.write(folder.record)
+
+
+def _save(
+    recipe: Recipe, record: RunRecord, setup: Setup, adaptation: Adaptation, model: Trainee, folder: RunFolder
+) -> None:
+    placed = isinstance(recipe.method, LocalizedMethod)
+    with _timed(record, "save"):
+        adaptation.save(setup, model)
+        if recipe.output.plots:
+            _draw(record, folder, placed=placed)
+        if recipe.output.export and placed:
+            assert isinstance(model, PeftModel)
+            record.export = export_and_verify(model, setup.test[0], folder.adapter, folder.lora)
+        remove(folder.checkpoints)
+
+
+def _draw(record: RunRecord, folder: RunFolder, *, placed: bool) -> None:
+    from localora.lab.report.curves import draw_losses  # matplotlib is an extra, and not needed without pictures
+    from localora.lab.report.pictures import draw_placements, load_partitions
+
+    draw_losses({record.method: record.curve}, folder.loss_picture)
+    if placed:
+        draw_placements(load_partitions(folder.adapter), folder.placement_picture)
+
+
+def _earlier_record(folder: RunFolder, recipe: Recipe) -> RunRecord:
+    earlier = RunRecord.read(folder.record)
+    if earlier.status == "finished":
+        raise FolderError(f"the run in {folder.path} is finished; --overwrite starts it anew")
+    if folder.last_checkpoint() is None:
+        raise FolderError(
+            f"the run in {folder.path} stopped before its first checkpoint (training.checkpoint_every); "
+            "start it again with --overwrite"
+        )
+    changed = list(differences(earlier.recipe, recipe.resolved()))
+    if changed:
+        raise FolderError(
+            f"the run in {folder.path} was started with another recipe ({'; '.join(changed)}); "
+            "resume it with its own, or choose another folder with --out"
+        )
+    return earlier
+
+
+def _check_same_data(earlier: RunRecord, record: RunRecord) -> None:
+    if earlier.data["hashes"] != record.data["hashes"]:
+        raise FolderError("the data changed since the run was started; start it anew with --overwrite")
+
+
+@contextmanager
+def _timed(record: RunRecord, stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    record.seconds[stage] = record.seconds.get(stage, 0.0) + time.perf_counter() - start

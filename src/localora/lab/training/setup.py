@@ -1,0 +1,111 @@
+"""All that a run needs before it has an adapter: the task, the base model, the token sequences."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from localora.lab.data.batches import Encoded, encode_examples
+from localora.lab.data.example import Example, Scorer, TaskData
+from localora.lab.data.load import load_task
+from localora.lab.data.split import subset
+from localora.lab.evaluation.likelihood import mean_loss
+from localora.lab.evaluation.sandbox import Sandbox
+from localora.lab.evaluation.score import CODE_IS_OFF, evaluate_task
+from localora.lab.model.base import load_base_model
+from localora.lab.recipe import EvaluationSection, Recipe
+from localora.lab.training.record import Evaluation
+from localora.lab.training.trainer import finite
+
+Progress = Callable[[int, int], None]  # (done, total)
+
+
+@dataclass
+class Setup:
+    """A loaded task and base model. `validation` is for looking during training, `test` for the final numbers only.
+
+    `questions` are the examples that `test` encodes. They and those of `validation` are drawn from all of their split:
+    one that was read from several files has these one after the other.
+    """
+
+    task: TaskData
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    train: list[Encoded]
+    validation: list[Encoded]
+    test: list[Encoded]
+    questions: list[Example]
+    evaluation: EvaluationSection
+    sandbox: Sandbox | None = None  # None: generated code is not run
+
+    @property
+    def pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        assert pad is not None  # load_base_model sets one
+        return int(pad)
+
+    def measure(self, model: PreTrainedModel | PeftModel, progress: Progress | None = None) -> Evaluation:
+        """Loss and task score of `model` on the test split.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        start = time.perf_counter()
+        loss = finite(mean_loss(model, self.test, self.evaluation.batch_size), "on test examples")
+        result = Evaluation(loss=loss, examples=len(self.test))
+        if self.task.scorer is Scorer.code and self.sandbox is None:
+            result.score_name = CODE_IS_OFF
+        elif self.task.scorer is not Scorer.none:
+            score = evaluate_task(
+                cast(PreTrainedModel, model),
+                self.tokenizer,
+                self.questions,
+                self.task.scorer,
+                batch_size=self.evaluation.batch_size,
+                max_new_tokens=self.evaluation.max_new_tokens,
+                sandbox=self.sandbox,
+                progress=progress,
+            )
+            result.score_name, result.score, result.score_examples = score.name, score.value, score.count
+            result.right = score.items
+        result.seconds = time.perf_counter() - start
+        return result
+
+    def held_out_loss(self, model: torch.nn.Module) -> float:
+        """Loss on validation examples, for the curve."""
+        return mean_loss(model, self.validation, self.evaluation.batch_size)
+
+
+def load_setup(recipe: Recipe) -> Setup:
+    """Load the data first (cheap, and the likelier to be wrong), then the model.
+
+    Raises:
+        DataError, ModelError: as their loaders say.
+        SandboxError: generated code is to be run, and this system cannot contain it.
+    """
+    task = load_task(recipe.data)
+    runs_code = recipe.evaluation.allow_code_execution and task.scorer is Scorer.code
+    sandbox = Sandbox() if runs_code else None
+    model, tokenizer = load_base_model(recipe.model.name, getattr(torch, recipe.model.dtype))
+    if torch.cuda.is_available():
+        model.to("cuda")  # type: ignore[arg-type]
+    length, sizes = recipe.training.max_length, recipe.evaluation
+    questions = subset(task.test, sizes.examples, recipe.data.seed)
+    shown = subset(task.validation, sizes.curve_examples, recipe.data.seed)
+    return Setup(
+        task=task,
+        model=model,
+        tokenizer=tokenizer,
+        train=encode_examples(task.train, tokenizer, length),
+        validation=encode_examples(shown, tokenizer, length),
+        test=encode_examples(questions, tokenizer, length),
+        questions=questions,
+        evaluation=sizes,
+        sandbox=sandbox,
+    )

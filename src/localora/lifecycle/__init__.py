@@ -1,0 +1,1 @@
+"""What happens to an adapter in time: calibration, re-partition, resume, trainers. Not the maths of placing."""

@@ -1,0 +1,116 @@
+"""Calibration: a few ordinary batches show where the gradient lives, and a planner turns that into labels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from localora.adapter.config import CpsLoraConfig, GlobalLocalLoraConfig, LocalizedConfig
+from localora.adapter.model import active_adapters, adapted_layers
+from localora.lifecycle.passes import CalibrationError, Layers, LossFn, Passes
+from localora.lifecycle.planning import block_passes, plan_blocks, plan_clusters
+from localora.lifecycle.processes import check_agreement
+from localora.lifecycle.report import CalibrationReport
+from localora.placement.partition import Placement
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    steps: int = 8,
+    loss_fn: LossFn | None = None,
+    *,
+    adapter_name: str | None = None,
+    replace: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> CalibrationReport:
+    """Place an adapter from the gradients of a few batches; do this after `get_peft_model` and before training.
+
+    G-LoRA takes the rows and columns with the highest first-order Taylor importance |W * dL/dW|; CPS-LoRA co-clusters a
+    sketch of the summed gradient, or with `probe_steps` the update of a short training that is then thrown away. No
+    parameter changes and no `.grad` is touched; the model keeps its mode. In a distributed run every process calls this
+    with its own batches; the signals are summed.
+
+    Args:
+        model: a PEFT model (or a model with injected adapters).
+        batches: dicts given to the model as keyword arguments, or anything `loss_fn` understands. Tensors are moved to
+            the model's device. At most `steps` of them are read, and kept if a second pass is needed; for a probe, at
+            most `probe_steps`, gone through again if there are fewer.
+        steps: batches to observe. One batch costs about one training step. A probe's steps are the config's.
+        loss_fn: (model, batch) -> scalar loss; default `model(**batch).loss`, or the first output.
+        adapter_name: the adapter to place; default the active one.
+        replace: place again an adapter that already has a placement. Its trained factors then mean something else, so
+            this is for adapters that have not been trained.
+        progress: called with (passes done, passes in all) after each forward and backward pass.
+
+    Returns:
+        CalibrationReport: per layer what the placement captures; per run the mean loss of the batches (with a probe,
+            as it was trained on them) and the seconds.
+
+    Raises:
+        CalibrationError: no batches, a loss that is not finite, no label tokens, or an adapter that is placed already.
+    """
+    started = time.perf_counter()
+    name, config = adapter_config(model, adapter_name)
+    layers = _layers_to_place(model, name, replace)
+    passes = Passes(model, batches, batches_to_read(config, steps), loss_fn)
+    count = len(passes.batches)
+    if isinstance(config, GlobalLocalLoraConfig):
+        passes.progress = _with_total(progress, block_passes(config, count))
+        reports = plan_blocks(passes, layers, name, config)
+    else:
+        assert isinstance(config, CpsLoraConfig)
+        passes.progress = _with_total(progress, config.probe_steps or count)
+        reports = plan_clusters(passes, layers, name, config)
+    for layer_name, layer in layers.items():
+        layer.place(name, reports[layer_name].partition)
+    check_agreement(Placement.digest_of(report.partition for report in reports.values()))
+    return CalibrationReport(
+        method=config.method,
+        layers=tuple(reports.values()),
+        batches=count,
+        loss=sum(passes.losses[:count]) / count,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def batches_to_read(config: LocalizedConfig, steps: int) -> int:
+    """How many batches calibration reads where `steps` are to be observed: one for each step of a probe."""
+    return config.probe_steps if isinstance(config, CpsLoraConfig) and config.probe_steps else steps
+
+
+def _with_total(progress: Callable[[int, int], None] | None, total: int) -> Callable[[int], None] | None:
+    return (lambda done: progress(done, total)) if progress else None
+
+
+def adapter_config(model: nn.Module, adapter_name: str | None) -> tuple[str, LocalizedConfig]:
+    """The name and config of the adapter meant: the one named, or the only active localora adapter."""
+    configs = getattr(model, "peft_config", {})
+    if adapter_name is None:
+        names = active_adapters(model)
+        if len(names) != 1:
+            raise CalibrationError(
+                f"calibrate needs one active localora adapter, found {names or 'none'}; name it with adapter_name="
+            )
+        adapter_name = names[0]
+    config = configs.get(adapter_name)
+    if not isinstance(config, LocalizedConfig):
+        raise CalibrationError(
+            f"{adapter_name!r} is no localora adapter of this model; its adapters are {sorted(configs) or 'none'}"
+        )
+    return adapter_name, config
+
+
+def _layers_to_place(model: nn.Module, name: str, replace: bool) -> Layers:
+    with_local = {key: layer for key, layer in adapted_layers(model, name) if layer.localized_layout[name].budget.local}
+    if not with_local:
+        raise CalibrationError(f"the adapter {name!r} has no local term on any layer, so there is nothing to place")
+    if replace:
+        return with_local
+    unplaced = {key: layer for key, layer in with_local.items() if layer.is_unplaced(name)}
+    if not unplaced:
+        raise CalibrationError(f"the adapter {name!r} is placed already; pass replace=True to place it anew")
+    return unplaced

@@ -1,0 +1,138 @@
+"""Forward and backward passes over a fixed set of batches, with observers on the adapted layers' frozen weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from localora.adapter.layer import LocalizedLinear
+from localora.lifecycle.observe import Observer, watch_gradients
+from localora.lifecycle.processes import failing_together
+
+LossFn = Callable[[nn.Module, Any], Tensor]
+Layers = dict[str, LocalizedLinear]
+CHECK_BATCH = "check the batch for empty labels and the model for overflow (try bfloat16 or float32 instead of float16)"
+
+
+class CalibrationError(RuntimeError):
+    """Calibration cannot tell where the adapter should act; the message says why and what to do."""
+
+
+class Passes:
+    """The batches a placement is decided on, and the losses met on them.
+
+    Args:
+        batches: at most `steps` are read and kept; tensors in dicts are moved to the model's device.
+        loss_fn: (model, batch) -> scalar loss; default `model(**batch).loss`, or the first output.
+        progress: called with the number of passes done after each one.
+
+    Raises:
+        CalibrationError: there are no batches.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        steps: int,
+        loss_fn: LossFn | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self.model = model
+        with failing_together():
+            self.batches = [_to_device(batch, model) for batch in islice(batches, steps)]
+            if not self.batches:
+                raise CalibrationError("calibration got no batches: the data set is empty, or its iterator is used up")
+        self.loss_fn = loss_fn or _default_loss
+        self.progress = progress
+        self.losses: list[float] = []
+
+    def run(self, layers: Layers, observers: Mapping[str, Observer], batches: list[Any]) -> None:
+        """One backward pass a batch; `observers` are called with each layer's x `(T, n)` and g `(T, m)`.
+
+        Raises:
+            CalibrationError: a batch without label tokens, or a loss that is not a finite scalar.
+        """
+        by_module = {layers[key].get_base_layer(): observer for key, observer in observers.items()}
+        with failing_together(), self.watching(by_module) as freeze:
+            for number, batch in enumerate(batches, start=1):
+                self.backward(batch, number, freeze)
+
+    @contextmanager
+    def watching(self, observers: Mapping[nn.Module, Observer]) -> Iterator[Callable[[], None]]:
+        """While active, no parameter that the model has now is trained, and an unplaced adapter is no mistake.
+
+        Yields what takes away the flags of parameters that a loss gave them back, for :meth:`backward`.
+        """
+        # All layers, since another adapter may be active as well, and still wait for its own placement.
+        calibrated = [module for module in self.model.modules() if isinstance(module, LocalizedLinear)]
+        for layer in calibrated:
+            layer.calibrating = True
+        try:
+            with watch_gradients(self.model, observers) as freeze, torch.enable_grad():
+                yield freeze
+        finally:
+            for layer in calibrated:
+                layer.calibrating = False
+
+    def backward(self, batch: Any, number: int, freeze: Callable[[], None], remedy: str = CHECK_BATCH) -> float:
+        """Forward and backward of one batch, while :meth:`watching`; gives the loss.
+
+        Raises:
+            CalibrationError: a batch without label tokens, or a loss that is not a finite scalar: then with `remedy`.
+        """
+        loss = self._loss(batch, number, remedy)
+        freeze()
+        loss.backward()
+        self.losses.append(float(loss.detach()))
+        if self.progress:
+            self.progress(len(self.losses))
+        return self.losses[-1]
+
+    @torch.no_grad()
+    def first_loss(self, remedy: str = CHECK_BATCH) -> float:
+        """The loss of the first batch as the model is now, without dropout. Raises as :meth:`backward`."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            with failing_together():
+                loss = self._loss(self.batches[0], 1, remedy)
+            return float(loss)
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def _loss(self, batch: Any, number: int, remedy: str) -> Tensor:
+        labels = batch.get("labels") if isinstance(batch, Mapping) else None
+        if isinstance(labels, Tensor) and labels.numel() and bool((labels == -100).all()):
+            raise CalibrationError(
+                f"calibration batch {number} has no label tokens: every label is -100. Raise the maximum length, or "
+                "drop examples whose completion is cut off"
+            )
+        loss = self.loss_fn(self.model, batch)
+        if not torch.isfinite(loss).all():
+            raise CalibrationError(f"the loss of calibration batch {number} is {loss.item()}; {remedy}")
+        return loss
+
+
+def _default_loss(model: nn.Module, batch: Any) -> Tensor:
+    output = model(**batch)
+    loss = output.get("loss") if isinstance(output, Mapping) else output[0]
+    if not isinstance(loss, Tensor) or loss.ndim:
+        raise CalibrationError(
+            "the model returned no scalar loss for a calibration batch; give it labels, or pass a loss_fn of "
+            "(model, batch)"
+        )
+    return loss
+
+
+def _to_device(batch: Any, model: nn.Module) -> Any:
+    if not isinstance(batch, Mapping):
+        return batch
+    device = next(model.parameters()).device
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}

@@ -1,0 +1,266 @@
+"""From batches to labels: observe the signal a method needs, sum it over processes, and ask the method's planner.
+
+Shape legend
+    x   (T, n) inputs of a layer      g   (T, m) gradient by its output      W   (m, n) its frozen weight
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from localora.adapter.config import CpsLoraConfig, GlobalLocalLoraConfig, LocalizedConfig
+from localora.adapter.layer import LocalizedLinear
+from localora.lifecycle.observe import Observer
+from localora.lifecycle.passes import CalibrationError, Layers, Passes
+from localora.lifecycle.probe import Factors, probe_updates
+from localora.lifecycle.processes import decide_once, sum_over_processes
+from localora.lifecycle.report import LayerReport
+from localora.placement.accumulated import AccumulatedGradient
+from localora.placement.budget import LocalShape
+from localora.placement.coclustering import plan_coclusters
+from localora.placement.partition import Partition
+from localora.placement.signals import GradientSketch, SharedInputs, TaylorScores
+from localora.placement.taylor import plan_block
+from localora.placement.thin import gram_norm
+from localora.placement.threads import one_thread, over_threads
+
+IN_CALIBRATION = "calibration: does the loss depend on the model's output, and does the loss_fn use the model given?"
+UNOBSERVED = (
+    "put `with repartitioner.observe():` around forward and backward, or give the Trainer the LocalizationCallback. "
+    "torch.compile hides the gradients"
+)
+
+
+def plan_blocks(passes: Passes, layers: Layers, name: str, config: GlobalLocalLoraConfig) -> dict[str, LayerReport]:
+    """G-LoRA: Taylor scores, then the block of the highest; `config.refine` times more within the chosen block."""
+    blocks: dict[str, Partition] = {}
+    for _ in range(1 + config.refine):
+        blocks = _choose_blocks(_taylor_scores(passes, layers, blocks, passes.batches), layers, name)
+    # The share inside the final block is known only after it is chosen: one more pass, over the last batch.
+    measured = _taylor_scores(passes, layers, blocks, passes.batches[-1:])
+    return {key: LayerReport(key, blocks[key], importance_share=measured[key].inside_share) for key in layers}
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A new partition for a layer that has one, and what the old and the new one capture of the same signal."""
+
+    partition: Partition
+    captured_before: float
+    captured_after: float
+
+
+def propose(
+    passes: Passes,
+    layers: Layers,
+    name: str,
+    config: LocalizedConfig,
+    accumulated: dict[str, AccumulatedGradient] | None = None,
+) -> dict[str, Proposal]:
+    """What a re-partition would do to each placed layer, by the planner of its method.
+
+    `accumulated` is what training itself has shown of the gradient (emptied here); None observes it on the passes.
+    """
+    if isinstance(config, CpsLoraConfig):
+        return _propose_clusters(passes, layers, name, config, accumulated)
+    assert isinstance(config, GlobalLocalLoraConfig)
+    old = {key: partition_of(layer, name) for key, layer in layers.items()}
+    before = _taylor_scores(passes, layers, old, passes.batches[-1:])
+    planned = plan_blocks(passes, layers, name, config)
+    return {
+        key: Proposal(report.partition, before[key].inside_share, report.importance_share or 0.0)
+        for key, report in planned.items()
+    }
+
+
+def _propose_clusters(
+    passes: Passes,
+    layers: Layers,
+    name: str,
+    config: CpsLoraConfig,
+    accumulated: dict[str, AccumulatedGradient] | None,
+) -> dict[str, Proposal]:
+    sketches: dict[str, GradientSketch] | dict[str, AccumulatedGradient] = {}
+    if accumulated is not None:
+        sum_signals(accumulated, f"training since the last event; {UNOBSERVED}")
+        sketches = accumulated
+    elif config.repartition_signal != "delta":
+        sketches = gradient_sketches(passes, layers, config)
+
+    def propose_one(key: str) -> Proposal:
+        layer = layers[key]
+        local, old = local_shape(layer, name), partition_of(layer, name)
+        # popped, so that the memory of a sketch is free once it is planned on
+        left, right = _signal_factors(layer, name, sketches.pop(key, None), config)
+        result = plan_coclusters(
+            left,
+            right,
+            clusters=local.clusters,
+            rank=local.rank,
+            balance=config.balance,
+            seed=config.seed,
+            start=old,
+        )
+        assert result.start_energy is not None
+        return Proposal(result.partition, result.start_energy, result.captured_energy)
+
+    return decide_once(lambda: dict(zip(layers, over_threads(propose_one, layers), strict=True)))
+
+
+@torch.no_grad()
+@one_thread()
+def _signal_factors(
+    layer: LocalizedLinear, name: str, sketch: GradientSketch | AccumulatedGradient | None, config: CpsLoraConfig
+) -> tuple[Tensor, Tensor]:
+    """Thin factors of what the next partition should capture: dW, the step -G, or both at equal energy."""
+    left, right = [], []
+    if config.repartition_signal != "gradient":
+        A, B = layer.dense_factors(name)
+        left.append(B.double().cpu())
+        right.append(A.double().cpu())
+    if sketch is not None:
+        left_ms, right_sn = sketch.factors()
+        left.append(-left_ms)
+        right.append(right_sn)
+    # Each part is scaled to unit norm; an update that is still zero is left out rather than divided by zero.
+    norms = [gram_norm(A, B) for A, B in zip(right, left, strict=True)]
+    parts = [(A / norm, B) for A, B, norm in zip(right, left, norms, strict=True) if norm > 0]
+    if not parts:
+        return left[0], right[0]
+    return torch.cat([B for _, B in parts], dim=1), torch.cat([A for A, _ in parts])
+
+
+def block_passes(config: GlobalLocalLoraConfig, batches: int) -> int:
+    """How many backward passes :func:`plan_blocks` makes."""
+    return (1 + config.refine) * batches + 1
+
+
+def plan_clusters(passes: Passes, layers: Layers, name: str, config: CpsLoraConfig) -> dict[str, LayerReport]:
+    """CPS-LoRA: a sketch of the summed gradient, or the update of a probe, then its co-clusters."""
+    observe = _probe_factors if config.probe_steps else _gradient_factors
+    factors_of = observe(passes, layers, name, config)
+
+    def plan_one(key: str) -> LayerReport:
+        return _cocluster(key, layers[key], name, config, *factors_of(key))
+
+    return decide_once(lambda: dict(zip(layers, over_threads(plan_one, layers), strict=True)))
+
+
+def _gradient_factors(passes: Passes, layers: Layers, name: str, config: CpsLoraConfig) -> Callable[[str], Factors]:
+    """Of each layer's gradient; to be asked for once, so that the memory of a sketch is free once it is planned on."""
+    sketches = gradient_sketches(passes, layers, config)
+    return lambda key: sketches.pop(key).factors()
+
+
+def _probe_factors(passes: Passes, layers: Layers, name: str, config: CpsLoraConfig) -> Callable[[str], Factors]:
+    """Of each layer's update by a probe; to be asked for once."""
+    updates = probe_updates(passes, layers, name, config)
+    _check_seen({key: bool(B.any()) for key, (B, _) in updates.items()}, IN_CALIBRATION)
+    return updates.pop
+
+
+def gradient_sketches(passes: Passes, layers: Layers, config: CpsLoraConfig) -> dict[str, GradientSketch]:
+    """Sketches of each layer's gradient, summed over the batches and the processes."""
+    inputs = SharedInputs()
+    sketches = {
+        key: GradientSketch(layer.out_features, layer.in_features, config.sketch, config.seed, inputs=inputs)
+        for key, layer in layers.items()
+    }
+    passes.run(layers, {key: sketch.observe for key, sketch in sketches.items()}, passes.batches)
+    inputs.forget()
+    sum_signals(sketches, IN_CALIBRATION)
+    return sketches
+
+
+def local_shape(layer: LocalizedLinear, name: str) -> LocalShape:
+    """The fixed shape of an adapter's local term on a layer that has one."""
+    local = layer.localized_layout[name].budget.local
+    assert local is not None  # layers without one have nothing to place and are left out before
+    return local
+
+
+def partition_of(layer: LocalizedLinear, name: str) -> Partition:
+    """The present partition of an adapter's local term on a layer that has one."""
+    partition = layer.local_partition(name)
+    assert partition is not None
+    return partition
+
+
+def _taylor_scores(
+    passes: Passes, layers: Layers, within: Mapping[str, Partition], batches: list[Any]
+) -> dict[str, TaylorScores]:
+    scores = {
+        key: TaylorScores(layer.out_features, layer.in_features, within.get(key)) for key, layer in layers.items()
+    }
+
+    def observer(key: str, layer: LocalizedLinear) -> Observer:
+        return lambda x, g: scores[key].observe(x, g, _weight_mn(layer))
+
+    passes.run(layers, {key: observer(key, layer) for key, layer in layers.items()}, batches)
+    sum_signals(scores, IN_CALIBRATION)
+    return scores
+
+
+def _choose_blocks(scores: Mapping[str, TaylorScores], layers: Layers, name: str) -> dict[str, Partition]:
+    def choose(key: str) -> Partition:
+        local = local_shape(layers[key], name)
+        return plan_block(scores[key].rows, scores[key].cols, local.rows, local.cols)
+
+    return decide_once(lambda: {key: choose(key) for key in layers})
+
+
+def _cocluster(
+    key: str, layer: LocalizedLinear, name: str, config: CpsLoraConfig, left_ms: Tensor, right_sn: Tensor
+) -> LayerReport:
+    started = time.perf_counter()
+    local = local_shape(layer, name)
+    result = plan_coclusters(
+        left_ms, right_sn, clusters=local.clusters, rank=local.rank, balance=config.balance, seed=config.seed
+    )
+    return LayerReport(
+        key,
+        result.partition,
+        captured_energy=result.captured_energy,
+        subspace_correlation=result.subspace_correlation,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def sum_signals(signals: Mapping[str, TaylorScores | GradientSketch | AccumulatedGradient], where: str) -> None:
+    """Sum what the processes observed, in place.
+
+    Raises:
+        CalibrationError: no process saw any gradient, or one that is not finite.
+    """
+    seen = torch.tensor([signal.batches for signal in signals.values()])
+    sum_over_processes([seen])
+    _check_seen({key: count > 0 for key, count in zip(signals, seen.tolist(), strict=True)}, where)
+    for key, signal in signals.items():
+        sum_over_processes(signal.tensors())
+        if not all(bool(tensor.isfinite().all()) for tensor in signal.tensors()):
+            raise CalibrationError(f"the gradient of {key} holds NaN or infinity; try bfloat16 instead of float16")
+
+
+def _check_seen(seen: dict[str, bool], where: str) -> None:
+    """Raise if no layer was reached by a gradient; warn if some were not."""
+    silent = [key for key, reached in seen.items() if not reached]
+    if len(silent) == len(seen):
+        raise CalibrationError(f"no gradient reached any adapted layer in {where}")
+    if silent:
+        warnings.warn(
+            f"no gradient reached {len(silent)} of {len(seen)} adapted layers, {silent[0]} among them (an expert "
+            "that no token was routed to?); their placement is arbitrary. Use more or other batches",
+            stacklevel=4,
+        )
+
+
+def _weight_mn(layer: LocalizedLinear) -> Tensor:
+    weight = layer.get_base_weight()
+    return weight.T if layer.is_conv1d else weight

@@ -1,0 +1,179 @@
+"""What is left to run, read off a folder of records; what the folder refuses; how long the rest will take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from planned import BEST, GRID, fill, leave, plan_values, record_of, resolved_plan
+
+from localora.lab.compare.errors import PlanError
+from localora.lab.compare.estimate import Timings, seconds_left, spell, timings
+from localora.lab.compare.plan import ResolvedPlan
+from localora.lab.compare.runs import RunSpec, final_run, sweep_run
+from localora.lab.compare.schedule import schedule
+from localora.lab.compare.store import MAX_ATTEMPTS, Store
+from localora.lab.training.record import RecordError
+
+
+@pytest.fixture(scope="module")
+def resolved(model_folder: Path) -> ResolvedPlan:
+    return resolved_plan(model_folder)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)
+
+
+def sweeps(resolved: ResolvedPlan, label: str) -> list[RunSpec]:
+    return [sweep_run(resolved, "sums", resolved.contender(label), 4, rate) for rate in GRID]
+
+
+def test_at_first_all_sweeps_are_due_and_the_rest_is_foreseen(resolved: ResolvedPlan, store: Store) -> None:
+    state = schedule(resolved, store.read)
+    assert state.due == [*sweeps(resolved, "lora"), *sweeps(resolved, "g-lora")]
+    assert state.later == {("sums", "lora", 4): 2, ("sums", "g-lora", 4): 2}  # the final seeds
+    assert state.total == 10
+
+
+def test_a_chosen_rate_makes_the_final_runs_of_that_method_due(resolved: ResolvedPlan, store: Store) -> None:
+    for spec in sweeps(resolved, "lora"):
+        leave(store, spec, record_of(spec, validation=1.0 if spec.rate == BEST else 1.5))
+    state = schedule(resolved, store.read)
+    lora = resolved.contender("lora")
+    assert state.choices["sums", "lora"].rate == BEST
+    finals = [final_run(resolved, "sums", lora, BEST, seed) for seed in (0, 1)]
+    assert state.due == [*finals, *sweeps(resolved, "g-lora")]
+    assert [str(spec.folder) for spec in finals] == ["sums/lora/seed-0-rate-0.01", "sums/lora/seed-1-rate-0.01"]
+    assert state.total == 10
+
+
+def test_a_best_at_the_edge_adds_a_run(resolved: ResolvedPlan, store: Store) -> None:
+    for spec in sweeps(resolved, "lora"):
+        leave(store, spec, record_of(spec, validation=spec.rate))
+    state = schedule(resolved, store.read)
+    assert [spec.rate for spec in state.due if spec.label == "lora"] == [1e-4]
+
+
+def test_rungs_foresee_three_runs_of_full_length(model_folder: Path, store: Store) -> None:
+    rates = plan_values()["learning_rates"] | {"rungs": [2]}
+    resolved = resolved_plan(model_folder, learning_rates=rates, methods={"lora": None})
+    state = schedule(resolved, store.read)
+    assert [spec.steps for spec in state.due] == [2, 2, 2]
+    assert state.later == {("sums", "lora", 4): 3 + 2}
+    for spec in state.due:
+        leave(store, spec, record_of(spec, validation=1.0 if spec.rate == BEST else 1.5))
+    assert [(spec.steps, spec.rate) for spec in schedule(resolved, store.read).due] == [(4, rate) for rate in GRID]
+
+
+def test_a_failed_run_is_due_once_more_and_a_diverged_one_is_a_result(resolved: ResolvedPlan, store: Store) -> None:
+    crashed, _, diverged = sweeps(resolved, "lora")
+    store.fail(crashed, "killed", diverged=False)
+    store.fail(diverged, "nan", diverged=True)
+    state = schedule(resolved, store.read)
+    assert (state.failed, state.diverged) == ([crashed], [diverged])
+    assert crashed in state.due
+    assert diverged not in state.due
+    assert state.total == 10
+    assert store.fail(crashed, "killed", diverged=False).attempts == MAX_ATTEMPTS
+    assert crashed not in schedule(resolved, store.read).due
+    leave(store, crashed, record_of(crashed, 1.0))  # a record goes before an earlier failure
+    assert crashed in schedule(resolved, store.read).finished
+
+
+def test_a_run_is_over_when_its_update_is_measured(resolved: ResolvedPlan, store: Store) -> None:
+    spec = sweeps(resolved, "lora")[0]
+    leave(store, spec, record_of(spec, 1.0))
+    (store.path(spec) / "update.json").unlink()
+    assert store.read(spec).status == "missing"
+    leave(store, spec, record_of(spec, 1.0))
+    assert store.read(spec).status == "finished"
+
+
+def test_a_run_that_still_goes_on_is_not_finished(resolved: ResolvedPlan, store: Store) -> None:
+    spec = sweeps(resolved, "lora")[0]
+    leave(store, spec, record_of(spec, 1.0).model_copy(update={"status": "running", "after": None}))
+    assert store.read(spec).status == "missing"
+
+
+def test_records_of_another_plan_are_refused(resolved: ResolvedPlan, model_folder: Path, store: Store) -> None:
+    spec = sweeps(resolved, "g-lora")[0]
+    leave(store, spec, record_of(spec, 1.0))
+    other = resolved_plan(model_folder, training={"steps": 4, "batch_size": 3})
+    with pytest.raises(PlanError) as caught:
+        schedule(other, store.read)
+    (problem,) = caught.value.problems
+    assert "finished under another plan (training.batch_size was 2, is 3)" in problem
+    assert "(--out)" in problem
+    assert str(store.path(spec)) in str(caught.value)
+
+
+def test_more_seeds_and_methods_keep_what_is_there(resolved: ResolvedPlan, model_folder: Path, store: Store) -> None:
+    fill(store, resolved, {"lora": [1.0, 1.1], "g-lora": [1.0, 1.1]})
+    methods = {**plan_values()["methods"], "rslora": None}
+    state = schedule(resolved_plan(model_folder, seeds=[0, 1, 2], methods=methods), store.read)
+    assert len(state.finished) == 10
+    due = [(spec.label, spec.seed) for spec in state.due]
+    assert due == [("lora", 2), ("g-lora", 2), ("rslora", 1000), ("rslora", 1000), ("rslora", 1000)]
+
+
+def test_damaged_files_are_named(resolved: ResolvedPlan, store: Store) -> None:
+    spec = sweeps(resolved, "lora")[0]
+    path = leave(store, spec, record_of(spec, 1.0))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(RecordError, match=r"run\.json is no run record"):
+        schedule(resolved, store.read)
+    leave(store, spec, record_of(spec, 1.0))
+    (store.path(spec) / "update.json").write_text('{"effective_rank": "many"}')
+    with pytest.raises(PlanError, match=r"update\.json: cannot be read"):
+        schedule(resolved, store.read)
+
+
+def test_a_folder_without_a_plan_or_with_an_old_one(resolved: ResolvedPlan, store: Store) -> None:
+    with pytest.raises(PlanError, match="holds no comparison"):
+        store.load_plan()
+    store.save_plan(resolved)
+    assert store.load_plan() == resolved
+    path = store.folder / "plan.json"
+    path.write_text(path.read_text().replace('"contenders"', '"methods"'))
+    with pytest.raises(PlanError, match="is no plan of this version"):
+        store.load_plan()
+
+
+def test_the_estimate_scales_with_steps_and_prefers_the_method_itself(resolved: ResolvedPlan) -> None:
+    lora, ours = (sweep_run(resolved, "sums", c, 4, BEST) for c in resolved.contenders)
+    last = final_run(resolved, "sums", resolved.contenders[1], BEST, 0)
+
+    def taking(spec: RunSpec, train: float, after: float) -> tuple[RunSpec, object]:
+        seconds = {"load": 1.0, "before": 2.0, "train": train, "calibrate": 3.0, "after": after, "save": 0.5}
+        return spec, record_of(spec, 1.0).model_copy(update={"seconds": seconds})
+
+    times = Timings([taking(lora, 4.0, 1.0), taking(ours, 8.0, 1.0), taking(last, 8.0, 21.0)])
+    assert times.seconds("sums", "lora", 40, "sweep") == pytest.approx(40 * 1.0 + 4.5)
+    assert times.seconds("sums", "g-lora", 40, "sweep") == pytest.approx(40 * 2.0 + 4.5)
+    assert times.seconds("sums", "g-lora", 4, "final") == pytest.approx(4 * 2.0 + 24.5)
+    # A method that never ran: the mean of those that did.
+    assert times.seconds("sums", "dora", 3, "final") == pytest.approx(3 * (1 + 2 + 2) / 3 + 24.5)
+    assert Timings([]).seconds("sums", "lora", 4, "sweep") is None
+
+
+def test_seconds_left_counts_what_is_due_and_what_is_foreseen(resolved: ResolvedPlan, store: Store) -> None:
+    assert seconds_left(schedule(resolved, store.read), Timings([])) is None
+    for spec in sweeps(resolved, "lora"):
+        leave(store, spec, record_of(spec, validation=1.0 if spec.rate == BEST else 1.5))
+    state = schedule(resolved, store.read)
+    each = 10.0 + 1.0 + 2.0 + 2.5 + 3.0 + 0.5  # calibration is part of training
+    # 2 finals of lora and 3 sweeps of g-lora are due, 2 finals of g-lora come later
+    assert seconds_left(state, timings(state, store.read)) == pytest.approx(7 * each)
+    assert seconds_left(state, timings(state, store.read), slots=2) == pytest.approx(7 * each / 2)
+    fill(store, resolved, {"lora": [1.0, 1.1], "g-lora": [1.0, 1.1]})
+    state = schedule(resolved, store.read)
+    assert seconds_left(state, timings(state, store.read)) == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, "?"), (11.6, "12 s"), (200, "3 min 20 s"), (3600, "1 h 00 min"), (7530, "2 h 05 min")]
+)
+def test_times_are_spelt(seconds: float | None, text: str) -> None:
+    assert spell(seconds) == text

@@ -1,0 +1,37 @@
+"""The small model that plans/small-model.yaml adapts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from benchmarks.small_model import FOLDER, VOCABULARY, recipe, untrained
+
+from localora.lab.compare.plan_file import load_plan
+from localora.lab.data.generated.registry import generate_task
+from localora.lab.model.base import load_base_model
+
+PLAN = Path(__file__).parents[3] / "plans" / "small-model.yaml"
+
+
+def test_untrained_it_knows_nothing_and_spells_every_task(tmp_path: Path) -> None:
+    untrained(tmp_path)
+    model, tokenizer = load_base_model(str(tmp_path))
+    assert len(tokenizer) == VOCABULARY == model.config.vocab_size
+    splits, _ = generate_task("functions", 2, {"test": 20}, seed=1)
+    texts = [example.prompt + example.completion for example in splits["test"]]
+    for text in texts:
+        tokens = tokenizer(text)["input_ids"]
+        assert tokenizer.decode(tokens) == text
+        assert len(tokens) < len(text) / 2  # byte pairs, not letters
+    batch = tokenizer(texts[0], return_tensors="pt")
+    with torch.no_grad():
+        loss = model(**batch, labels=batch["input_ids"]).loss.item()
+    assert abs(loss - 6.24) < 0.1  # log 512: every token as likely as any other
+
+
+def test_the_plan_adapts_what_is_trained_here_to_a_task_it_has_not_seen() -> None:
+    plan = load_plan(PLAN)
+    assert Path(plan.model.name) == FOLDER / "trained" / "model"
+    trained_on = recipe(FOLDER / "untrained", FOLDER / "trained", steps=1).data.task
+    assert [task.task for task in plan.tasks.values()] == ["functions"] != [trained_on]

@@ -1,0 +1,344 @@
+"""A run from recipe to record, without the command line: what it measures, keeps, refuses, and continues."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from localora import export_lora
+from localora.lab.data.batches import Collator
+from localora.lab.data.load import load_task
+from localora.lab.data.split import subset
+from localora.lab.evaluation.likelihood import mean_loss
+from localora.lab.recipe import Recipe, RecipeError
+from localora.lab.recipe_file import validate_recipe
+from localora.lab.report.console import export_line
+from localora.lab.training import run as run_module
+from localora.lab.training import verification
+from localora.lab.training.folder import FolderError
+from localora.lab.training.record import RunRecord
+from localora.lab.training.run import train
+from localora.lab.training.setup import Setup, load_setup
+from localora.lab.training.trainer import CheckedTrainer, TrainingError
+from tiny_runs import METHODS, OTHERS, recipe_values, stop_at
+
+ADAPTER = "adapter/adapter_model.safetensors"
+RESULT = {"full": "model/model.safetensors"}  # of the others, ADAPTER
+
+
+def recipe(model: Path, out: Path, method: str = "cps-lora", **training: Any) -> Recipe:
+    return validate_recipe(recipe_values(model, out, method, **training))
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows by the number of finished steps whenever a step begins."""
+    original, steps = CheckedTrainer.training_step, []
+
+    def counted(self: CheckedTrainer, *args: Any, **kwargs: Any) -> Tensor:
+        steps.append(self.state.global_step)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(CheckedTrainer, "training_step", counted)
+    return steps
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_numbers_of_the_record_are_those_of_the_files(model_folder: Path, tmp_path: Path, method: str) -> None:
+    chosen = recipe(model_folder, tmp_path / "run", method)
+    record = train(chosen, console=quiet())
+    setup = load_setup(chosen)
+    assert record.before.loss == pytest.approx(setup.measure(setup.model).loss, abs=1e-6)
+    reloaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "run" / "adapter")
+    after = setup.measure(reloaded)
+    assert record.after is not None
+    assert record.after.loss == pytest.approx(after.loss, abs=1e-5)
+    assert record.after.right == after.right
+    assert record.after.loss < record.before.loss - 0.1  # it learned
+    saved = load_file(tmp_path / "run" / ADAPTER)
+    assert record.parameters.trainable == sum(t.numel() for t in saved.values() if t.is_floating_point())
+    assert record.parameters.lora_same_r == 4 * (32 + 32) + 4 * (64 + 32)  # q_proj 32 x 32, down_proj 32 x 64
+    assert record.parameters.trainable == pytest.approx(record.parameters.lora_same_r, rel=0.005)
+    assert record.parameters.base == sum(p.numel() for p in setup.model.parameters())
+    assert record.data["hashes"] == load_task(chosen.data).hashes
+
+
+def test_every_field_of_the_record_is_filled(model_folder: Path, tmp_path: Path) -> None:
+    values = recipe_values(model_folder, tmp_path / "run")
+    values["output"]["plots"] = True
+    returned = train(validate_recipe(values), console=quiet())
+    record = RunRecord.read(tmp_path / "run" / "run.json")
+    assert record == returned
+    assert (record.status, record.error, record.seed, record.method) == ("finished", None, 0, "cps-lora")
+    assert [p.step for p in record.curve.train] == [1, 2, 3, 4, 5, 6]
+    assert [p.step for p in record.curve.held_out] == [0, 2, 4, 6]
+    assert record.curve.held_out[-1].loss < record.curve.held_out[0].loss
+    assert record.seconds.keys() == {"load", "before", "attach", "calibrate", "train", "after", "save"}
+    assert all(seconds > 0 for seconds in record.seconds.values())
+    assert record.peak_memory_mib > 50
+    assert record.before.score_name == "exact match"
+    assert record.before.score_examples == len(record.before.right) == 4
+    assert record.data["sizes"] == {"train": 24, "validation": 6, "test": 6}
+    assert record.placement is not None
+    assert len(record.placement["layers"]) == 2
+    assert [event["step"] for event in record.repartitions] == [3]
+    assert record.export is not None
+    assert record.export["rank"] == 8
+    assert record.export["verified"]
+    assert record.export["logit_error"] < 1e-5
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert names == {"run.json", "adapter", "lora", "loss.png", "placement.png"}
+
+
+def test_an_export_that_is_not_the_adapter_is_not_called_verified(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verification, "export_lora", partial(export_lora, rank=1))
+    record = train(recipe(model_folder, tmp_path / "run"), console=quiet())
+    assert record.export is not None
+    assert not record.export["verified"]
+    assert record.export["delta_error"] > 0.01
+    assert record.export["logit_error"] > 1e-4
+    assert "NOT VERIFIED" in export_line(record.export)
+
+
+def test_plain_lora_needs_no_placement_and_no_export(model_folder: Path, tmp_path: Path) -> None:
+    record = train(recipe(model_folder, tmp_path / "run", "lora"), console=quiet())
+    assert record.placement is None
+    assert record.export is None
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {"run.json", "adapter"}
+
+
+def test_a_given_evaluation_is_not_measured_again(model_folder: Path, tmp_path: Path) -> None:
+    first = train(recipe(model_folder, tmp_path / "a", "lora"), console=quiet())
+    second = train(recipe(model_folder, tmp_path / "b", "g-lora"), before=first.before, console=quiet())
+    assert second.before == first.before
+    assert second.seconds["before"] < 0.01
+
+
+def test_every_method_sees_the_same_batches_in_the_same_order(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[list[list[int]]]] = {}
+    original = CheckedTrainer.training_step
+
+    for method in [*METHODS, *OTHERS]:
+        batches: list[list[list[int]]] = []
+
+        def noted(
+            self: CheckedTrainer, model: Any, inputs: Any, *args: Any, _to: Any = batches, **kwargs: Any
+        ) -> Tensor:
+            _to.append(inputs["input_ids"].tolist())
+            return original(self, model, inputs, *args, **kwargs)
+
+        monkeypatch.setattr(CheckedTrainer, "training_step", noted)
+        train(recipe(model_folder, tmp_path / method, method, steps=4), console=quiet())
+        seen[method] = batches
+    assert len(seen["lora"]) == 4
+    assert all(batches == seen["lora"] for batches in seen.values())
+
+
+@pytest.mark.parametrize("method", [*METHODS, *OTHERS])
+def test_a_resumed_run_ends_in_the_same_weights(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    straight = train(recipe(model_folder, tmp_path / "straight", method), console=quiet())
+    broken = recipe(model_folder, tmp_path / "broken", method)
+    with monkeypatch.context() as patch:
+        stop_at(patch, step=6)
+        with pytest.raises(RuntimeError, match="plug pulled"):
+            train(broken, console=quiet())
+    stopped = RunRecord.read(tmp_path / "broken" / "run.json")
+    assert (stopped.status, stopped.error) == ("failed", "plug pulled")
+    with pytest.raises(FolderError, match="already holds a run"):
+        train(broken, console=quiet())
+    with monkeypatch.context() as patch:
+        steps = count_steps(patch)
+        resumed = train(broken, resume=True, console=quiet())
+    assert steps == [4, 5]  # steps done when each began: nothing is repeated
+    assert resumed.resumed_at == [4]
+    assert resumed.curve == straight.curve
+    assert resumed.before == stopped.before
+    assert resumed.placement == stopped.placement
+    assert resumed.ranks == straight.ranks
+    assert [e["step"] for e in resumed.repartitions] == [e["step"] for e in straight.repartitions]
+    assert resumed.seconds["train"] > stopped.seconds["train"]
+    result = RESULT.get(method, ADAPTER)
+    ours, theirs = load_file(tmp_path / "broken" / result), load_file(tmp_path / "straight" / result)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def test_resuming_with_another_recipe_is_refused(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(patch, step=5)
+        with pytest.raises(RuntimeError, match="plug pulled"):
+            train(recipe(model_folder, tmp_path / "run"), console=quiet())
+    with pytest.raises(FolderError, match=r"another recipe \(training.learning_rate was 0.01, is 0.5\)"):
+        train(recipe(model_folder, tmp_path / "run", learning_rate=0.5), resume=True, console=quiet())
+
+
+def test_a_run_without_a_checkpoint_is_not_resumed(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = recipe(model_folder, tmp_path / "run", "lora")
+    with monkeypatch.context() as patch:
+        stop_at(patch, step=2)
+        with pytest.raises(RuntimeError, match="plug pulled"):
+            train(chosen, console=quiet())
+    with pytest.raises(FolderError, match=r"stopped before its first checkpoint .*--overwrite"):
+        train(chosen, resume=True, console=quiet())
+
+
+def test_a_finished_run_is_not_resumed(model_folder: Path, tmp_path: Path) -> None:
+    chosen = recipe(model_folder, tmp_path / "run", "lora", steps=1)
+    train(chosen, console=quiet())
+    with pytest.raises(FolderError, match="is finished; --overwrite starts it anew"):
+        train(chosen, resume=True, console=quiet())
+
+
+def test_overwrite_leaves_nothing_of_the_old_run(model_folder: Path, tmp_path: Path) -> None:
+    train(recipe(model_folder, tmp_path / "run", "cps-lora", steps=1), console=quiet())
+    record = train(recipe(model_folder, tmp_path / "run", "lora", steps=1), overwrite=True, console=quiet())
+    assert record.method == "lora"
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {"run.json", "adapter"}
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_anything_is_loaded(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def must_not_run(*_: Any) -> None:
+        pytest.fail("loaded before the folder was checked")
+
+    monkeypatch.setattr(run_module, "load_setup", must_not_run)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FolderError, match="cannot write to"):
+        train(recipe(model_folder, tmp_path / "file" / "run"), console=quiet())
+
+
+def test_pictures_without_matplotlib_are_refused_at_once(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "find_spec", lambda name: None)
+    values = recipe_values(model_folder, tmp_path / "run")
+    values["output"]["plots"] = True
+    with pytest.raises(RecipeError, match=r"output.plots: needs matplotlib \(pip install 'localora\[plots\]'\)"):
+        train(validate_recipe(values), console=quiet())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_remedy(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = CheckedTrainer.compute_loss
+
+    def poisoned(self: CheckedTrainer, *args: Any, **kwargs: Any) -> Tensor:
+        factor = math.nan if self.state.global_step == 2 else 1.0
+        return original(self, *args, **kwargs) * factor
+
+    monkeypatch.setattr(CheckedTrainer, "compute_loss", poisoned)
+    with pytest.raises(TrainingError, match=r"became nan at step 3; lower training.learning_rate \(now 0.01\)"):
+        train(recipe(model_folder, tmp_path / "run"), console=quiet())
+    record = RunRecord.read(tmp_path / "run" / "run.json")
+    assert record.status == "failed"
+    assert record.error is not None
+    assert record.error.startswith("the loss became nan at step 3")
+
+
+def test_a_model_whose_weights_are_no_numbers_is_found_before_training(model_folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(model_folder, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"].fill_(math.nan)
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TrainingError, match=r"the loss on test examples is nan; .*model.dtype: float32"):
+        train(recipe(broken, tmp_path / "run"), console=quiet())
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_held_out_loss_that_is_no_number_stops_the_run(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Setup, "held_out_loss", lambda *_: math.inf)
+    with pytest.raises(TrainingError, match="on held-out examples at step 0 is inf"):
+        train(recipe(model_folder, tmp_path / "run"), console=quiet())
+    assert RunRecord.read(tmp_path / "run" / "run.json").status == "failed"
+
+
+def test_target_modules_that_are_not_there_are_an_error_of_the_recipe(model_folder: Path, tmp_path: Path) -> None:
+    values = recipe_values(model_folder, tmp_path / "run")
+    values["method"] = values["method"] | {"target_modules": ["query"]}
+    with pytest.raises(RecipeError, match=r"method: .*query.* not found"):
+        train(validate_recipe(values), console=quiet())
+
+
+def test_a_rank_the_model_cannot_hold_is_an_error(model_folder: Path, tmp_path: Path) -> None:
+    values = recipe_values(model_folder, tmp_path / "run", "g-lora")
+    values["method"] = values["method"] | {"r": 4096}
+    with pytest.raises(RecipeError, match=r"method: layer .*rank"):
+        train(validate_recipe(values), console=quiet())
+
+
+def test_the_same_recipe_gives_the_same_weights_whatever_happened_before(model_folder: Path, tmp_path: Path) -> None:
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        train(recipe(model_folder, tmp_path / str(noise), "lora", steps=2), console=quiet())
+    first, second = load_file(tmp_path / "1" / ADAPTER), load_file(tmp_path / "2" / ADAPTER)
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_each_split_is_used_for_its_own_purpose(model_folder: Path, tmp_path: Path) -> None:
+    setup = load_setup(recipe(model_folder, tmp_path / "run"))
+    for rows, examples in (
+        (setup.train, setup.task.train),
+        (setup.validation, subset(setup.task.validation, 4, 0)),
+        (setup.test, subset(setup.task.test, 4, 0)),
+        (setup.test, setup.questions),
+    ):
+        texts = [setup.tokenizer.decode(row["input_ids"]) for row in rows]
+        assert texts == [e.prompt + e.completion + setup.tokenizer.eos_token for e in examples]
+    assert setup.measure(setup.model).loss == pytest.approx(mean_loss(setup.model, setup.test, 4))
+    assert setup.held_out_loss(setup.model) == pytest.approx(mean_loss(setup.model, setup.validation, 4))
+
+
+def test_every_file_of_a_split_has_its_share_of_the_questions(model_folder: Path, tmp_path: Path) -> None:
+    names = ("first", "second", "third")
+    for name in names:
+        rows = [{"prompt": f"{name} {i}: ", "completion": f"{i}"} for i in range(60)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    values = recipe_values(model_folder, tmp_path / "run", "lora")
+    files = [str(tmp_path / f"{name}.jsonl") for name in names]
+    values["data"] = {"path": files, "validation_size": 60, "test_size": 60}
+    values["evaluation"] = {"examples": 24, "curve_examples": 24}
+    setup = load_setup(validate_recipe(values))
+    for rows in (setup.test, setup.validation):
+        texts = [setup.tokenizer.decode(row["input_ids"]) for row in rows]
+        shares = [sum(name in text for text in texts) for name in names]
+        assert sum(shares) == 24
+        assert min(shares) >= 4, shares  # the first 24 of 60 would be of the first file and a few of the second
+
+
+def test_the_prompt_carries_no_loss(model_folder: Path, tmp_path: Path) -> None:
+    setup = load_setup(recipe(model_folder, tmp_path / "run"))
+    example, encoded = setup.task.train[0], setup.train[0]
+    labelled = [token for token in encoded["labels"] if token != -100]
+    assert setup.tokenizer.decode(labelled) == example.completion + setup.tokenizer.eos_token
+    assert Collator(1)([encoded])["labels"].tolist() == [encoded["labels"]]

@@ -1,0 +1,45 @@
+"""From the training section to the Trainer's arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny_models
+from localora.lab.recipe_file import validate_recipe
+from localora.lab.training.trainer import CheckedTrainer, build_trainer
+from tiny_runs import recipe_values
+
+
+def trainer(tmp_path: Path, **training: Any) -> CheckedTrainer:
+    recipe = validate_recipe(recipe_values(tmp_path, tmp_path, **training))
+    return build_trainer(recipe, tmp_path / "checkpoints", model=tiny_models.tiny_llama(), train_dataset=[])
+
+
+def test_the_recipe_reaches_the_arguments(tmp_path: Path) -> None:
+    args = trainer(tmp_path, steps=250, gradient_accumulation=3, seed=7, weight_decay=0.1, precision="bf16").args
+    assert (args.max_steps, args.gradient_accumulation_steps, args.seed, args.weight_decay) == (250, 3, 7, 0.1)
+    assert args.bf16
+    assert args.report_to == []
+    assert args.logging_steps == 3  # at most 100 points
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.0, 0.5, 1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+    ],
+)
+def test_the_rate_warms_up_and_follows_its_schedule(tmp_path: Path, schedule: str, expected: list[float]) -> None:
+    made = trainer(tmp_path, steps=8, warmup=0.25, schedule=schedule, learning_rate=1.0)
+    made.create_optimizer_and_scheduler(8)
+    rates = []
+    for _ in range(8):
+        rates.append(made.lr_scheduler.get_last_lr()[0])
+        made.optimizer.step()
+        made.lr_scheduler.step()
+    torch.testing.assert_close(torch.tensor(rates), torch.tensor(expected))
