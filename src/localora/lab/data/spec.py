@@ -14,7 +14,7 @@ class DataSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    task: Literal["arithmetic", "facts", "functions"] | None = Field(None, description="a generated task")
+    task: Literal["arithmetic", "by-heart", "facts", "functions"] | None = Field(None, description="a generated task")
     difficulty: int = Field(1, ge=1, description="generated tasks: steps (or hops) of the hardest problem")
 
     path: Files | None = Field(None, description="JSONL file, or a list to mix; the format is found from the keys")

@@ -17,8 +17,8 @@ from localora.lab.data.example import Example
 from localora.lab.data.generated.problem import Problem
 
 _PEOPLE = 4  # and as many choices
-_FIRST = ("Ba", "Do", "Fe", "Gu", "Ki", "La", "Mo", "Ne", "Pi", "Ru", "Sa", "To", "Ve", "Wi", "Yo", "Zu")
-_LAST = (
+FIRST = ("Ba", "Do", "Fe", "Gu", "Ki", "La", "Mo", "Ne", "Pi", "Ru", "Sa", "To", "Ve", "Wi", "Yo", "Zu")
+LAST = (
     "bel",
     "dan",
     "fir",
@@ -59,7 +59,7 @@ _ATTRIBUTES = {  # name: (fact, question, values; none: places with made-up name
 def problem(random: Random, difficulty: int) -> Problem:
     """One question over the facts of four people: hops - 1 relations, then an attribute."""
     hops = random.randint(1, difficulty)
-    names = random.sample([first + last for first in _FIRST for last in _LAST], 2 * _PEOPLE)
+    names = random.sample([first + last for first in FIRST for last in LAST], 2 * _PEOPLE)
     people, places = names[:_PEOPLE], names[_PEOPLE:]
     attribute = random.choice(tuple(_ATTRIBUTES))
     fact, question, values = _ATTRIBUTES[attribute]

@@ -1,11 +1,11 @@
-"""The generated tasks by name."""
+"""The generated tasks by name: those whose problems are drawn split by split, and facts that are to be remembered."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from localora.lab.data.example import Example, Scorer
-from localora.lab.data.generated import arithmetic, facts, functions
+from localora.lab.data.generated import arithmetic, by_heart, facts, functions
 from localora.lab.data.generated.problem import Generator, draw
 
 TASKS: dict[str, tuple[Generator, Scorer]] = {
@@ -13,6 +13,7 @@ TASKS: dict[str, tuple[Generator, Scorer]] = {
     "facts": (facts.problem, Scorer.multiple_choice),
     "functions": (functions.problem, Scorer.code),
 }
+BY_HEART = "by-heart"
 
 
 def generate_task(
@@ -23,5 +24,7 @@ def generate_task(
     Raises:
         DataError: more examples asked for than the difficulty has.
     """
+    if name == BY_HEART:
+        return by_heart.splits(difficulty, sizes, seed), Scorer.exact_match
     generator, scorer = TASKS[name]
     return {split: draw(generator, difficulty, split, size, seed, name) for split, size in sizes.items()}, scorer
