@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test test-lower-bounds check format bench theory results clean
+.PHONY: help quickstart test test-lower-bounds check format bench theory results docs clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -14,10 +14,11 @@ quickstart: $(VENV)/train.done   ## fine-tune SmolLM2-135M with CPS-LoRA, G-LoRA
 test: $(VENV)/dev.done           ## all tests
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
-check: $(VENV)/dev.done          ## linter, formatter, types
+check: $(VENV)/dev.done          ## linter, formatter, types, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: $(VENV)/train.done        ## time and memory beside PEFT's LoRA, on a quiet machine; resumable; BENCH_ARGS='--only training'
 	$(BIN)/python -m benchmarks.speed $(BENCH_ARGS)
@@ -38,6 +39,9 @@ test-lower-bounds:               ## the core's tests on the oldest versions pypr
 		tests/placement/test_taylor.py tests/placement/test_signals.py tests/adapter/test_parity.py \
 		tests/adapter/test_saving.py tests/adapter/test_merging.py tests/lifecycle/test_calibration.py tests/export \
 		-k 'not (same_placement and cps) and not (reference and reentrant)'
+
+docs: $(VENV)/dev.done           ## the documentation as a site in site/, every link checked; DOCS_ARGS=serve shows it while you write
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(DOCS_ARGS),build --strict)
 
 format: $(VENV)/dev.done         ## let the formatter and the linter's fixes loose
 	$(BIN)/ruff check --fix .
