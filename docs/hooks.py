@@ -40,7 +40,7 @@ def _recipe_keys() -> str:
     from localora.lab.recipe import SECTIONS
 
     parts = [
-        "# Recipe keys\n\nEvery key of a recipe, its default and what it means; made from the models that check recipes."
+        "# Recipe keys\n\nEvery key of a recipe and its default; made from the models that check recipes."
         " Override one from the command line with `--set section.key=value`."
     ]
     for section, models in SECTIONS.items():
@@ -55,7 +55,7 @@ def _plan_keys() -> str:
     from localora.lab.compare.plan import LearningRates, Plan, Published, Statistics
 
     text = (
-        "# Plan keys\n\nEvery key of a comparison's plan; [how to compare](../compare.md) says how they work together."
+        "# Plan keys\n\nEvery key of a plan; [how to compare](../compare.md) says how they work together."
     )
     groups = {"": Plan, "learning_rates": LearningRates, "statistics": Statistics, "published": Published}
     for name, model in groups.items():
