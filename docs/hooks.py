@@ -54,9 +54,7 @@ def _recipe_keys() -> str:
 def _plan_keys() -> str:
     from localora.lab.compare.plan import LearningRates, Plan, Published, Statistics
 
-    text = (
-        "# Plan keys\n\nEvery key of a plan; [how to compare](../compare.md) says how they work together."
-    )
+    text = "# Plan keys\n\nEvery key of a plan; [how to compare](../compare.md) says how they work together."
     groups = {"": Plan, "learning_rates": LearningRates, "statistics": Statistics, "published": Published}
     for name, model in groups.items():
         text += f"\n\n## {name or 'top level'}\n\n{_table(model)}"
