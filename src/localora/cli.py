@@ -236,7 +236,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a trained adapter as plain LoRA, for PEFT, vLLM, llama.cpp, Ollama and SGLang; exact without --rank."""
-    with _errors_in_one_line(ValueError, OSError):
+    with _errors_in_one_line(OSError):
         from localora import export_lora
 
         typer.echo(export_lora(adapter, out, rank=rank))
@@ -259,23 +259,21 @@ def inspect(
     with _errors_in_one_line(ImportError):
         from rich.console import Console
 
-        from localora.lab.inspect.errors import InspectionError
         from localora.lab.inspect.microscope import inspect_delta
         from localora.lab.report.console import describe_progress
 
         console = Console()
-        with _errors_in_one_line(InspectionError):
-            report = inspect_delta(
-                source,
-                base=base,
-                out=out,
-                rank=rank,
-                clusters=clusters or (2, 4, 8),
-                layers=layers,
-                draws=draws,
-                seed=seed,
-                progress=describe_progress(console, "layers"),
-            )
+        report = inspect_delta(
+            source,
+            base=base,
+            out=out,
+            rank=rank,
+            clusters=clusters or (2, 4, 8),
+            layers=layers,
+            draws=draws,
+            seed=seed,
+            progress=describe_progress(console, "layers"),
+        )
         typer.echo(report)
         typer.echo(f"page: {out / 'index.html'}")
 
@@ -293,7 +291,7 @@ def budget(
     tokens: Annotated[int, typer.Option(help="Tokens in a calibration batch.")] = 2048,
 ) -> None:
     """What an adapter takes: parameters, file sizes, optimizer and calibration memory. Needs no weights."""
-    with _errors_in_one_line(ValueError):
+    with _errors_in_one_line():
         from localora.lab.cost import predict_cost
         from localora.lab.recipe_file import method_section
         from localora.lab.training.adapter import adapter_config
@@ -338,21 +336,9 @@ def _errors_in_one_line(*more: type[Exception]) -> Iterator[None]:
 
     from transformers.utils import logging
 
-    from localora import CalibrationError, PlacementError, UnplacedAdapterError
-    from localora.lab.compare.errors import PlanError
-    from localora.lab.data.example import DataError
-    from localora.lab.evaluation.sandbox import SandboxError
-    from localora.lab.model.errors import ModelError
-    from localora.lab.recipe import RecipeError
-    from localora.lab.training.folder import FolderError
-    from localora.lab.training.record import RecordError
-    from localora.lab.training.trainer import TrainingError
-    from localora.placement.budget import BudgetError
+    from localora.errors import LocaloraError
 
-    expected: tuple[type[Exception], ...] = (
-        BudgetError, CalibrationError, DataError, FolderError, ModelError, PlacementError, PlanError, RecipeError,
-        RecordError, SandboxError, TrainingError, UnplacedAdapterError, *more,
-    )  # fmt: skip
+    expected: tuple[type[Exception], ...] = (LocaloraError, *more)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.simplefilter("ignore", FutureWarning)  # they speak to the authors of libraries

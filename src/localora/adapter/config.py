@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from peft import PeftConfig
 from peft.utils.other import get_pattern_key
 
+from localora.errors import ConfigError
 from localora.placement.budget import BudgetError, LayerBudget, clustered_budget, global_local_budget
 from localora.placement.partition import MAX_CLUSTERS
 
@@ -94,7 +95,7 @@ class LocalizedConfig(PeftConfig):
             if key not in known:
                 close = difflib.get_close_matches(key, known, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else "; it may come from a newer localora"
-                raise ValueError(f"unknown key {key!r} for {chosen.__name__}{hint}")
+                raise ConfigError(f"unknown key {key!r} for {chosen.__name__}{hint}")
         config = super().__new__(chosen)
         config.of_saved_adapter = True
         return config
@@ -109,29 +110,29 @@ class LocalizedConfig(PeftConfig):
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
         if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError("layers_pattern has no effect without layers_to_transform; set both or neither")
+            raise ConfigError("layers_pattern has no effect without layers_to_transform; set both or neither")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            raise ValueError("layers_to_transform needs target_modules as a list of names, not a string")
+            raise ConfigError("layers_to_transform needs target_modules as a list of names, not a string")
         _require_int("r", self.r, 1)
         for pattern, r in self.rank_pattern.items():
             _require_int(f"rank_pattern[{pattern!r}]", r, 1)
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+            raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}")
         if self.placement not in PLACEMENT_MODES:
-            raise ValueError(f"placement must be one of {', '.join(PLACEMENT_MODES)}, got {self.placement!r}")
+            raise ConfigError(f"placement must be one of {', '.join(PLACEMENT_MODES)}, got {self.placement!r}")
         if not 0 <= self.global_share <= 1:
-            raise ValueError(f"global_share must lie in [0, 1], got {self.global_share}")
+            raise ConfigError(f"global_share must lie in [0, 1], got {self.global_share}")
 
         for fraction in self.repartition:
             if not 0 < fraction <= 1:
-                raise ValueError(f"repartition holds fractions of training in (0, 1], got {fraction}")
+                raise ConfigError(f"repartition holds fractions of training in (0, 1], got {fraction}")
         _require_int("repartition_every", self.repartition_every, 0)
         if self.repartition and self.repartition_every:
-            raise ValueError("set repartition (fractions) or repartition_every (steps), not both")
+            raise ConfigError("set repartition (fractions) or repartition_every (steps), not both")
         if self.repartition_observe not in ("event", "training"):
-            raise ValueError(f"repartition_observe must be event or training, got {self.repartition_observe!r}")
+            raise ConfigError(f"repartition_observe must be event or training, got {self.repartition_observe!r}")
         if not 0 < self.settle <= 1:
-            raise ValueError(f"settle must lie in (0, 1], got {self.settle}")
+            raise ConfigError(f"settle must lie in (0, 1], got {self.settle}")
 
     def repartition_steps(self, total_steps: int) -> list[int]:
         """The optimizer steps, of 1..total_steps, after which the adapter is placed anew."""
@@ -183,12 +184,12 @@ class GlobalLocalLoraConfig(LocalizedConfig):
         super().__post_init__()
         _require_method(self, "g-lora")
         if self.repartition_observe != "event":
-            raise ValueError(
+            raise ConfigError(
                 "G-LoRA's Taylor scores |W * dL/dW| need each batch's own gradient, which is formed at an event and "
                 "not in training; leave repartition_observe='event'"
             )
         if not 0 < self.local_size <= 1:
-            raise ValueError(f"local_size must lie in (0, 1], got {self.local_size}")
+            raise ConfigError(f"local_size must lie in (0, 1], got {self.local_size}")
         _require_int("refine", self.refine, 0)
 
     def layer_budget(self, m: int, n: int, r: int) -> LayerBudget:
@@ -240,22 +241,22 @@ class CpsLoraConfig(LocalizedConfig):
         _require_int("probe_steps", self.probe_steps, 0)
         _require_int("probe_rank", self.probe_rank, 0)
         if not self.probe_lr > 0:
-            raise ValueError(f"probe_lr must be above 0, got {self.probe_lr}")
+            raise ConfigError(f"probe_lr must be above 0, got {self.probe_lr}")
         if self.clusters > MAX_CLUSTERS:
-            raise ValueError(f"clusters must be at most {MAX_CLUSTERS}, got {self.clusters}")
+            raise ConfigError(f"clusters must be at most {MAX_CLUSTERS}, got {self.clusters}")
         if not 0 <= self.balance <= 1:
-            raise ValueError(f"balance must lie in [0, 1], got {self.balance}")
+            raise ConfigError(f"balance must lie in [0, 1], got {self.balance}")
         if self.repartition_signal not in REPARTITION_SIGNALS:
-            raise ValueError(
+            raise ConfigError(
                 f"repartition_signal must be one of {', '.join(REPARTITION_SIGNALS)}, got {self.repartition_signal!r}"
             )
         if self.repartition_observe == "training" and self.repartition_signal == "delta":
-            raise ValueError("repartition_signal='delta' uses no gradient; set repartition_observe='event'")
+            raise ConfigError("repartition_signal='delta' uses no gradient; set repartition_observe='event'")
         if self.repartition_normalise and self.repartition_observe != "training":
-            raise ValueError("repartition_normalise needs repartition_observe='training': an event has no Adam steps")
+            raise ConfigError("repartition_normalise needs repartition_observe='training': an event has no Adam steps")
 
         if self.probe_steps and (self.repartition or self.repartition_every) and self.repartition_signal != "delta":
-            raise ValueError(
+            raise ConfigError(
                 "probe_steps finds clusters that a gradient does not show, and re-partition would plan them anew on a "
                 "gradient; set repartition=[] and repartition_every=0, or repartition_signal='delta'"
             )
@@ -267,7 +268,7 @@ class CpsLoraConfig(LocalizedConfig):
 def _config_class(method: object) -> type[LocalizedConfig]:
     classes = {"g-lora": GlobalLocalLoraConfig, "cps-lora": CpsLoraConfig}
     if method not in classes:
-        raise ValueError(
+        raise ConfigError(
             f"the adapter config names the method {method!r}; localora knows {', '.join(classes)}. "
             "Build GlobalLocalLoraConfig or CpsLoraConfig"
         )
@@ -281,4 +282,4 @@ def _require_int(name: str, value: object, low: int) -> None:
 
 def _require_method(config: GlobalLocalLoraConfig | CpsLoraConfig, method: str) -> None:
     if config.method != method:
-        raise ValueError(f"{type(config).__name__} is the config of {method!r}, not of {config.method!r}")
+        raise ConfigError(f"{type(config).__name__} is the config of {method!r}, not of {config.method!r}")

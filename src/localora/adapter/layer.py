@@ -21,11 +21,12 @@ from transformers.pytorch_utils import Conv1D
 from localora.adapter.factors import ColumnFactor, RowFactor
 from localora.adapter.held import FactorHold
 from localora.adapter.update import Origin, add_update, update_dtype
+from localora.errors import AdapterError, LocaloraError
 from localora.placement.budget import LayerBudget
 from localora.placement.partition import LABEL_DTYPE, UNPLACED, Partition, Placement, PlacementError
 
 
-class UnplacedAdapterError(RuntimeError):
+class UnplacedAdapterError(LocaloraError, RuntimeError):
     """An adapter was trained, merged or exported before any planner had placed it."""
 
 
@@ -314,7 +315,7 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
                 continue
             merged = self._base_plus(name, sign=1.0)
             if safe_merge and not torch.isfinite(merged).all():
-                raise ValueError(f"NaN or infinity in the merged weights: the adapter {name!r} seems to be broken")
+                raise AdapterError(f"NaN or infinity in the merged weights: the adapter {name!r} seems to be broken")
             self.set_base_weight(merged)
             self.merged_adapters.append(name)
 

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.held import FactorHold
 from localora.adapter.layer import LocalizedLinear
+from localora.errors import AdapterError, LayerError
 from localora.placement.budget import BudgetError
 from localora.placement.partition import LABEL_DTYPE, UNPLACED, Partition, Placement, PlacementError
 from localora.placement.random import contiguous_partition, random_partition
@@ -111,7 +112,7 @@ class LocalizedModel(BaseTuner):
         # Mamba's fused kernels read these weights directly and would bypass the adapter.
         model_type = getattr(getattr(model, "config", None), "model_type", None)
         if model_type in MAMBA_TYPES and target_name in MAMBA_FUSED:
-            raise ValueError(
+            raise LayerError(
                 f"the module {target_name!r} of a {model_type} model cannot be adapted: its fused kernel reads the "
                 "weight directly. Leave it out of target_modules"
             )
@@ -119,7 +120,7 @@ class LocalizedModel(BaseTuner):
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         if kwargs.get("adapter_names") is not None:
-            raise ValueError(
+            raise AdapterError(
                 "localora adapters do not support several adapters in one batch (adapter_names); run each adapter's "
                 "samples in its own batch, or export_lora() the adapters to plain LoRA, which does"
             )
@@ -242,20 +243,20 @@ def placement_of(model: nn.Module, adapter_name: str = "default") -> dict[str, P
     """
     layers = adapted_layers(model, adapter_name)
     if not layers:
-        raise ValueError(f"no layer of this model holds a localora adapter named {adapter_name!r}")
+        raise AdapterError(f"no layer of this model holds a localora adapter named {adapter_name!r}")
     return {name: layer.placement(adapter_name) for name, layer in layers}
 
 
 def _check_supported(target: nn.Module, key: str) -> None:
     if isinstance(target, nn.modules.linear.NonDynamicallyQuantizableLinear):
-        raise TypeError(
+        raise LayerError(
             f"layer {key} is the output projection of a torch.nn.MultiheadAttention, which reads its weight directly "
             "and would bypass the adapter. Leave it out of target_modules"
         )
     backend = resolve_quantization_backend(target)
     linear_backend = backend is not None and backend.layer_type == "linear"
     if not (isinstance(target, (nn.Linear, Conv1D)) or linear_backend):
-        raise TypeError(
+        raise LayerError(
             f"layer {key} is a {type(target).__name__}; localora adapts torch.nn.Linear, transformers' Conv1D and "
             "linear layers of PEFT's quantization backends. Leave it out of target_modules"
         )

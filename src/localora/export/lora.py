@@ -20,6 +20,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from localora.errors import AdapterError
 from localora.export.sources import PEFT_PREFIX, WEIGHTS, Adapter, read_folder, read_model
 from localora.export.truncate import truncate_factors
 from localora.placement.thin import relative_difference
@@ -79,14 +80,16 @@ def export_lora(
         PlacementError: damaged or missing tensors.
     """
     if rank is not None and rank < 1:
-        raise ValueError(f"the rank to truncate to must be at least 1, got {rank}")
+        raise AdapterError(f"the rank to truncate to must be at least 1, got {rank}")
     out = Path(out)
     if isinstance(model_or_folder, nn.Module):
         adapter = read_model(model_or_folder, adapter_name)
     else:
         folder = Path(model_or_folder)
         if out.resolve() == folder.resolve():
-            raise ValueError(f"{out} is the adapter's own folder; export to another one, or the adapter would be lost")
+            raise AdapterError(
+                f"{out} is the adapter's own folder; export to another one, or the adapter would be lost"
+            )
         adapter = read_folder(folder)
 
     exact_rank = max(A.shape[0] for A, _ in adapter.factors.values())

@@ -15,6 +15,7 @@ from localora.adapter.config import LocalizedConfig
 from localora.adapter.factors import places_of, scatter
 from localora.adapter.layer import UnplacedAdapterError, check_fits
 from localora.adapter.model import adapted_layers
+from localora.errors import AdapterError, AdapterMissingError
 from localora.placement.partition import LABEL_DTYPE, UNPLACED, Partition, PlacementError
 
 WEIGHTS = "adapter_model.safetensors"
@@ -41,7 +42,7 @@ def read_model(model: nn.Module, adapter_name: str) -> Adapter:
     """
     config = getattr(model, "peft_config", {}).get(adapter_name)
     if not isinstance(config, LocalizedConfig):
-        raise ValueError(f"{adapter_name!r} is no localora adapter of this model")
+        raise AdapterError(f"{adapter_name!r} is no localora adapter of this model")
     layers = adapted_layers(model, adapter_name)
     factors = {}
     with torch.no_grad():
@@ -73,12 +74,12 @@ def read_folder(folder: Path) -> Adapter:
         PlacementError, UnplacedAdapterError: tensors that are missing, damaged, or never placed.
     """
     if not (folder / "adapter_config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no adapter (no adapter_config.json)")
+        raise AdapterMissingError(f"{folder} holds no adapter (no adapter_config.json)")
     config = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, LocalizedConfig):
-        raise ValueError(f"{folder} holds an adapter of type {config.peft_type}, not a localora adapter")
+        raise AdapterError(f"{folder} holds an adapter of type {config.peft_type}, not a localora adapter")
     if not (folder / WEIGHTS).is_file():
-        raise FileNotFoundError(f"{folder} has no {WEIGHTS}; save the adapter with save_pretrained")
+        raise AdapterMissingError(f"{folder} has no {WEIGHTS}; save the adapter with save_pretrained")
     tensors = load_file(folder / WEIGHTS)
     names = sorted({key.split(".localized_")[0] for key in tensors if ".localized_" in key})
     factors = {name.removeprefix(PEFT_PREFIX): _layer_factors(config, name, tensors) for name in names}

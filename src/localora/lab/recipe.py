@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
+from localora.errors import LocaloraError
 from localora.lab.data.spec import DataSpec
 
 MethodName = Literal[
@@ -17,7 +18,7 @@ MethodName = Literal[
 METHODS: tuple[str, ...] = get_args(MethodName)
 
 
-class RecipeError(ValueError):
+class RecipeError(LocaloraError, ValueError):
     """A recipe that cannot be run; `problems` holds one line per problem."""
 
     def __init__(self, source: str, problems: Sequence[str]) -> None:

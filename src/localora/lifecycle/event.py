@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from localora.errors import LocaloraError
 
-class ScheduleError(RuntimeError):
+
+class ScheduleError(LocaloraError, RuntimeError):
     """A scheduled re-partition that cannot happen, or that did not happen."""
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from localora.adapter.layer import LocalizedLinear
+from localora.errors import LocaloraError
 from localora.lifecycle.observe import Observer, watch_gradients
 from localora.lifecycle.processes import failing_together
 
@@ -19,7 +20,7 @@ Layers = dict[str, LocalizedLinear]
 CHECK_BATCH = "check the batch for empty labels and the model for overflow (try bfloat16 or float32 instead of float16)"
 
 
-class CalibrationError(RuntimeError):
+class CalibrationError(LocaloraError, RuntimeError):
     """Calibration cannot tell where the adapter should act; the message says why and what to do."""
 
 

@@ -13,7 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from localora.errors import LocaloraError
+
 T = TypeVar("T")
+
+
+class ProcessError(LocaloraError, RuntimeError):
+    """Another process of a distributed run failed, or holds something else than this one."""
 
 
 def sum_over_processes(tensors: Iterable[Tensor]) -> None:
@@ -32,7 +38,7 @@ def failing_together() -> Iterator[None]:
     """An error in the body on one process is raised on every process, so that none waits for it for ever.
 
     Raises:
-        RuntimeError: the body went well here and failed on another process.
+        ProcessError: the body went well here and failed on another process.
     """
     error: Exception | None = None
     try:
@@ -44,7 +50,7 @@ def failing_together() -> Iterator[None]:
         dist.all_gather_object(errors, None if error is None else f"{type(error).__name__}: {error}")
         failed = [f"process {rank} failed: {message}" for rank, message in enumerate(errors) if message]
         if failed and error is None:
-            raise RuntimeError("; ".join(failed))
+            raise ProcessError("; ".join(failed))
     if error is not None:
         raise error
 
@@ -77,14 +83,14 @@ def check_agreement(digest: str) -> None:
     """Raise unless every process holds the same placement.
 
     Raises:
-        RuntimeError: the digests differ.
+        ProcessError: the digests differ.
     """
     if not _distributed():
         return
     digests: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(digests, digest)
     if len(set(digests)) > 1:
-        raise RuntimeError(f"the processes hold different placements: {digests}. Start all of them with the same seed")
+        raise ProcessError(f"the processes hold different placements: {digests}. Start all of them with the same seed")
 
 
 def _distributed() -> bool:

@@ -15,10 +15,12 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+from localora.errors import LocaloraError
+
 TOLERANCE = 0.005  # trainable parameters may differ from LoRA's by this share
 
 
-class BudgetError(ValueError):
+class BudgetError(LocaloraError, ValueError):
     """A rank, share or size that no adapter of this budget can have; the message names the nearest that can."""
 
 

@@ -27,13 +27,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from localora.errors import LocaloraError
+
 UNCOVERED = -1  # the partition leaves this row or column alone
 UNPLACED = -2  # no planner has spoken yet; every label of a fresh adapter
 LABEL_DTYPE = torch.int8  # one byte a row and column keeps the adapter file within 7 % of LoRA's at rank 8
 MAX_CLUSTERS = torch.iinfo(LABEL_DTYPE).max
 
 
-class PlacementError(ValueError):
+class PlacementError(LocaloraError, ValueError):
     """Labels that do not describe a valid partition, or that do not fit the layer they are meant for."""
 
 

@@ -183,9 +183,9 @@ def test_a_local_config_is_read_from_its_folder_or_file(llama: LlamaForCausalLM,
 
 
 def test_refusals(llama: LlamaForCausalLM) -> None:
-    with pytest.raises(TypeError, match="IA3Config"):
+    with pytest.raises(ValueError, match="IA3Config"):
         predict_cost(llama.config, IA3Config(target_modules="all-linear"))
-    with pytest.raises(TypeError, match="AdaLoraConfig"):
+    with pytest.raises(ValueError, match="AdaLoraConfig"):
         predict_cost(llama.config, AdaLoraConfig(target_modules="all-linear", total_step=9))
     with pytest.raises(ValueError, match="tokens must be at least 1, got 0"):
         predict_cost(llama.config, CpsLoraConfig(target_modules="all-linear"), tokens=0)

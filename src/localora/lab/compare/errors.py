@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from localora.errors import LocaloraError
 
-class PlanError(ValueError):
+
+class PlanError(LocaloraError, ValueError):
     """A plan that cannot be run, or would not be fair; `problems` holds one line per problem."""
 
     def __init__(self, source: str, problems: Sequence[str]) -> None:

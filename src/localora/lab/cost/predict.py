@@ -16,6 +16,7 @@ from transformers import PretrainedConfig
 
 from localora.adapter.config import CpsLoraConfig, LocalizedConfig
 from localora.adapter.model import adapted_layers
+from localora.errors import ConfigError
 from localora.export.lora import RANK_GRID
 from localora.lab.cost.calibration import CalibrationBytes, probe_bytes, sketch_bytes, taylor_bytes
 from localora.lab.cost.file_size import safetensors_bytes
@@ -49,9 +50,11 @@ def predict_cost(
     """
     # AdaLoRA's config is a LoraConfig, too, and its cost is another.
     if isinstance(peft_config, AdaLoraConfig) or not isinstance(peft_config, (LocalizedConfig, LoraConfig)):
-        raise TypeError(f"costs are known for localora's configs and peft.LoraConfig, got {type(peft_config).__name__}")
+        raise ConfigError(
+            f"costs are known for localora's configs and peft.LoraConfig, got {type(peft_config).__name__}"
+        )
     if tokens < 1:
-        raise ValueError(f"tokens must be at least 1, got {tokens}")
+        raise ConfigError(f"tokens must be at least 1, got {tokens}")
     name, config = model_config(model_name_or_config)
     base = meta_model(name, config, dtype)
     base_parameters = sum(p.numel() for p in base.parameters())

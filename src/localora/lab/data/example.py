@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from localora.errors import LocaloraError
 
-class DataError(ValueError):
+
+class DataError(LocaloraError, ValueError):
     """Data that cannot be used as it is; the message names the file, line or example and the remedy."""
 
 

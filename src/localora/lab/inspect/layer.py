@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from localora.lab.inspect.captured import global_local_energy, grid_energy, lora_energy, partition_energy
 from localora.lab.inspect.cluster_test import BALANCES, ClusterTest, cluster_test
+from localora.lab.inspect.errors import InspectionError
 from localora.lab.inspect.matrix import Matrix
 from localora.lab.inspect.spectrum import effective_rank, stable_rank
 from localora.lab.inspect.thumbnails import Thumbnails, draw_thumbnails
@@ -61,12 +62,12 @@ def inspect_layer(
     """Put one dW under the microscope.
 
     Raises:
-        ValueError: dW holds NaN or infinity.
+        InspectionError: dW holds NaN or infinity.
     """
     m, n = matrix.shape
     energy = matrix.energy()
     if not math.isfinite(energy):
-        raise ValueError(f"the update of {name} holds NaN or infinity; the training that made it diverged")
+        raise InspectionError(f"the update of {name} holds NaN or infinity; the training that made it diverged")
     s = matrix.singular_values()
     plans = _plans(matrix, rank, clusters, seed) if energy > 0 else {}
     test = cluster_test(matrix, rank=rank, clusters=clusters, draws=draws, seed=seed)

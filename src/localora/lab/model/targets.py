@@ -14,6 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from localora.errors import ConfigError
+
 
 class Target(NamedTuple):
     """One weight matrix: the name of its module, m outputs, n inputs."""
@@ -32,16 +34,16 @@ def resolve_targets(model: nn.Module, spec: str | Sequence[str]) -> list[Target]
         ValueError: nothing matches, or a listed name matches nothing (the message lists the names there are).
     """
     if isinstance(spec, str) and spec != "all-linear":
-        raise ValueError(f'targets must be "all-linear" or a list of module names, got {spec!r}')
+        raise ConfigError(f'targets must be "all-linear" or a list of module names, got {spec!r}')
     found = _matrices(model)
     if not found:
-        raise ValueError(f"{type(model).__name__} has no linear layer beside its output head to adapt")
+        raise ConfigError(f"{type(model).__name__} has no linear layer beside its output head to adapt")
     if isinstance(spec, str):
         return found
     unmatched = [name for name in spec if not any(_matches(target.name, name) for target in found)]
     if unmatched or not spec:
         there = sorted({target.name.rpartition(".")[2] for target in found})
-        raise ValueError(f"no linear layer is named {', '.join(unmatched) or '(empty list)'}; there are {there}")
+        raise ConfigError(f"no linear layer is named {', '.join(unmatched) or '(empty list)'}; there are {there}")
     return [target for target in found if any(_matches(target.name, name) for name in spec)]
 
 

@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from localora import CpsLoraConfig, GlobalLocalLoraConfig
+from localora.errors import ConfigError
 from localora.lab.recipe import (
     AdaLoraMethod,
     BdLoraMethod,
@@ -41,7 +42,7 @@ def adapter_config(method: MethodBase, seed: int, steps: int = TrainingSection()
     if isinstance(method, LoraMethod):
         return _peft_config(method)
     if not isinstance(method, LocalizedMethod):
-        raise ValueError("full fine-tuning has no adapter")
+        raise ConfigError("full fine-tuning has no adapter")
     options = method.model_dump(exclude={"name", "alpha", "calibration_steps"})
     config_class = GlobalLocalLoraConfig if isinstance(method, GLoraMethod) else CpsLoraConfig
     return config_class(**options, alpha=method.resolved_alpha, seed=seed, task_type="CAUSAL_LM")
@@ -52,7 +53,7 @@ def _peft_config(method: LoraMethod) -> PeftConfig:
     r, ranks = method.r, dict(method.ranks)
     if isinstance(method, GraloraMethod):
         if method.r % method.blocks:
-            raise ValueError(f"gralora: r ({method.r}) must be a multiple of blocks ({method.blocks})")
+            raise ConfigError(f"gralora: r ({method.r}) must be a multiple of blocks ({method.blocks})")
         alpha: Any = method.resolved_alpha  # PEFT says int, and only divides by r
         return GraloraConfig(r=r, alpha=alpha, gralora_dropout=method.dropout, gralora_k=method.blocks, **common)
     if isinstance(method, MissMethod):
@@ -69,7 +70,7 @@ def _peft_config(method: LoraMethod) -> PeftConfig:
         "alpha_pattern": {layer: _same_scale(method, rank) for layer, rank in ranks.items()},
     }
     if method.name in _START and options["use_rslora"] and ranks:
-        raise ValueError(f"{method.name}: cannot be saved with use_rslora and ranks together; leave one of them out")
+        raise ConfigError(f"{method.name}: cannot be saved with use_rslora and ranks together; leave one of them out")
     if isinstance(method, LoraGaMethod):
         options["lora_ga_config"] = LoraGAConfig(
             direction=method.direction, scale=method.scale, stable_gamma=method.stable_gamma
@@ -77,7 +78,7 @@ def _peft_config(method: LoraMethod) -> PeftConfig:
     if isinstance(method, BdLoraMethod):
         wrong = sorted({rank for rank in (r, *ranks.values()) if rank % method.blocks})
         if wrong:
-            raise ValueError(f"bd-lora: ranks must be multiples of blocks ({method.blocks}), got {wrong}")
+            raise ConfigError(f"bd-lora: ranks must be multiples of blocks ({method.blocks}), got {wrong}")
         options["use_bdlora"] = BdLoraConfig(
             target_modules_bd_a=method.row_sharded, target_modules_bd_b=method.column_sharded, nblocks=method.blocks
         )
@@ -87,13 +88,13 @@ def _peft_config(method: LoraMethod) -> PeftConfig:
 def _adalora_config(method: AdaLoraMethod, steps: int) -> AdaLoraConfig:
     first, last = method.first_r, method.last_r
     if last >= first:
-        raise ValueError(
+        raise ConfigError(
             f"adalora: starts with rank {first} and is to end with {last} on average, so there is none to take away; "
             "raise r or init_r, or lower target_r"
         )
     before, after = int(method.initial_share * steps), int(method.final_share * steps)
     if steps - after < max(2, before + 1):  # what it takes away it has to observe for a step at least
-        raise ValueError(
+        raise ConfigError(
             f"adalora: {steps} steps leave none between initial_share ({before} steps) and final_share ({after}) in "
             "which ranks could fall; raise training.steps or lower these"
         )

@@ -14,10 +14,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from localora.errors import LocaloraError
+
 MIN_FREE_BYTES = 256 * 2**20  # a small adapter, its export and two checkpoints with optimizer state
 
 
-class FolderError(ValueError):
+class FolderError(LocaloraError, ValueError):
     """An output folder that cannot be used; the message says what to do instead."""
 
 

@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from localora.errors import LocaloraError
 from localora.lifecycle.processes import processes
 
 RECORD_FORMAT: Literal[1] = 1  # raise it when a field changes its meaning
 PACKAGES = ("localora", "torch", "transformers", "peft", "accelerate", "safetensors")
 
 
-class RecordError(ValueError):
+class RecordError(LocaloraError, ValueError):
     """A file that is no readable run record."""
 
 

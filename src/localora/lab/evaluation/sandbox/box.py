@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 
+from localora.errors import LocaloraError
+
 _INSIDE = Path(__file__).parent / "inside"
 _FIRST_UID, _UIDS = 61_184, 4_000  # the range systemd reserves for users that exist only while a service runs
 _uids = count(secrets.randbelow(_UIDS))
@@ -22,7 +24,7 @@ _NO_VERDICT = {0: "ended before its tests did", 3: "out of time", 4: "out of dis
 _GRACE = 20.0  # seconds beyond a sample's own for the supervisor to start, and to clear away
 
 
-class SandboxError(RuntimeError):
+class SandboxError(LocaloraError, RuntimeError):
     """This system cannot contain a program; nothing was run."""
 
 

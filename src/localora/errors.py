@@ -1,0 +1,27 @@
+"""The root of every error that a user of localora can put right; each names the thing and the remedy.
+
+Errors that belong to one part are defined there. They also derive from the built-in error that a caller of PEFT would
+expect (ValueError, RuntimeError, TypeError), so `except ValueError` keeps working.
+"""
+
+from __future__ import annotations
+
+
+class LocaloraError(Exception):
+    """Something that the caller can put right: an input, a setting, a file, a moment. Anything else is our bug."""
+
+
+class ConfigError(LocaloraError, ValueError):
+    """An option that is unknown, out of its range, or contradicts another."""
+
+
+class AdapterError(LocaloraError, ValueError):
+    """An adapter that is not there, is of another kind, or cannot do what was asked of it."""
+
+
+class LayerError(LocaloraError, TypeError, ValueError):
+    """A layer that no adapter can be put on."""
+
+
+class AdapterMissingError(AdapterError, FileNotFoundError):
+    """A folder without an adapter, or without its weights."""
