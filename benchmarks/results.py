@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from localora.lab.compare.report.write import write_report
+from localora.lab.report.comparison.write import write_report
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"

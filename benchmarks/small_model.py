@@ -16,9 +16,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from localora.lab.data.generated.registry import TASKS, generate_task
-from localora.lab.recipe import Recipe
-from localora.lab.recipe_file import validate_recipe
-from localora.lab.training.run import train
+from localora.lab.recipe.file import validate_recipe
+from localora.lab.recipe.schema import Recipe
+from localora.lab.run.train import train
 
 VOCABULARY = 512
 FOLDER = Path("runs/small-model")

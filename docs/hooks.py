@@ -37,7 +37,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def _recipe_keys() -> str:
-    from localora.lab.recipe import SECTIONS
+    from localora.lab.recipe.schema import SECTIONS
 
     parts = [
         "# Recipe keys\n\nEvery key of a recipe and its default; made from the models that check recipes."

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 import localora
 import tiny_runs
 from localora.cli import app
-from localora.lab.recipe import METHOD_CLASSES
-from localora.lab.recipe_file import validate_recipe
+from localora.lab.recipe.file import validate_recipe
+from localora.lab.recipe.schema import METHOD_CLASSES
 from tiny_runs import METHODS, recipe_values, write_recipe
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from localora.lab.data.example import Example
 from localora.lab.data.load import load_task
-from localora.lab.data.spec import DataSpec
+from localora.lab.recipe.data_spec import DataSpec
 
 COMMONSENSE = ("arc_challenge", "arc_easy", "boolq", "hellaswag", "openbookqa", "piqa", "siqa")
 FAMILIES = {

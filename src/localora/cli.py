@@ -73,7 +73,7 @@ Every key and its default (--set SECTION.KEY=VALUE overrides the file):
 
 
 def _train_help() -> str:
-    from localora.lab.recipe import describe_keys
+    from localora.lab.recipe.schema import describe_keys
 
     return TRAIN_HELP.format(keys="\n".join(f"    {line}" for line in describe_keys()))
 
@@ -95,10 +95,10 @@ def train(
     with _errors_in_one_line():
         from rich.console import Console
 
-        from localora.lab.recipe_file import load_recipe
+        from localora.lab.recipe.file import load_recipe
         from localora.lab.report.console import print_record
+        from localora.lab.run.train import train as run
         from localora.lab.training.processes import is_main_process, leave_processes
-        from localora.lab.training.run import train as run
 
         allowed = ["evaluation.allow_code_execution=true"] if allow_code_execution else []
         chosen = load_recipe(recipe, [*(set_ or []), *allowed], folder=out)
@@ -158,8 +158,8 @@ def evaluate(
     with _errors_in_one_line():
         from rich.console import Console
 
-        from localora.lab.evaluation.command import Settings
-        from localora.lab.evaluation.command import evaluate as run
+        from localora.lab.commands.evaluate import Settings
+        from localora.lab.commands.evaluate import evaluate as run
 
         settings = Settings(
             tasks=tuple(name for text in tasks for name in text.split(",") if name),
@@ -206,7 +206,7 @@ def compare(
     with _errors_in_one_line():
         from rich.console import Console
 
-        from localora.lab.compare.command import folder_of, report, run_comparison
+        from localora.lab.commands.compare import folder_of, report, run_comparison
 
         console, overrides = Console(), set_ or []
         if report_only:
@@ -293,7 +293,7 @@ def budget(
     """What an adapter takes: parameters, file sizes, optimizer and calibration memory. Needs no weights."""
     with _errors_in_one_line():
         from localora.lab.cost import predict_cost
-        from localora.lab.recipe_file import method_section
+        from localora.lab.recipe.file import method_section
         from localora.lab.training.adapter import adapter_config
 
         section = method_section({"name": method, "r": r}, set_ or [])
@@ -313,7 +313,7 @@ def quickstart(
     with _errors_in_one_line():
         from rich.console import Console
 
-        from localora.lab.quickstart import run_quickstart
+        from localora.lab.commands.quickstart import run_quickstart
 
         run_quickstart(out, Console())
 

@@ -28,7 +28,7 @@ from localora.lab.compare.store import Store
 from localora.lab.compare.workers import connection
 from localora.lab.compare.workers.cluster import RETRIES, ClusterPool
 from localora.lab.compare.workers.pool import Done, job_text
-from localora.lab.recipe_file import method_section
+from localora.lab.recipe.file import method_section
 
 pytest.importorskip("ray", reason="Ray is not installed")
 

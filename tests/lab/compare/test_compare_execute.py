@@ -19,12 +19,11 @@ import torch
 import yaml
 from click.testing import Result
 from filelock import FileLock
-from planned import BEST, GRID, plan_values, resolved_plan
 from rich.console import Console
 from typer.testing import CliRunner
 
 from localora.cli import app
-from localora.lab.compare import command
+from localora.lab.commands import compare as command
 from localora.lab.compare.errors import PlanError
 from localora.lab.compare.execute import execute
 from localora.lab.compare.plan import Plan, ResolvedPlan
@@ -32,6 +31,7 @@ from localora.lab.compare.runs import sweep_run
 from localora.lab.compare.schedule import Schedule
 from localora.lab.compare.store import Store
 from localora.lab.compare.workers.local import LocalPool
+from planned import BEST, GRID, plan_values, resolved_plan
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from planned import plan_values, resolved_plan
 
 from localora.lab.compare.errors import PlanError
 from localora.lab.compare.guards import check_budgets, check_data
 from localora.lab.compare.plan import ResolvedPlan
+from planned import plan_values, resolved_plan
 
 # Of SmolLM2-135M: q, k, v, o, gate, up and down of 30 blocks
 SUM_OF_SIDES = 30 * (2 * (576 + 576) + 2 * (192 + 576) + 3 * (1536 + 576))

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import yaml
-from planned import GRID, plan_values, resolved_plan
 
 from localora.lab.compare.budgets import resolve
 from localora.lab.compare.errors import PlanError
@@ -15,7 +14,8 @@ from localora.lab.compare.guards import check_budgets, check_data
 from localora.lab.compare.plan import ResolvedPlan
 from localora.lab.compare.plan_file import load_plan, validate_plan
 from localora.lab.compare.runs import final_run, sweep_run
-from localora.lab.recipe import RecipeError
+from localora.lab.recipe.schema import RecipeError
+from planned import GRID, plan_values, resolved_plan
 
 REPOSITORY = Path(__file__).parents[3]
 

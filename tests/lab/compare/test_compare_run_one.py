@@ -13,8 +13,8 @@ import tiny_runs
 from localora.lab.compare import run_one
 from localora.lab.inspect.source import open_source
 from localora.lab.inspect.spectrum import effective_rank
-from localora.lab.recipe import Recipe
-from localora.lab.recipe_file import validate_recipe
+from localora.lab.recipe.file import validate_recipe
+from localora.lab.recipe.schema import Recipe
 
 
 def recipe(model: Path, out: Path) -> Recipe:

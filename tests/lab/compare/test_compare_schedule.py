@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from planned import BEST, GRID, fill, leave, plan_values, record_of, resolved_plan
 
 from localora.lab.compare.errors import PlanError
 from localora.lab.compare.estimate import Timings, seconds_left, spell, timings
@@ -14,6 +13,7 @@ from localora.lab.compare.runs import RunSpec, final_run, sweep_run
 from localora.lab.compare.schedule import schedule
 from localora.lab.compare.store import MAX_ATTEMPTS, Store
 from localora.lab.training.record import RecordError
+from planned import BEST, GRID, fill, leave, plan_values, record_of, resolved_plan
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,9 @@ from localora.lab.compare.plan import ResolvedPlan
 from localora.lab.compare.plan_file import validate_plan
 from localora.lab.cost.shapes import meta_model, model_config
 from localora.lab.model.targets import resolve_targets
-from localora.lab.recipe_file import method_section, validate_recipe
+from localora.lab.recipe.file import method_section, validate_recipe
+from localora.lab.run.train import train
 from localora.lab.training.adapter import adapter_config, trainable_parameters
-from localora.lab.training.run import train
 
 TARGETS = tiny_models.LLAMA_TARGETS
 SUM_M, SUM_N = 2 * (32 + 16 + 48 + 32), 2 * (32 + 32 + 32 + 48)  # outputs and inputs of the adapted layers

@@ -11,18 +11,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from planned import BEST, fill, plan_values, resolved_plan
 
 import published_files
 from localora.lab.compare import published as published_module
 from localora.lab.compare import run_one
 from localora.lab.compare.budgets import resolve
+from localora.lab.compare.comparison import compare_records
 from localora.lab.compare.errors import PlanError
 from localora.lab.compare.guards import check_data
+from localora.lab.compare.measures import measures
 from localora.lab.compare.plan import Published, ResolvedPlan
 from localora.lab.compare.plan_file import validate_plan
-from localora.lab.compare.report.comparison import compare_records
-from localora.lab.compare.report.measures import measures
 from localora.lab.compare.runs import RunSpec, final_run, sweep_run
 from localora.lab.compare.store import Store, Tasks, TaskScores, write_text
 from localora.lab.compare.workers.needs import local_names
@@ -32,7 +31,8 @@ from localora.lab.data.published.adapters_style import adapters_example
 from localora.lab.data.published.registry import TASKS
 from localora.lab.evaluation.tasks import TaskResult, evaluate_tasks, load_tasks
 from localora.lab.model.adapted import load_adapted
-from localora.lab.recipe import with_folder
+from localora.lab.recipe.schema import with_folder
+from planned import BEST, fill, plan_values, resolved_plan
 
 NAMES = ["boolq", "arc_easy:llm-adapters"]
 MIXTURE = [

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planned import BEST, fill, leave, record_of, resolved_plan
 
+from localora.lab.compare.comparison import compare_records
 from localora.lab.compare.errors import PlanError
 from localora.lab.compare.plan import ResolvedPlan
-from localora.lab.compare.report.comparison import compare_records
 from localora.lab.compare.runs import RunSpec, final_run
 from localora.lab.compare.same_data import check_same_data
 from localora.lab.compare.store import Outcome, Store, Tasks, TaskScores, write_text
+from planned import BEST, fill, leave, record_of, resolved_plan
 
 HASHES = {"train": "a", "validation": "b", "test": "c"}
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tiny_models
-from localora.lab.recipe_file import validate_recipe
+from localora.lab.recipe.file import validate_recipe
 from localora.lab.training.trainer import CheckedTrainer, build_trainer
 from tiny_runs import recipe_values
 

@@ -12,7 +12,7 @@ from localora.lab.data.load import load_task
 from localora.lab.data.overlap import prompt_hash
 from localora.lab.data.published.registry import parse_tasks
 from localora.lab.evaluation.tasks import load_tasks
-from localora.lab.recipe import ClusteredMethod
+from localora.lab.recipe.schema import ClusteredMethod
 
 BUDGET_TOLERANCE = 0.01
 

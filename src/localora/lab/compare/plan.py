@@ -7,8 +7,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, StrictBool, field_serializer, field_validator, model_validator
 
 from localora.lab.data.published.registry import parse_tasks
-from localora.lab.data.spec import DataSpec
-from localora.lab.recipe import EvaluationSection, MethodSection, ModelSection, PositiveInt, Section, TrainingSection
+from localora.lab.recipe.data_spec import DataSpec
+from localora.lab.recipe.schema import (
+    EvaluationSection,
+    MethodSection,
+    ModelSection,
+    PositiveInt,
+    Section,
+    TrainingSection,
+)
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", description="also a folder's name")]
 Rate = Annotated[float, Field(gt=0)]

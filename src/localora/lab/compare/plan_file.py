@@ -10,9 +10,9 @@ from pydantic import BaseModel, ValidationError
 
 from localora.lab.compare.errors import PlanError
 from localora.lab.compare.plan import LearningRates, Plan, Published, Statistics
-from localora.lab.data.spec import DataSpec
-from localora.lab.recipe import EvaluationSection, ModelSection, TrainingSection
-from localora.lab.recipe_file import explain, read_values, unknown_key
+from localora.lab.recipe.data_spec import DataSpec
+from localora.lab.recipe.file import explain, read_values, unknown_key
+from localora.lab.recipe.schema import EvaluationSection, ModelSection, TrainingSection
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "model": ModelSection,

@@ -11,7 +11,7 @@ from localora.lab.compare.plan import Published
 from localora.lab.compare.store import Tasks, TaskScores
 from localora.lab.evaluation.tasks import TaskResult, evaluate_tasks, load_tasks
 from localora.lab.model.adapted import load_adapted
-from localora.lab.recipe import Recipe
+from localora.lab.recipe.schema import Recipe
 from localora.lab.training.folder import RunFolder
 
 

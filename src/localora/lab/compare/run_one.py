@@ -20,11 +20,11 @@ from localora.lab.compare.published import measure_published
 from localora.lab.compare.store import Update, write_text
 from localora.lab.inspect.source import open_source
 from localora.lab.inspect.spectrum import effective_rank, stable_rank
-from localora.lab.recipe import Recipe, with_folder
-from localora.lab.recipe_file import validate_recipe
+from localora.lab.recipe.file import validate_recipe
+from localora.lab.recipe.schema import Recipe, with_folder
+from localora.lab.run.train import train
 from localora.lab.training.folder import RunFolder, remove
 from localora.lab.training.record import Evaluation, RunRecord
-from localora.lab.training.run import train
 from localora.lab.training.trainer import TrainingError
 
 DIVERGED_EXIT = 3  # the loss stopped being a number

@@ -7,8 +7,8 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from localora.lab.compare.plan import Contender, Published, ResolvedPlan
-from localora.lab.recipe import LocalizedMethod, Recipe
-from localora.lab.recipe_file import validate_recipe
+from localora.lab.recipe.file import validate_recipe
+from localora.lab.recipe.schema import LocalizedMethod, Recipe
 
 Stage = Literal["sweep", "final"]
 

@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from localora.lab.compare.errors import PlanError
 from localora.lab.compare.plan import Published, ResolvedPlan
 from localora.lab.compare.runs import RunSpec
-from localora.lab.recipe import differences
-from localora.lab.recipe_file import validate_recipe
+from localora.lab.recipe.file import validate_recipe
+from localora.lab.recipe.schema import differences
 from localora.lab.training.record import RunRecord
 
 MAX_ATTEMPTS = 2  # a failed run is tried once more, when the comparison is called again

@@ -12,8 +12,8 @@ from localora.lab.data.hub import read_hub
 from localora.lab.data.jsonl import Row, read_jsonl
 from localora.lab.data.overlap import check_disjoint
 from localora.lab.data.schemas import Columns, to_examples
-from localora.lab.data.spec import DataSpec
 from localora.lab.data.split import split_off, subset
+from localora.lab.recipe.data_spec import DataSpec
 
 
 def load_task(spec: Mapping[str, Any] | DataSpec) -> TaskData:

@@ -12,7 +12,7 @@ from torch import nn
 
 from localora import CpsLoraConfig, GlobalLocalLoraConfig
 from localora.errors import ConfigError
-from localora.lab.recipe import (
+from localora.lab.recipe.schema import (
     AdaLoraMethod,
     BdLoraMethod,
     GLoraMethod,

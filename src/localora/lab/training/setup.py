@@ -19,7 +19,7 @@ from localora.lab.evaluation.likelihood import mean_loss
 from localora.lab.evaluation.sandbox import Sandbox
 from localora.lab.evaluation.score import CODE_IS_OFF, evaluate_task
 from localora.lab.model.base import load_base_model
-from localora.lab.recipe import EvaluationSection, Recipe
+from localora.lab.recipe.schema import EvaluationSection, Recipe
 from localora.lab.training.record import Evaluation
 from localora.lab.training.trainer import finite
 

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from localora.errors import LocaloraError
-from localora.lab.recipe import Recipe, RecipeError
+from localora.lab.recipe.schema import Recipe, RecipeError
 from localora.lifecycle.processes import processes, sum_over_processes
 
 LOGGED_POINTS = 100  # at most so many points of the training loss in a record

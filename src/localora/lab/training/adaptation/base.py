@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, TrainerCallback
 
-from localora.lab.recipe import Recipe, RecipeError
+from localora.lab.recipe.schema import Recipe, RecipeError
 from localora.lab.training.adapter import adapter_config, lora_parameters
 from localora.lab.training.folder import RunFolder
 from localora.lab.training.record import RunRecord

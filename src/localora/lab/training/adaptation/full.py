@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from localora.lab.model.targets import resolve_targets
-from localora.lab.recipe import RecipeError
+from localora.lab.recipe.schema import RecipeError
 from localora.lab.training.adaptation.base import Adaptation, Trainee
 from localora.lab.training.setup import Setup
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import TrainerCallback
 
 from localora import LocalizationCallback
-from localora.lab.recipe import LocalizedMethod
+from localora.lab.recipe.schema import LocalizedMethod
 from localora.lab.training.adaptation.base import Adaptation, Trainee
 from localora.lab.training.record import RunRecord
 from localora.lab.training.setup import Setup

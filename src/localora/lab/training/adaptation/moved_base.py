@@ -24,7 +24,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from localora.lab.data.batches import Collator
 from localora.lab.evaluation.mode import device_of
 from localora.lab.model.targets import resolve_targets
-from localora.lab.recipe import LoraGaMethod, LoraMethod, MethodBase, RecipeError
+from localora.lab.recipe.schema import LoraGaMethod, LoraMethod, MethodBase, RecipeError
 from localora.lab.training.adaptation.base import Adaptation, Trainee
 from localora.lab.training.folder import FolderError, RunFolder
 from localora.lab.training.record import RunRecord

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from localora.lab.compare.comparison import Comparison, Table
 from localora.lab.compare.headroom import headroom_sentence
-from localora.lab.compare.report.comparison import Comparison, Table
-from localora.lab.compare.report.reading import READING
-from localora.lab.compare.report.text import (
+from localora.lab.report.comparison.reading import READING
+from localora.lab.report.comparison.text import (
     CONTRAST_HEADINGS,
     COST_HEADINGS,
     HEADINGS,

@@ -10,8 +10,8 @@ import numpy as np
 
 from localora.lab.compare.headroom import Headroom, measure_headroom
 from localora.lab.compare.learning_rates import Choice
+from localora.lab.compare.measures import Measure, measures
 from localora.lab.compare.plan import Contender, ResolvedPlan
-from localora.lab.compare.report.measures import Measure, measures
 from localora.lab.compare.runs import RunSpec, final_run
 from localora.lab.compare.same_data import check_same_data
 from localora.lab.compare.schedule import Schedule, schedule

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from localora.lab.compare.report.comparison import Comparison, compare_records
-from localora.lab.compare.report.figures import TITLES, draw_all
-from localora.lab.compare.report.html import render_page
-from localora.lab.compare.report.markdown import render_markdown
-from localora.lab.compare.report.tables_csv import contrasts_csv, runs_csv, summary_csv
+from localora.lab.compare.comparison import Comparison, compare_records
 from localora.lab.compare.store import Store, write_text
+from localora.lab.report.comparison.figures import TITLES, draw_all
+from localora.lab.report.comparison.html import render_page
+from localora.lab.report.comparison.markdown import render_markdown
+from localora.lab.report.comparison.tables_csv import contrasts_csv, runs_csv, summary_csv
 
 
 def write_report(folder: Path) -> Comparison:

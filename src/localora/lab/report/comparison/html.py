@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
+from localora.lab.compare.comparison import Comparison
 from localora.lab.compare.headroom import headroom_sentence
-from localora.lab.compare.report.comparison import Comparison
-from localora.lab.compare.report.figures import TITLES
-from localora.lab.compare.report.markdown import title
-from localora.lab.compare.report.reading import READING
-from localora.lab.compare.report.text import (
+from localora.lab.compare.statistics.verdict import MEANINGS
+from localora.lab.pages.shell import whole_page
+from localora.lab.report.comparison.figures import TITLES
+from localora.lab.report.comparison.markdown import title
+from localora.lab.report.comparison.reading import READING
+from localora.lab.report.comparison.text import (
     CONTRAST_HEADINGS,
     COST_HEADINGS,
     HEADINGS,
@@ -26,8 +28,6 @@ from localora.lab.compare.report.text import (
     rate_rows,
     summary,
 )
-from localora.lab.compare.statistics.verdict import MEANINGS
-from localora.lab.pages.shell import whole_page
 
 WORD = "word"  # class of cells that hold words; numbers are aligned to the right
 
@@ -40,7 +40,7 @@ def render_page(comparison: Comparison, light: dict[str, bytes], dark: dict[str,
         _section("Costs and ranks", _grid(COST_HEADINGS, cost_rows(comparison))),
         _section("How to read it", _reading()),
     ]
-    style = files("localora.lab.compare.report").joinpath("page.css").read_text(encoding="utf-8")
+    style = files("localora.lab.report.comparison").joinpath("page.css").read_text(encoding="utf-8")
     return whole_page(f"Comparison: {comparison.resolved.name}", sections, style)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from localora.errors import LocaloraError
-from localora.lab.data.spec import DataSpec
+from localora.lab.recipe.data_spec import DataSpec
 
 MethodName = Literal[
     "lora", "rslora", "dora", "pissa", "lora-ga", "adalora", "gralora", "bd-lora", "miss", "hira",

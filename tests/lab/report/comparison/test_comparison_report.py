@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from planned import BEST, fill, leave, record_of, resolved_plan
 from rich.console import Console
 
 import browser
+from localora.lab.compare.comparison import Comparison, Table, compare_records
 from localora.lab.compare.headroom import headroom_sentence
-from localora.lab.compare.report.comparison import Comparison, Table, compare_records
-from localora.lab.compare.report.console import print_comparison
-from localora.lab.compare.report.markdown import render_markdown
-from localora.lab.compare.report.text import headline, problems
-from localora.lab.compare.report.write import write_report
 from localora.lab.compare.runs import final_run, sweep_run
 from localora.lab.compare.store import Store, Tasks, TaskScores
+from localora.lab.report.comparison.console import print_comparison
+from localora.lab.report.comparison.markdown import render_markdown
+from localora.lab.report.comparison.text import headline, problems
+from localora.lab.report.comparison.write import write_report
+from planned import BEST, fill, leave, record_of, resolved_plan
 
 LORA = (1.00, 1.02, 1.04)
 DIFFERENCES = {  # of three seeds; mean, and standard deviation / sqrt(3) = standard error

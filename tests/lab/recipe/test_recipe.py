@@ -10,9 +10,10 @@ import pytest
 
 from localora import CpsLoraConfig, GlobalLocalLoraConfig
 from localora.adapter.config import LocalizedConfig
-from localora.lab.quickstart import METHODS as QUICKSTART_METHODS
-from localora.lab.quickstart import quickstart_recipe
-from localora.lab.recipe import (
+from localora.lab.commands.quickstart import METHODS as QUICKSTART_METHODS
+from localora.lab.commands.quickstart import quickstart_recipe
+from localora.lab.recipe.file import load_recipe, validate_recipe
+from localora.lab.recipe.schema import (
     SECTIONS,
     CpsLoraMethod,
     GLoraMethod,
@@ -21,9 +22,8 @@ from localora.lab.recipe import (
     describe_keys,
     with_folder,
 )
-from localora.lab.recipe_file import load_recipe, validate_recipe
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
 MINIMAL = "data: {task: arithmetic}\nmethod: {name: cps-lora}\n"
 
 

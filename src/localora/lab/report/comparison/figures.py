@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
-from localora.lab.compare.report.comparison import Comparison, Table
-from localora.lab.compare.report.measures import LOSS
+from localora.lab.compare.comparison import Comparison, Table
+from localora.lab.compare.measures import LOSS
 from localora.lab.pages.theme import INK, Theme, png
 
 COLOURS = {  # told apart by colour-blind readers too

@@ -12,8 +12,9 @@ from rich.console import Console
 from transformers import TrainerState, set_seed
 
 from localora.lab.data.batches import Collator
-from localora.lab.recipe import LocalizedMethod, Recipe, RecipeError, differences
+from localora.lab.recipe.schema import LocalizedMethod, Recipe, RecipeError, differences
 from localora.lab.report.console import describe_progress
+from localora.lab.run.verification import export_and_verify
 from localora.lab.training.adaptation import Adaptation, adaptation_of
 from localora.lab.training.adaptation.base import Trainee
 from localora.lab.training.adapter import all_parameters, trainable_parameters
@@ -24,7 +25,6 @@ from localora.lab.training.processes import is_main_process, join_processes
 from localora.lab.training.record import Evaluation, Parameters, RunRecord
 from localora.lab.training.setup import Setup, load_setup
 from localora.lab.training.trainer import build_trainer
-from localora.lab.training.verification import export_and_verify
 from localora.lifecycle.processes import decide_once
 
 BYTES_PER_PARAMETER = 4 * 3 * 3  # float32 weights and two Adam moments; two checkpoints at a time, result and export

@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 import tiny_runs
-from localora.lab import quickstart
+from localora.lab.commands import quickstart
 from localora.lab.training.setup import Setup
 
 

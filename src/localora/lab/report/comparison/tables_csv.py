@@ -6,8 +6,8 @@ import csv
 import io
 from typing import Any
 
-from localora.lab.compare.report.comparison import Comparison
-from localora.lab.compare.report.measures import measures
+from localora.lab.compare.comparison import Comparison
+from localora.lab.compare.measures import measures
 
 SUMMARY = (
     "task", "measure", "method", "role", "budget_label", "trainable", "budget_ratio", "learning_rate", "seeds", "mean",

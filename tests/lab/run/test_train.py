@@ -22,14 +22,14 @@ from localora.lab.data.batches import Collator
 from localora.lab.data.load import load_task
 from localora.lab.data.split import subset
 from localora.lab.evaluation.likelihood import mean_loss
-from localora.lab.recipe import Recipe, RecipeError
-from localora.lab.recipe_file import validate_recipe
+from localora.lab.recipe.file import validate_recipe
+from localora.lab.recipe.schema import Recipe, RecipeError
 from localora.lab.report.console import export_line
-from localora.lab.training import run as run_module
-from localora.lab.training import verification
+from localora.lab.run import train as run_module
+from localora.lab.run import verification
+from localora.lab.run.train import train
 from localora.lab.training.folder import FolderError
 from localora.lab.training.record import RunRecord
-from localora.lab.training.run import train
 from localora.lab.training.setup import Setup, load_setup
 from localora.lab.training.trainer import CheckedTrainer, TrainingError
 from tiny_runs import METHODS, OTHERS, recipe_values, stop_at

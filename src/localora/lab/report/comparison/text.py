@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from localora.lab.compare.comparison import Comparison, Contrast, Line, Table
 from localora.lab.compare.plan import Contender
-from localora.lab.compare.report.comparison import Comparison, Contrast, Line, Table
 from localora.lab.compare.statistics.verdict import Judged
 
 HEADINGS = (

@@ -8,20 +8,20 @@ from pathlib import Path
 from rich.console import Console
 
 from localora.lab.compare.budgets import resolve
+from localora.lab.compare.comparison import Comparison
 from localora.lab.compare.errors import PlanError
 from localora.lab.compare.execute import execute
 from localora.lab.compare.guards import check_budgets, check_data
 from localora.lab.compare.plan_file import load_plan
-from localora.lab.compare.preview import print_preview
-from localora.lab.compare.report.comparison import Comparison
-from localora.lab.compare.report.console import print_comparison
-from localora.lab.compare.report.write import write_report
 from localora.lab.compare.same_data import check_same_data
 from localora.lab.compare.schedule import schedule
 from localora.lab.compare.store import Store
 from localora.lab.compare.workers.cluster import ClusterPool
 from localora.lab.compare.workers.local import LocalPool
 from localora.lab.compare.workers.pool import Pool
+from localora.lab.report.comparison.console import print_comparison
+from localora.lab.report.comparison.preview import print_preview
+from localora.lab.report.comparison.write import write_report
 
 
 def run_comparison(

@@ -16,7 +16,7 @@ import published_files
 import tiny_runs
 from localora import CpsLoraConfig
 from localora.cli import app
-from localora.lab.evaluation import command
+from localora.lab.commands import evaluate as command
 from localora.lab.evaluation.lm_eval.harness import HarnessScore
 from localora.lab.evaluation.tasks import evaluate_tasks, load_tasks
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from localora.lab.recipe import METHOD_CLASSES, METHODS, SECTIONS, MethodBase, Recipe, RecipeError, with_folder
+from localora.lab.recipe.schema import METHOD_CLASSES, METHODS, SECTIONS, MethodBase, Recipe, RecipeError, with_folder
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), folder: str | Path | None = None) -> Recipe:

@@ -6,10 +6,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from localora.lab.compare.comparison import Comparison
 from localora.lab.compare.headroom import headroom_sentence
-from localora.lab.compare.report.comparison import Comparison
-from localora.lab.compare.report.markdown import title
-from localora.lab.compare.report.text import HEADINGS, contrast_cells, headline, line_cells, problems
+from localora.lab.report.comparison.markdown import title
+from localora.lab.report.comparison.text import HEADINGS, contrast_cells, headline, line_cells, problems
 
 SHOWN = ("method", "verdict", "mean", "difference", "interval", "learning rate")  # 80 columns wide
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from rich.console import Console
 
-from localora.lab.recipe import Recipe
-from localora.lab.recipe_file import validate_recipe
+from localora.lab.recipe.file import validate_recipe
+from localora.lab.recipe.schema import Recipe
 from localora.lab.report.console import comparison_table, export_line
 from localora.lab.report.overview import draw_overview
+from localora.lab.run.train import train
 from localora.lab.training.record import RunRecord
-from localora.lab.training.run import train
 
 # recipes/quickstart.yaml is the CPS-LoRA run of this, for `localora train`; a test holds the two together.
 BASE: dict[str, Any] = {

@@ -1,0 +1,1 @@
+"""What the commands do: check, run, then report. No measurement and no drawing of their own."""

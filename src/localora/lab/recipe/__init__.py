@@ -1,0 +1,1 @@
+"""Recipes: what a run is, as validated YAML. Nothing here loads, trains or measures."""
