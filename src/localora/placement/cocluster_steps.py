@@ -33,6 +33,12 @@ SETTLED = 24  # an element whose best cluster leads by this many temperatures ca
 TIE = 1e-12  # relative: gains below it are rounding
 
 
+def grams(points_Nq: Tensor, labels: Tensor, clusters: int) -> Tensor:
+    """`(K, q, q)`: P^T P of each cluster's points P."""
+    groups = [points_Nq[labels == k] for k in range(clusters)]
+    return torch.stack([P.T @ P for P in groups])
+
+
 def spectral_start(
     U: Tensor, s: Tensor, V: Tensor, clusters: int, power: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ Shape legend
     X = U diag(s)                so that M[i, j] = X[i] . V[j]
 
     captured energy = sum_k ||best rank-r approximation of M[R_k, C_k]||_F^2 / ||M||_F^2
+    objective       = (1 - w) captured energy + w coherence        (coherence: see coherence.py; w = 0 leaves it out)
 
 M is a gradient sketch or an update B A and stays in factors: all work and memory is linear in m + n. A block is
 M[R_k, C_k] = X[R_k] V[C_k]^T, so the Gram matrices A_k = X[R_k]^T X[R_k] and H_k = V[C_k]^T V[C_k], q x q, say all
@@ -24,7 +25,8 @@ import torch
 from torch import Tensor
 
 from localora.placement.agreement import number_by_first_mention, number_like
-from localora.placement.cocluster_steps import Array, assign, spectral_start
+from localora.placement.cocluster_steps import Array, assign, grams, spectral_start
+from localora.placement.coherence import Coherence
 from localora.placement.partition import MAX_CLUSTERS, Partition, PlacementError
 from localora.placement.threads import one_thread
 
@@ -60,7 +62,7 @@ class CoclusteringResult:
 
 @dataclass(frozen=True)
 class _Run:
-    """Labels of rows and columns after an alternation, with the captured energy at every half round."""
+    """Labels of rows and columns after an alternation, with the objective at every half round."""
 
     labels: tuple[Tensor, Tensor]
     energies: tuple[float, ...]
@@ -82,21 +84,23 @@ def plan_coclusters(
     clusters: int,
     rank: int,
     balance: float,
+    coherence: float = 0.0,
     seed: int = 0,
     start: Partition | None = None,
 ) -> CoclusteringResult:
     """Partition the rows and columns of M = left_mq @ right_qn so that rank-r terms in the clusters capture most.
 
     Alternates: each column joins the cluster whose left subspace U_k explains it best, argmax_k ||U_k^T M[R_k, j]||^2,
-    rows likewise, until the captured energy stops rising. It never falls, as each step is the best for the other
-    side's subspaces. Three starts race a few rounds and the best goes on: two spectral ones, and strong rows with
-    strong columns. `start` competes with their winner.
+    rows likewise, until the objective stops rising. It never falls, as each step is the best for the subspaces of that
+    moment: the other side's and, where coherence has a weight, the side's own. Three starts race a few rounds and the
+    best goes on: two spectral ones, and strong rows with strong columns. `start` competes with their winner.
 
     Args:
         left_mq: `(m, q)`; right_qn: `(q, n)`; any float dtype and device.
         clusters: K; rank: r of one cluster's term.
         balance: from 0, free sizes (clusters may be empty), to 1, equal sizes. The size of a cluster lies in
             floor(balance m / K) .. ceil(m / K (1 + (1 - balance) (K - 1))), and likewise in columns.
+        coherence: w of the objective, from 0 to below 1.
         seed: of the sample, the starts and nothing else.
         start: a partition to improve, such as the one in use. It is kept unless another captures more by a relative
             2e-4, and the result is numbered to agree with it. Without it clusters are numbered by their first row.
@@ -107,7 +111,7 @@ def plan_coclusters(
 
     Raises:
         PlacementError: factors that do not fit, are empty or not finite, more clusters than rows or columns,
-            rank < 1, balance outside 0..1, or a `start` for another matrix or other clusters.
+            rank < 1, balance outside 0..1, coherence outside 0..1, or a `start` for another matrix or other clusters.
     """
     _check_rank(rank)
     U, s, V = _thin_svd(left_mq, right_qn)
@@ -115,6 +119,8 @@ def plan_coclusters(
     _check_clusters(clusters, m, n)
     if not 0 <= balance <= 1:
         raise PlacementError(f"balance must lie in 0 (free sizes) .. 1 (equal sizes), got {balance}")
+    if not 0 <= coherence < 1:
+        raise PlacementError(f"coherence must lie in 0 (captured energy alone) to below 1, got {coherence}")
     if start is not None:
         _check_start(start, clusters, m, n)
     row_bounds, col_bounds = size_bounds(m, clusters, balance), size_bounds(n, clusters, balance)
@@ -124,7 +130,8 @@ def plan_coclusters(
 
     def alternate(labels: tuple[Tensor, Tensor], directions: int, rounds: int = MAX_ROUNDS) -> _Run:
         X_few, V_few = U[:, :directions] * s[:directions], V[:, :directions]
-        return _alternate(X_few, V_few, *labels, clusters, rank, row_bounds, col_bounds, rounds)
+        Vs_few = V_few * s[:directions] if coherence else None
+        return _alternate(X_few, V_few, *labels, clusters, rank, row_bounds, col_bounds, rounds, coherence, Vs_few)
 
     # K rank-r terms span K r directions at most, so the leading ones hold the clusters and the rest mostly noise:
     # search there, then polish on all of M.
@@ -195,33 +202,40 @@ def _alternate(
     row_bounds: Bounds,
     col_bounds: Bounds,
     rounds: int,
+    weight: float = 0.0,
+    Vs: Tensor | None = None,
 ) -> _Run:
-    """Alternate from labels `rows`, `cols` (-1 = none yet) until a round gains too little."""
-    A, H = _grams(X, rows, clusters), _grams(V, cols, clusters)
+    """Alternate from labels `rows`, `cols` (-1 = none yet) until a round gains too little.
+
+    Vs = V diag(s), `(n, q)`: the columns in U's coordinates, as X has the rows in V's; given if coherence has a weight.
+    """
+    A, H = grams(X, rows, clusters), grams(V, cols, clusters)
     W, _ = _leading_maps(A, H, rank)
+    of_rows = Coherence(X, rows, clusters, rank, weight) if Vs is not None else None
+    of_cols = Coherence(Vs, cols, clusters, rank, weight) if Vs is not None else None
     energies: list[float] = []
     row_prices, col_prices = np.zeros(clusters), np.zeros(clusters)
+
+    def objective(captured: float) -> float:
+        if of_rows is None or of_cols is None:
+            return captured
+        return (1 - weight) * captured + of_rows.value + of_cols.value
+
     for count in range(1, rounds + 1):
         old_rows, old_cols = rows, cols
-        cols = _reassign(V, W, cols, col_bounds, col_prices)
-        H = _grams(V, cols, clusters)
+        cols = _reassign(V, W, cols, col_bounds, col_prices, of_cols)
+        H = grams(V, cols, clusters)
         Z, energy = _leading_maps(H, A, rank)
-        energies.append(energy)
-        rows = _reassign(X, Z, rows, row_bounds, row_prices)
-        A = _grams(X, rows, clusters)
+        energies.append(objective(energy))
+        rows = _reassign(X, Z, rows, row_bounds, row_prices, of_rows)
+        A = grams(X, rows, clusters)
         W, energy = _leading_maps(A, H, rank)
-        energies.append(energy)
+        energies.append(objective(energy))
         if torch.equal(rows, old_rows) and torch.equal(cols, old_cols):
             break
         if count > 1 and energies[-1] <= energies[-3] * (1 + TOLERANCE):
             break
     return _Run((rows, cols), tuple(energies), count)
-
-
-def _grams(points_Nq: Tensor, labels: Tensor, clusters: int) -> Tensor:
-    """`(K, q, q)`: P^T P of each cluster's points P."""
-    groups = [points_Nq[labels == k] for k in range(clusters)]
-    return torch.stack([P.T @ P for P in groups])
 
 
 def _leading_maps(A: Tensor, H: Tensor, rank: int) -> tuple[Tensor, float]:
@@ -247,29 +261,39 @@ def _square_root(A: Tensor) -> Tensor:
     return eigenvalues.clamp(min=0).sqrt()[..., None] * E.mT
 
 
-def _reassign(points_Nq: Tensor, maps_Krq: Tensor, labels: Tensor, bounds: Bounds, prices: Array) -> Tensor:
+def _reassign(
+    points_Nq: Tensor,
+    maps_Krq: Tensor,
+    labels: Tensor,
+    bounds: Bounds,
+    prices: Array,
+    coherence: Coherence | None = None,
+) -> Tensor:
     """The best labels within bounds; the old ones where nothing is gained, so that ties never move anything."""
     scores = torch.stack([(W @ points_Nq.T).square_().sum(0) for W in maps_Krq])
+    if coherence is not None:
+        scores = (1 - coherence.weight) * scores + coherence.scores()
     new = assign(scores, *bounds, prices)
     sizes = torch.bincount(labels[labels >= 0], minlength=len(maps_Krq))
-    if labels.min() < 0 or sizes.min() < bounds[0] or sizes.max() > bounds[1]:
-        return new
-    gain = scores.gather(0, new[None]) - scores.gather(0, labels[None])
-    if gain.sum() <= 1e-12 * scores.sum():
-        return labels
+    if not (labels.min() < 0 or sizes.min() < bounds[0] or sizes.max() > bounds[1]):
+        gain = scores.gather(0, new[None]) - scores.gather(0, labels[None])
+        if gain.sum() <= 1e-12 * scores.sum():
+            new = labels
+    if coherence is not None:
+        coherence.fit(new)
     return new
 
 
 def _captured(U: Tensor, s: Tensor, V: Tensor, partition: Partition, rank: int) -> float:
-    A = _grams(U * s, partition.row_labels, partition.clusters)
-    H = _grams(V, partition.col_labels, partition.clusters)
+    A = grams(U * s, partition.row_labels, partition.clusters)
+    H = grams(V, partition.col_labels, partition.clusters)
     return min(1.0, _leading_maps(A, H, rank)[1])
 
 
 def _correlation(U: Tensor, s: Tensor, V: Tensor, partition: Partition, rank: int) -> float:
     # V is orthonormal, so right singular vectors of X[R_k] V^T are V times those of X[R_k]; columns likewise with U
-    by_rows = _mean_overlap(_grams(U * s, partition.row_labels, partition.clusters), rank)
-    by_cols = _mean_overlap(_grams(V * s, partition.col_labels, partition.clusters), rank)
+    by_rows = _mean_overlap(grams(U * s, partition.row_labels, partition.clusters), rank)
+    by_cols = _mean_overlap(grams(V * s, partition.col_labels, partition.clusters), rank)
     return (by_rows + by_cols) / 2
 
 
