@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from patience import PATIENCE
+
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -44,7 +46,7 @@ def visit(page: Path, profile: Path, *more: str) -> Visit:
     chromium = find_chromium()
     assert chromium is not None
     command = [chromium, *FLAGS, f"--user-data-dir={profile}", *more, "--dump-dom", page.resolve().as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
     return Visit(done.stdout, re.findall(r".*CONSOLE.*", done.stderr))
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from localora import Placement, calibrate, export_lora, placement_of
 from method_table import METHODS
+from patience import PATIENCE
 from tiny_models import LLAMA_TARGETS, tiny_llama, token_batch
 
 LOAD_ADAPTERS = """
@@ -95,7 +96,11 @@ print(json.dumps(types))
 def fresh(script: str, folder: Path) -> dict:
     names = json.dumps([method.name for method in METHODS])
     run = subprocess.run(
-        [sys.executable, "-c", script, str(folder), names], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", script, str(folder), names],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])

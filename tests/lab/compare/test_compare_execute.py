@@ -8,7 +8,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from localora.lab.compare.runs import sweep_run
 from localora.lab.compare.schedule import Schedule
 from localora.lab.compare.store import Store
 from localora.lab.compare.workers.local import LocalPool
+from patience import PATIENCE, wait_until
 from planned import BEST, GRID, plan_values, resolved_plan
 
 
@@ -328,15 +328,16 @@ def test_a_killed_comparison_of_real_runs_continues(model_folder: Path, tmp_path
     arguments = ["compare", str(plan), "--out", str(out), "--jobs", "2"]
     with (tmp_path / "log.txt").open("w") as log:
         process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=log, stderr=log)
-    deadline = time.monotonic() + 200
-    while not list(out.rglob("update.json")):
+
+    def a_run_has_ended() -> bool:
         assert process.poll() is None, (tmp_path / "log.txt").read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+        return bool(list(out.rglob("update.json")))
+
+    wait_until(a_run_has_ended, "the end of a run")
     runs = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    _, alive = psutil.wait_procs(runs, timeout=20)
+    _, alive = psutil.wait_procs(runs, timeout=PATIENCE)
     assert not alive  # they end with the comparison, and do not write behind the back of the next one
     kept = {path: seen for path, seen in records(out).items() if (path.parent.parent / "update.json").exists()}
 

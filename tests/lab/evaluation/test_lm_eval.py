@@ -19,6 +19,7 @@ from localora.lab.data.example import DataError
 from localora.lab.evaluation.lm_eval.harness import TASKS, HarnessScore, evaluate_with_lm_eval
 from localora.lab.evaluation.lm_eval.items import score_answer
 from localora.lab.evaluation.tasks import TaskResult, evaluate_tasks, load_tasks
+from patience import PATIENCE
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own
@@ -117,7 +118,7 @@ def test_the_harness_command_loads_our_adapter_in_a_fresh_process(folder, tmp_pa
         *("--tasks", "localora_arc_easy", "--metadata", f"data_folder={folder}"),
         *("--output_path", str(tmp_path / "out"), "--log_samples", "--device", "cpu"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     (file,) = (tmp_path / "out").rglob("samples_*.jsonl")
     theirs = {}
