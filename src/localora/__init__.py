@@ -8,6 +8,7 @@ from localora.adapter.held import hold_factors
 from localora.adapter.layer import UnplacedAdapterError
 from localora.adapter.model import placement_of
 from localora.adapter.registry import register
+from localora.export.folder import ExportError
 from localora.export.lora import ExportReport, export_lora
 from localora.lifecycle.calibration import calibrate
 from localora.lifecycle.callback import LocalizationCallback
@@ -24,6 +25,7 @@ __all__ = [
     "CalibrationError",
     "CalibrationReport",
     "CpsLoraConfig",
+    "ExportError",
     "ExportReport",
     "GlobalLocalLoraConfig",
     "LayerReport",

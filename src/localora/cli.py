@@ -234,12 +234,13 @@ def export(
     rank: Annotated[
         int | None, typer.Option(help="Truncate to this rank by SVD; the error it causes is printed.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in OUT.")] = False,
 ) -> None:
     """Write a trained adapter as plain LoRA, for PEFT, vLLM, llama.cpp, Ollama and SGLang; exact without --rank."""
     with _errors_in_one_line(OSError):
         from localora import export_lora
 
-        typer.echo(export_lora(adapter, out, rank=rank))
+        typer.echo(export_lora(adapter, out, rank=rank, overwrite=overwrite))
 
 
 @app.command()

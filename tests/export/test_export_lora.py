@@ -17,7 +17,7 @@ from torch import nn
 from adapted_models import adapted, logits
 from localora import calibrate, export_lora
 from localora.adapter.model import adapted_layers
-from localora.export.lora import RANK_GRID
+from localora.export.grid import RANK_GRID
 from method_table import BY_NAME, Method, every_method
 from tiny_models import GPT2_TARGETS, LLAMA_TARGETS, MLP_TARGETS, Mlp, tiny_gpt2, tiny_llama, token_batch
 
@@ -112,7 +112,8 @@ def test_report_and_bf16_error(method: Method, tmp_path: Path) -> None:
         worst = max(worst, float((B @ A - delta).norm() / delta.norm()))
     assert report.bf16_error == pytest.approx(worst, rel=1e-3)
     assert 1e-4 < report.bf16_error < 1e-2
-    assert f"rank {report.rank} (exact), 8 layers" in str(report)
+    padded = "" if report.rank == exact else f", zero-padded to {report.rank}"
+    assert f"plain LoRA of rank {exact} (exact){padded}, 8 layers" in str(report)
 
 
 @pytest.mark.parametrize(
@@ -129,10 +130,12 @@ def test_a_rank_above_the_grid_warns_and_is_exact(tmp_path: Path) -> None:
     base = nn.Sequential(nn.Linear(90, 70))
     model = get_peft_model(base, BY_NAME["cps-lora"].config(target_modules=["0"], r=40, clusters=13))
     with pytest.warns(UserWarning, match="rank 520, and serving engines stop at 512; export with rank=512 or less"):
-        report = export_lora(model, tmp_path)
+        report = export_lora(model, tmp_path / "exact")
     assert report.rank == 520
     assert report.max_error < 1e-5
-    assert export_lora(model, tmp_path, rank=16).rank == 16  # and no warning, which would be an error here
+    assert (
+        export_lora(model, tmp_path / "truncated", rank=16).rank == 16
+    )  # and no warning, which would be an error here
 
 
 @every_method
@@ -150,13 +153,13 @@ def test_truncation_reports_the_tail_of_the_dense_svd(method: Method, tmp_path: 
         assert (B.double() @ A.double() - delta).norm() / S.norm() == pytest.approx(tails[-1], rel=1e-4)
     assert report.max_error == pytest.approx(max(tails), rel=1e-4)
     assert (report.rank, report.kept_rank) == (8, 3)
-    assert f"truncated from rank {report.exact_rank} to 3" in str(report)
+    assert f"rank 3 (truncated from {report.exact_rank}), zero-padded to 8" in str(report)
 
 
 def test_a_truncation_that_lands_on_the_exact_rank_s_step_is_still_called_one(tmp_path: Path) -> None:
     report = export_lora(adapted(BY_NAME["cps-lora"]), tmp_path, rank=10)
     assert (report.rank, report.kept_rank, report.exact_rank) == (16, 10, 12)
-    assert "truncated from rank 12 to 10" in str(report)
+    assert "rank 10 (truncated from 12), zero-padded to 16" in str(report)
     assert report.max_error > 1e-3
 
 

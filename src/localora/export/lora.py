@@ -16,16 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import AutoConfig, PretrainedConfig
 
 from localora.errors import AdapterError
+from localora.export.folder import ExportError, check_target, written_whole
+from localora.export.gguf_file import check_gguf, write_gguf
+from localora.export.grid import RANK_GRID, on_grid
 from localora.export.sources import PEFT_PREFIX, WEIGHTS, Adapter, read_folder, read_model
 from localora.export.truncate import truncate_factors
 from localora.placement.thin import relative_difference
-
-RANK_GRID = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class ExportReport:
 
     Attributes:
         path: the folder.
-        rank: the one rank of all layers, on the grid.
-        kept_rank: the largest rank of any layer before it was padded to the grid.
-        exact_rank: the largest rank any layer needs without truncation.
+        rank: the one rank `r` of the file, which all layers are padded to with zeros.
+        kept_rank: the largest rank of any layer without that padding.
+        exact_rank: the largest rank of any layer without padding and without truncation.
         layers: number of layers.
         max_error: largest relative Frobenius difference between a layer's dW and the file's, read back.
         bf16_error: the same if the file's factors were rounded to bfloat16, as most engines load them.
@@ -51,11 +53,11 @@ class ExportReport:
     bf16_error: float
 
     def __str__(self) -> str:
-        truncated = f"truncated from rank {self.exact_rank} to {self.kept_rank}"
-        kind = "exact" if self.kept_rank == self.exact_rank else truncated
+        kind = "exact" if self.kept_rank == self.exact_rank else f"truncated from {self.exact_rank}"
+        padding = "" if self.rank == self.kept_rank else f", zero-padded to {self.rank}"
         return (
-            f"plain LoRA, rank {self.rank} ({kind}), {self.layers} layers: relative error of dW {self.max_error:.1e}, "
-            f"in bfloat16 {self.bf16_error:.1e} -> {self.path}"
+            f"plain LoRA of rank {self.kept_rank} ({kind}){padding}, {self.layers} layers: "
+            f"relative error of dW {self.max_error:.1e}, in bfloat16 {self.bf16_error:.1e} -> {self.path}"
         )
 
 
@@ -65,32 +67,42 @@ def export_lora(
     *,
     rank: int | None = None,
     adapter_name: str = "default",
+    overwrite: bool = False,
+    gguf: bool = False,
+    base: str | Path | None = None,
 ) -> ExportReport:
     """Write an adapter as plain LoRA; anything that loads LoRA can then use it, without localora.
 
     Args:
         model_or_folder: a model with the adapter, or a folder written by its `save_pretrained` (no base model needed).
-        out: the folder to write; created if it does not exist.
+        out: the folder to write; it must not exist, or be empty.
         rank: truncate to this rank by SVD instead of exporting exactly; the report gives the error it causes.
         adapter_name: which adapter of a model.
+        overwrite: replace an earlier export in `out`. The old one stays until the new one is complete.
+        gguf: also write `adapter.gguf`, for llama.cpp and Ollama; needs the base model's config, not its weights.
+        base: folder or Hub id of the base model, if not what the adapter's config names. Only `gguf` needs it.
 
     Raises:
         UnplacedAdapterError: the adapter was never placed.
-        ValueError: not a localora adapter, a rank below 1, or `out` is the adapter's own folder.
+        ExportError: factors that are not finite; `out` holds something, is the adapter's own folder, or cannot be
+            written (a full disk), in which case it is as it was.
+        ValueError: not a localora adapter, or a rank below 1.
         PlacementError: damaged or missing tensors.
     """
     if rank is not None and rank < 1:
         raise AdapterError(f"the rank to truncate to must be at least 1, got {rank}")
     out = Path(out)
     if isinstance(model_or_folder, nn.Module):
+        check_target(out, overwrite)
         adapter = read_model(model_or_folder, adapter_name)
     else:
         folder = Path(model_or_folder)
         if out.resolve() == folder.resolve():
-            raise AdapterError(
-                f"{out} is the adapter's own folder; export to another one, or the adapter would be lost"
-            )
+            raise ExportError(f"{out} is the adapter's own folder; export to another one, or the adapter would be lost")
+        check_target(out, overwrite)
         adapter = read_folder(folder)
+    _check_finite(adapter)
+    base_config = _base_config(model_or_folder, base, adapter) if gguf else None
 
     exact_rank = max(A.shape[0] for A, _ in adapter.factors.values())
     kept = {
@@ -98,7 +110,7 @@ def export_lora(
         for name, (A, B) in adapter.factors.items()
     }
     kept_rank = max(A.shape[0] for A, _ in kept.values())
-    padded_rank = _on_grid(kept_rank)
+    padded_rank = on_grid(kept_rank)
     if padded_rank > RANK_GRID[-1]:
         warnings.warn(
             f"the exact export has rank {padded_rank}, and serving engines stop at {RANK_GRID[-1]}; "
@@ -114,14 +126,42 @@ def export_lora(
     for name, (A, B) in kept.items():
         tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = _pad(A, padded_rank, dim=0)
         tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = _pad(B, padded_rank, dim=1)
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, out / WEIGHTS, metadata={"format": "pt"})
-    _write_config(adapter, padded_rank, out)
-    return _verified(adapter, out, padded_rank, kept_rank, exact_rank)
+    with written_whole(out, overwrite) as folder:
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        _write_config(adapter, padded_rank, folder)
+        max_error, bf16_error = _errors(adapter, folder)
+        if base_config is not None:
+            write_gguf(folder, base_config, adapter.config.base_model_name_or_path)
+    return ExportReport(out, padded_rank, kept_rank, exact_rank, len(adapter.factors), max_error, bf16_error)
 
 
-def _on_grid(rank: int) -> int:
-    return next((step for step in RANK_GRID if step >= rank), rank)
+def _base_config(source: nn.Module | str | Path, base: str | Path | None, adapter: Adapter) -> PretrainedConfig:
+    """The base model's config: of the model in memory, or read from where the base model is."""
+    if isinstance(source, PeftModel) and base is None:
+        config = source.get_base_model().config
+    else:
+        name = str(base or adapter.config.base_model_name_or_path or "")
+        try:
+            config = AutoConfig.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ExportError(
+                f"there is no config of the base model {name!r}, which GGUF needs: {reason}\n"
+                "If the base model is elsewhere, give it with --base (base=...)"
+            ) from error
+    check_gguf(config)
+    return config
+
+
+def _check_finite(adapter: Adapter) -> None:
+    """NaN compares as neither larger nor smaller, so a check of errors alone would call such an adapter exact."""
+    named = [(f"the factors of {name}", factor) for name, pair in adapter.factors.items() for factor in pair]
+    for what, tensor in (*named, *adapter.other_tensors.items()):
+        if not tensor.isfinite().all():
+            raise ExportError(
+                f"{what} hold NaN or infinite numbers: training has diverged. Export an earlier checkpoint, or train "
+                "again at a lower learning rate"
+            )
 
 
 def _pad(factor: Tensor, rank: int, dim: int) -> Tensor:
@@ -152,12 +192,16 @@ def _write_config(adapter: Adapter, rank: int, out: Path) -> None:
     path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
 
 
-def _verified(adapter: Adapter, out: Path, rank: int, kept_rank: int, exact_rank: int) -> ExportReport:
-    written = load_file(out / WEIGHTS)
+def _errors(adapter: Adapter, folder: Path) -> tuple[float, float]:
+    """The largest relative difference of a layer's dW from the file's, read back; and if that were bfloat16."""
+    written = load_file(folder / WEIGHTS)
     errors, bf16_errors = [], []
     for name, (A, B) in adapter.factors.items():
         A_file = written[f"{PEFT_PREFIX}{name}.lora_A.weight"]
         B_file = written[f"{PEFT_PREFIX}{name}.lora_B.weight"]
         errors.append(relative_difference(A, B, A_file, B_file))
         bf16_errors.append(relative_difference(A, B, A_file.bfloat16(), B_file.bfloat16()))
-    return ExportReport(out, rank, kept_rank, exact_rank, len(adapter.factors), max(errors), max(bf16_errors))
+    worst = torch.tensor([errors, bf16_errors], dtype=torch.float64).amax(dim=1)  # NaN if any is, unlike max()
+    if not worst.isfinite().all():
+        raise ExportError("the factors are too large to be multiplied: their product is not finite")
+    return worst[0].item(), worst[1].item()

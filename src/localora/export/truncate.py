@@ -16,5 +16,5 @@ def truncate_factors(A_Rn: Tensor, B_mR: Tensor, rank: int) -> tuple[Tensor, Ten
     U, S, Vh = thin_svd(A_Rn, B_mR)
     A, B = split_svd(U, S, Vh, rank)
     energy = S.square().sum()
-    error = float((S[rank:].square().sum() / energy).sqrt()) if energy > 0 else 0.0
+    error = float((S[rank:].square().sum() / energy).sqrt()) if energy != 0 else 0.0  # NaN stays NaN
     return A.to(A_Rn.dtype), B.to(B_mR.dtype), error

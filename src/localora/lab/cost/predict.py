@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 from localora.adapter.config import CpsLoraConfig, LocalizedConfig
 from localora.adapter.model import adapted_layers
 from localora.errors import ConfigError
-from localora.export.lora import RANK_GRID
+from localora.export.grid import on_grid
 from localora.lab.cost.calibration import CalibrationBytes, probe_bytes, sketch_bytes, taylor_bytes
 from localora.lab.cost.file_size import safetensors_bytes
 from localora.lab.cost.report import CostReport
@@ -70,7 +70,7 @@ def predict_cost(
     ranks = _exact_ranks(model)
     shapes = [(m, n) for m, n, _, _ in ranks.values()]
     exact_rank = max(rank for _, _, rank, _ in ranks.values())
-    exported_rank = next((step for step in RANK_GRID if step >= exact_rank), exact_rank)
+    exported_rank = on_grid(exact_rank)
     calibration = _calibration(peft_config, model, shapes, tokens, dtype)
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
     return CostReport(

@@ -26,7 +26,7 @@ def export_and_verify(model: PeftModel, probe: Encoded, adapter: Path, out: Path
         `logit_error`, the largest difference relative to the largest logit, in the base model's own precision (dtype);
         and `verified`, whether both are within what that precision allows.
     """
-    report = export_lora(adapter, out)
+    report = export_lora(adapter, out, overwrite=True)  # a resumed run may have been cut after it
     ours = _logits(model, probe)
     stock = PeftModel.from_pretrained(model.unload(), str(out))
     theirs = _logits(stock, probe)
