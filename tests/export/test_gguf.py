@@ -111,7 +111,7 @@ def test_a_folder_gives_the_same_file_with_the_base_s_config(tmp_path: Path) -> 
     export_lora(tmp_path / "adapter", tmp_path / "c", gguf=True, base=tmp_path / "base")
     files = [(tmp_path / name / "adapter.gguf").read_bytes() for name in "abc"]
     assert files[0] == files[1] == files[2]
-    with pytest.raises(ExportError, match=r"no config of the base model .*elsewhere.*give it with --base"):
+    with pytest.raises(ExportError, match=r"(?s)no config of the base model .*elsewhere.*give it with --base"):
         export_lora(tmp_path / "adapter", tmp_path / "d", gguf=True, base=tmp_path / "elsewhere")
     assert not (tmp_path / "d").exists()
 
@@ -142,8 +142,8 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_head_that_is_tied_to_the_embedding(tmp_path: Path) -> None:
     base = tiny_llama()
-    base.config.tie_word_embeddings = True
     model = get_peft_model(base, BY_NAME["g-lora"].config(target_modules=["lm_head"]))
+    base.config.tie_word_embeddings = True  # only now: PEFT warns of it
     with pytest.raises(ExportError, match="shares with its embedding"):
         export_lora(model, tmp_path / "out", gguf=True)
     base.config.tie_word_embeddings = False
@@ -157,7 +157,7 @@ def test_the_config_of_another_model(tmp_path: Path) -> None:
     config.save_pretrained(tmp_path / "shallow")
     with pytest.raises(ExportError, match=r"hold no matrix for the layer model\.layers\.1\..*adapter of another model"):
         export_lora(model, tmp_path / "out", gguf=True, base=tmp_path / "shallow")
-    LlamaConfig(num_hidden_layers=2, num_attention_heads=5, num_key_value_heads=5).save_pretrained(tmp_path / "heads")
+    LlamaConfig(hidden_size=40, num_hidden_layers=2, num_attention_heads=5).save_pretrained(tmp_path / "heads")
     with pytest.raises(ExportError, match=r"k_proj has 16 rows, which 5 heads do not divide"):
         export_lora(model, tmp_path / "out", gguf=True, base=tmp_path / "heads")
     assert not (tmp_path / "out").exists()
@@ -195,10 +195,12 @@ def test_llama_cpp_gives_the_same_log_probabilities(kind: str, tmp_path: Path) -
     plain = reference(base, prompts)
     unadapted = LlamaCpp(file)
     theirs = torch.stack([unadapted.log_probabilities(prompt) for prompt in prompts])
-    assert (theirs - plain).abs().max() < 1e-3  # the file of the base model is right
+    # The file of the base model is right. llama.cpp takes Gemma's GELU from a table in half precision.
+    assert (theirs - plain).abs().max() < (5e-3 if "gemma" in kind else 1e-4)
 
-    config_class = CpsLoraConfig if kind in ("llama", "qwen3", "gemma2") else GlobalLocalLoraConfig
-    model = get_peft_model(base, config_class(r=4, target_modules=ALL_LINEAR, task_type="CAUSAL_LM"))
+    options = {"r": 4, "target_modules": ALL_LINEAR, "task_type": "CAUSAL_LM"}
+    cps = kind in ("llama", "qwen3", "gemma2")
+    model = get_peft_model(base, CpsLoraConfig(**options) if cps else GlobalLocalLoraConfig(local_size=0.5, **options))
     calibrate(model, [token_batch(seed=3)])
     train(model)
     export_lora(model, tmp_path / "out", gguf=True)
