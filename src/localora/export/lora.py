@@ -14,6 +14,7 @@ import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -138,7 +139,7 @@ def export_lora(
 def _base_config(source: nn.Module | str | Path, base: str | Path | None, adapter: Adapter) -> PretrainedConfig:
     """The base model's config: of the model in memory, or read from where the base model is."""
     if isinstance(source, PeftModel) and base is None:
-        config = source.get_base_model().config
+        config = cast(PretrainedConfig, source.get_base_model().config)
     else:
         name = str(base or adapter.config.base_model_name_or_path or "")
         try:
