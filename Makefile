@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test test-lower-bounds check format bench theory results docs clean
+.PHONY: help quickstart test test-fast test-lower-bounds check format bench theory results docs clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -11,8 +11,14 @@ help:            ## this list
 quickstart: $(VENV)/train.done   ## fine-tune SmolLM2-135M with CPS-LoRA, G-LoRA and LoRA at equal budget, and compare
 	$(BIN)/localora quickstart
 
+# Two workers, each with one thread and whole files, since a file's tests share what is slow to make.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: $(VENV)/dev.done           ## all tests
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-fast: $(VENV)/dev.done      ## the tests that start no process and train no model to the end: within two minutes
+	$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 
 check: $(VENV)/dev.done          ## linter, formatter, types, documentation
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -50,9 +51,12 @@ def visit(page: Path, profile: Path, *more: str) -> Visit:
     return Visit(done.stdout, re.findall(r".*CONSOLE.*", done.stderr))
 
 
-needs_chromium = pytest.mark.skipif(
-    find_chromium() is None, reason="chromium is not installed (Debian package chromium)"
-)
+def needs_chromium(test: Callable[..., None]) -> Callable[..., None]:
+    """Marks a test that opens a page in the browser: slow, and skipped where there is none."""
+    missing = find_chromium() is None
+    return pytest.mark.slow(
+        pytest.mark.skipif(missing, reason="chromium is not installed (Debian package chromium)")(test)
+    )
 
 
 class _Links(HTMLParser):

@@ -20,6 +20,8 @@ from method_table import METHODS
 from patience import PATIENCE
 from tiny_models import LLAMA_TARGETS, tiny_llama, token_batch
 
+pytestmark = pytest.mark.slow
+
 LOAD_ADAPTERS = """
 import json, sys
 from pathlib import Path

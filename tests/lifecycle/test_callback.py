@@ -21,6 +21,8 @@ from localora.lifecycle import callback as callback_module
 from method_table import BY_NAME, METHODS, Method, every_placed_method
 from tiny_models import LLAMA_TARGETS, VOCABULARY, tiny_llama, token_batch
 
+pytestmark = pytest.mark.slow
+
 ARGUMENTS: dict[str, Any] = {
     "per_device_train_batch_size": 2,
     "learning_rate": 1e-2,

@@ -17,6 +17,8 @@ from localora.lifecycle.processes import check_agreement, decide_once
 from method_table import METHODS, Method
 from tiny_models import LLAMA_TARGETS, tiny_llama, token_batch
 
+pytestmark = pytest.mark.slow
+
 
 def unplaced(method: Method) -> PeftModel:
     config = method.config(target_modules=LLAMA_TARGETS, placement="calibrate", init_weights=True)

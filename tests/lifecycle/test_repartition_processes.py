@@ -19,6 +19,8 @@ from localora.lifecycle import planning
 from localora.lifecycle.resume import read_state, write_state
 from tiny_models import mlp_batch
 
+pytestmark = pytest.mark.slow
+
 TRAINING = {"repartition_observe": "training"}
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "cps-lora": ("cps-lora", {}),

@@ -17,6 +17,8 @@ from localora import LocalizationCallback, ScheduleError
 from method_table import BY_NAME
 from tiny_models import LLAMA_TARGETS, tiny_llama, token_batch
 
+pytestmark = pytest.mark.slow
+
 
 class Examples(Dataset[dict[str, Tensor]]):
     def __init__(self, size: int) -> None:

@@ -70,6 +70,7 @@ def test_slopes_are_found_again_and_carried_on() -> None:
     assert miss < 1e-9
 
 
+@pytest.mark.slow
 def test_blocks_predict_whole_models(monkeypatch: pytest.MonkeyPatch) -> None:
     def block(hidden: int, tokens: int) -> list[dict[str, Any]]:
         size = {"hidden": hidden, "tokens": tokens, "block_parameters": 13 * hidden**2, "r": curves.RANK}
@@ -129,6 +130,7 @@ def test_a_stopped_run_goes_on_and_another_machine_is_refused(tmp_path: Path) ->
     assert set(json.loads(path.read_text())["cells"]) == {"first", "fails", "last"}
 
 
+@pytest.mark.slow
 def test_a_toy_run_reaches_the_page_and_the_rest_of_the_page_stays(tmp_path: Path) -> None:
     workload = smollm2(4, 128).sized(settings(tmp_path))
     cells = {MAIN_CELL: lambda: training._time(workload, DTYPES["bf16"], settings(tmp_path))}

@@ -116,6 +116,7 @@ def test_intervals_are_students_over_seeds() -> None:
     assert found == {"mean": 10.0, "half": pytest.approx(1.2416, abs=1e-3)}
 
 
+@pytest.mark.slow
 def test_the_quick_grid_shows_the_theorem_and_goes_on_where_it_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,8 @@ import tiny_runs
 from localora.lab.commands import quickstart
 from localora.lab.training.setup import Setup
 
+pytestmark = pytest.mark.slow
+
 
 def test_three_methods_are_compared_at_equal_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_runs.save_tiny_model(tmp_path / "model")

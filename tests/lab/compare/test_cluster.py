@@ -30,6 +30,8 @@ from localora.lab.compare.workers.pool import Done, job_text
 from localora.lab.recipe.file import method_section
 from patience import PATIENCE, wait_until
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("ray", reason="Ray is not installed")
 
 HEAD_CPUS = 1

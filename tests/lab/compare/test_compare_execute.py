@@ -33,6 +33,8 @@ from localora.lab.compare.workers.local import LocalPool
 from patience import PATIENCE, wait_until
 from planned import BEST, GRID, plan_values, resolved_plan
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def resolved(model_folder: Path) -> ResolvedPlan:

@@ -16,6 +16,8 @@ from localora.lab.inspect.spectrum import effective_rank
 from localora.lab.recipe.file import validate_recipe
 from localora.lab.recipe.schema import Recipe
 
+pytestmark = pytest.mark.slow
+
 
 def recipe(model: Path, out: Path) -> Recipe:
     values = tiny_runs.recipe_values(model, out / "run", "lora", checkpoint_every=2)

@@ -25,6 +25,8 @@ from localora.lab.recipe.file import method_section, validate_recipe
 from localora.lab.run.train import train
 from localora.lab.training.adapter import adapter_config, trainable_parameters
 
+pytestmark = pytest.mark.slow
+
 TARGETS = tiny_models.LLAMA_TARGETS
 SUM_M, SUM_N = 2 * (32 + 16 + 48 + 32), 2 * (32 + 32 + 32 + 48)  # outputs and inputs of the adapted layers
 

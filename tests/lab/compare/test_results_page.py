@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from benchmarks.results import PAGE, RESULTS, fill
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_page_is_up_to_date(tmp_path: Path) -> None:
     copy = shutil.copytree(RESULTS, tmp_path / "results")

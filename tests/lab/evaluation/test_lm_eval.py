@@ -103,6 +103,7 @@ def test_unknown_names(tokenizer):
         evaluate_with_lm_eval(with_adapter(0), tokenizer, ["localora_bolq"])
 
 
+@pytest.mark.slow
 def test_the_harness_command_loads_our_adapter_in_a_fresh_process(folder, tmp_path):
     base = tiny_runs.save_tiny_model(tmp_path / "base")
     model = get_peft_model(

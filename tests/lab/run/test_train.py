@@ -34,6 +34,8 @@ from localora.lab.training.setup import Setup, load_setup
 from localora.lab.training.trainer import CheckedTrainer, TrainingError
 from tiny_runs import METHODS, OTHERS, recipe_values, stop_at
 
+pytestmark = pytest.mark.slow
+
 ADAPTER = "adapter/adapter_model.safetensors"
 RESULT = {"full": "model/model.safetensors"}  # of the others, ADAPTER
 

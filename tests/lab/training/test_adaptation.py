@@ -33,6 +33,8 @@ from localora.lab.training.setup import load_setup
 from localora.lab.training.trainer import TrainingError
 from tiny_runs import OTHERS, recipe_values, stop_at
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = "adapter/adapter_model.safetensors"
 LAYERS = ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"]  # 32 x 32 and 32 x 64
 

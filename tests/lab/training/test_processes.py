@@ -24,6 +24,8 @@ from localora.lab.training.setup import Setup
 from localora.lab.training.trainer import CheckedTrainer, TrainingError, build_trainer
 from tiny_runs import recipe_values, write_recipe
 
+pytestmark = pytest.mark.slow
+
 EXACT = ["lora", "adalora", "lora-ga"]
 PLACED = ["g-lora", "cps-lora"]  # by scores of what each process has of a batch, so another block may win
 BY_API, BY_COMMAND = [*EXACT, "g-lora"], "cps-lora"
