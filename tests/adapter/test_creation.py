@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import warnings
 
 import pytest
 import torch
@@ -13,9 +15,10 @@ from peft import (
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
-from adapted_models import adapted, differ, logits
-from localora import Partition, Placement, PlacementError, placement_of
+from adapted_models import adapted, differ, logits, unplaced
+from localora import Partition, Placement, PlacementError, calibrate, placement_of
 from localora.adapter.model import adapted_layers
+from localora.errors import ConfigError
 from method_table import BY_NAME, METHODS, Method, every_method
 from tiny_models import GPT2_TARGETS, LLAMA_TARGETS, Mlp, tiny_llama, token_batch
 
@@ -155,11 +158,52 @@ def test_fused_mamba_kernels_are_refused() -> None:
         get_peft_model(Mamba(), G_LORA.config(target_modules=["out_proj"]))
 
 
-def test_a_rank_that_does_not_fit_names_the_layer(llama: LlamaForCausalLM) -> None:
-    with pytest.raises(ValueError, match=r"layer model\.layers\.0\.self_attn\.k_proj: rank r=17 does not fit a 16 x"):
-        get_peft_model(llama, CPS_LORA.config(target_modules=["k_proj"], r=17))
-    with pytest.raises(ValueError, match=r"layers\.0\.self_attn\.k_proj: 17 clusters do not fit a 16 x 32 matrix"):
-        get_peft_model(tiny_llama(), CPS_LORA.config(target_modules=["k_proj"], clusters=17))
+@pytest.mark.parametrize(
+    ("method", "options", "told"),
+    [
+        (
+            G_LORA,
+            {"r": 8, "local_size": 0.25, "target_modules": ["q_proj", "k_proj"]},
+            r"4 of 4 layers cannot hold.*layers\.0\.self_attn\.q_proj and 1 like it \(32 x 32\) has a block of "
+            r"0\.\d+ of its rows and columns instead of 0\.25; .*k_proj and 1 like it \(16 x 32\) has a block of 0\.5 ",
+        ),
+        (CPS_LORA, {"clusters": 17}, r"2 of 8 layers.*k_proj and 1 like it \(16 x 32\) has 16 clusters instead of 17$"),
+        (G_LORA, {"r": 17, "target_modules": ["k_proj"]}, r"2 of 2 .*\(16 x 32\) has LoRA's own factors$"),
+    ],
+)
+def test_a_layer_too_small_gets_what_it_can_hold_and_is_named_once(
+    method: Method, options: dict[str, object], told: str
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = adapted(method, init_weights=True, **options)
+    (message,) = [str(w.message) for w in caught if "cannot hold" in str(w.message)]
+    assert re.search(told, message), message
+    lora = get_peft_model(
+        tiny_llama(), LoraConfig(r=options.get("r", 4), target_modules=options.get("target_modules", LLAMA_TARGETS))
+    )
+    ours, theirs = (m.get_nb_trainable_parameters()[0] for m in (model, lora))
+    assert abs(ours - theirs) <= 0.005 * theirs
+    before = model(**token_batch()).loss.item()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    model.train()(**token_batch()).loss.backward()
+    optimizer.step()
+    assert model.eval()(**token_batch()).loss.item() < before
+
+
+def test_a_rank_above_both_sides_trains_as_peft_s_lora_does() -> None:
+    model = adapted(CPS_LORA, r=40, target_modules=["k_proj"])
+    ((_, layer), *_) = adapted_layers(model, "default")
+    assert layer.localized_layout["default"].budget.parameters == 40 * (16 + 32)
+    waiting = unplaced(CPS_LORA, r=40, target_modules=["k_proj"])
+    assert len(calibrate(waiting, [token_batch()]).layers) == 2
+
+
+def test_no_layer_of_that_name_lists_those_that_exist() -> None:
+    with pytest.raises(ConfigError, match=r"'zzz'.*called down_proj \(2\), gate_proj \(2\), k_proj \(2\), lm_h"):
+        adapted(G_LORA, target_modules=["zzz"])
+    with pytest.warns(UserWarning, match=r"names 'v_prj', which no layer is called.*Did you mean 'v_proj'"):
+        adapted(G_LORA, target_modules=["q_proj", "v_prj"])
 
 
 def test_labels_that_do_not_fit_the_fixed_shapes_are_refused() -> None:

@@ -12,6 +12,7 @@ import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -19,8 +20,8 @@ from transformers.pytorch_utils import Conv1D
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.held import FactorHold
 from localora.adapter.layer import LocalizedLinear
+from localora.adapter.targets import TargetError, linear_layers_of, tell_of_targets
 from localora.errors import AdapterError, LayerError
-from localora.placement.budget import BudgetError
 from localora.placement.partition import LABEL_DTYPE, UNPLACED, Partition, Placement, PlacementError
 from localora.placement.random import contiguous_partition, random_partition
 
@@ -40,6 +41,15 @@ class LocalizedModel(BaseTuner):
         """One of all layers, so that opening a block costs nothing."""
         return FactorHold()
 
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        config = self.peft_config[adapter_name]
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except NoMatchingPeftModuleError as error:
+            raise TargetError(f"{error} {linear_layers_of(model)}") from error
+        if isinstance(config, LocalizedConfig) and not config.of_saved_adapter:
+            tell_of_targets(model, adapter_name, config)
+
     def _create_and_replace(
         self,
         peft_config: LocalizedConfig,  # type: ignore[override]
@@ -57,12 +67,7 @@ class LocalizedModel(BaseTuner):
             layer = LocalizedLinear(target, **get_quantization_kwargs(self))
             layer._active_adapter = self.active_adapter
             layer.hold = self.hold
-        try:
-            budget = peft_config.layer_budget(
-                layer.out_features, layer.in_features, peft_config.layer_rank(current_key)
-            )
-        except BudgetError as error:
-            raise BudgetError(f"layer {current_key}: {error}") from error
+        budget = peft_config.layer_budget(layer.out_features, layer.in_features, peft_config.layer_rank(current_key))
         layer.add_adapter(
             adapter_name,
             budget,

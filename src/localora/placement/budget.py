@@ -12,16 +12,17 @@ column of A per column of W and one row of B per row of W whatever the sizes of 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from localora.errors import LocaloraError
 
 TOLERANCE = 0.005  # trainable parameters may differ from LoRA's by this share
+LORA = "LoRA's own factors"  # what a layer gets that holds nothing else
 
 
 class BudgetError(LocaloraError, ValueError):
-    """A rank, share or size that no adapter of this budget can have; the message names the nearest that can."""
+    """A rank, share, size or number of clusters out of its range."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,17 @@ class LocalShape:
 
 @dataclass(frozen=True)
 class LayerBudget:
-    """Fixed shapes of one adapted m x n matrix: a global term of rank `global_rank` (0: none) and a local one."""
+    """Fixed shapes of one adapted m x n matrix: a global term of rank `global_rank` (0: none) and a local one.
+
+    `compromise` says in words what the matrix is too small for, and what it got in its place; empty if it got all that
+    was asked for.
+    """
 
     m: int
     n: int
     global_rank: int
     local: LocalShape | None
+    compromise: str = field(default="", compare=False)
 
     @property
     def parameters(self) -> int:
@@ -78,18 +84,20 @@ def global_local_budget(m: int, n: int, r: int, global_share: float, local_size:
     r_l (m' + n') = (r - r_g)(m + n). Since all are integers, r_l is rounded and the block grows or shrinks by a few
     rows to keep the product; the rank nearest to the asked-for size that meets the budget within 0.5 % wins.
 
+    No matrix is too small: where a block of that size cannot hold its rank, the block is larger, and where none can,
+    the layer has LoRA's own factors.
+
     Raises:
-        BudgetError: no integers fit; the message names the nearest setting that does.
+        BudgetError: a rank, share or size out of its range.
     """
-    _check_rank(m, n, r)
+    _check_rank(r)
     if not 0 < local_size <= 1:
         raise BudgetError(f"local_size must lie in (0, 1], got {local_size}")
-    r_g = _global_rank(r, global_share)
+    r_g, compromise = _global_rank(r, global_share)
     if r_g == r:
-        return LayerBudget(m, n, r, None)
+        return LayerBudget(m, n, r, None, compromise)
 
     rest = (r - r_g) * (m + n)
-    smallest = _smallest_local_size(m, n, rest)
     r_l_exact = rest / (local_size * (m + n))
     nearest_first = sorted(range(r - r_g, min(m, n) + 1), key=lambda r_l: (abs(math.log(r_l / r_l_exact)), r_l))
     for r_l in nearest_first:
@@ -97,57 +105,56 @@ def global_local_budget(m: int, n: int, r: int, global_share: float, local_size:
         if block is None or abs(block.parameters - rest) > TOLERANCE * r * (m + n):
             continue
         size = (block.rows + block.cols) / (m + n)
-        # A block much larger than asked for is another experiment, not a rounding.
-        if size > local_size * 1.1 and size - local_size > 2 / (m + n):
-            break
-        return LayerBudget(m, n, r_g, block)
-    raise BudgetError(
-        f"a block of local_size={local_size} of a {m} x {n} matrix cannot spend what r={r} and "
-        f"global_share={global_share} leave it: that takes rank {r_l_exact:.0f} on about "
-        f"{local_size * min(m, n):.0f} rows or columns. "
-        f"The nearest possible local_size is {smallest}"
-    )
+        if size > local_size * 1.1 and size - local_size > 2 / (m + n):  # more than what rounding takes
+            if size == 1:  # the whole matrix, a second LoRA beside the first
+                break
+            compromise = _both(compromise, f"a block of {size:.3g} of its rows and columns instead of {local_size:.3g}")
+        return LayerBudget(m, n, r_g, block, compromise)
+    return LayerBudget(m, n, r, None, LORA)
 
 
 def clustered_budget(m: int, n: int, r: int, global_share: float, clusters: int) -> LayerBudget:
     """CPS-LoRA (`global_share` 0) and the hybrid: r_g + r_l = r, exactly LoRA's parameters for any sizes of clusters.
 
+    A matrix of fewer rows or columns than clusters gets as many clusters as it has; with one, LoRA's own factors.
+
     Raises:
-        BudgetError: more clusters than rows or columns, or ranks that do not fit.
+        BudgetError: a rank, share or number of clusters out of its range.
     """
-    _check_rank(m, n, r)
+    _check_rank(r)
     if clusters < 1:
         raise BudgetError(f"clusters must be at least 1, got {clusters}")
-    if clusters > min(m, n):
-        raise BudgetError(f"{clusters} clusters do not fit a {m} x {n} matrix; the most is {min(m, n)}")
-    r_g = _global_rank(r, global_share)
+    r_g, compromise = _global_rank(r, global_share)
     if r_g == r:
-        return LayerBudget(m, n, r, None)
-    return LayerBudget(m, n, r_g, LocalShape(clusters, r - r_g, m, n))
+        return LayerBudget(m, n, r, None, compromise)
+    fitting = min(clusters, m, n)
+    if fitting == 1 < clusters:
+        return LayerBudget(m, n, r, None, LORA)
+    if fitting < clusters:
+        compromise = _both(compromise, f"{fitting} clusters instead of {clusters}")
+    return LayerBudget(m, n, r_g, LocalShape(fitting, r - r_g, m, n), compromise)
 
 
-def _check_rank(m: int, n: int, r: int) -> None:
+def _check_rank(r: int) -> None:
     if r < 1:
         raise BudgetError(f"the rank r must be at least 1, got {r}")
-    if r > min(m, n):
-        raise BudgetError(f"rank r={r} does not fit a {m} x {n} matrix; the largest is {min(m, n)}")
 
 
-def _global_rank(r: int, global_share: float) -> int:
+def _global_rank(r: int, global_share: float) -> tuple[int, str]:
+    """r_g and what it is a compromise for: a term that was asked for is not rounded away while there is rank for it."""
     if not 0 <= global_share <= 1:
         raise BudgetError(f"global_share must lie in [0, 1], got {global_share}")
     r_g = math.floor(global_share * r + 0.5)
-    if 0 < global_share < 1 and r_g in (0, r):
-        if r == 1:
-            raise BudgetError(
-                f"global_share={global_share} cannot split rank r=1; the nearest possible is {r_g}, or r=2"
-            )
-        nearest = 1 / r if r_g == 0 else (r - 1) / r
-        raise BudgetError(
-            f"global_share={global_share} of rank r={r} rounds to {r_g}, which leaves one term without rank; "
-            f"the nearest possible is {nearest:.4g} (or exactly {r_g // r})"
-        )
-    return r_g
+    if not 0 < global_share < 1 or 0 < r_g < r:
+        return r_g, ""
+    if r == 1:
+        return 1, f"LoRA's own factors, since rank 1 cannot be split (global_share={global_share:g})"
+    r_g = min(max(r_g, 1), r - 1)
+    return r_g, f"a global term of rank {r_g} of {r} (global_share={global_share:g} rounds to {0 if r_g == 1 else r})"
+
+
+def _both(first: str, second: str) -> str:
+    return f"{first} and {second}" if first else second
 
 
 def _block_shape(m: int, n: int, rest: int, r_l: int) -> LocalShape | None:
@@ -158,13 +165,3 @@ def _block_shape(m: int, n: int, rest: int, r_l: int) -> LocalShape | None:
     if r_l > min(rows, cols):
         return None
     return LocalShape(1, r_l, rows, cols)
-
-
-def _smallest_local_size(m: int, n: int, rest: int) -> float:
-    """The smallest size, to three decimals, at which some block of full rank can still spend `rest`."""
-    sizes = (
-        (block.rows + block.cols) / (m + n)
-        for r_l in range(1, min(m, n) + 1)
-        if (block := _block_shape(m, n, rest, r_l)) and abs(block.parameters - rest) <= TOLERANCE * rest
-    )
-    return math.ceil(min(sizes, default=1.0) * 1000) / 1000

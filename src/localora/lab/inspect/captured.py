@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from localora.lab.inspect.matrix import Matrix
-from localora.placement.budget import BudgetError, global_local_budget
+from localora.placement.budget import global_local_budget
 from localora.placement.partition import Partition
 from localora.placement.taylor import plan_block
 
@@ -56,12 +56,11 @@ def global_local_energy(matrix: Matrix, rank: int) -> float | None:
     update has no gradient at hand. Global and local term are fitted in turn, each to what the other leaves, from two
     starts; each step is the best for the other's term, so the captured energy never falls.
 
-    None where no G-LoRA of this budget fits the shape.
+    None where the shape is too small for that block.
     """
     m, n = matrix.shape
-    try:
-        budget = global_local_budget(m, n, rank, GLOBAL_SHARE, LOCAL_SIZE)
-    except BudgetError:
+    budget = global_local_budget(m, n, rank, GLOBAL_SHARE, LOCAL_SIZE)
+    if budget.compromise:
         return None
     r_g, local = budget.global_rank, budget.local
     if local is None:
