@@ -100,7 +100,8 @@ def test_each_published_task_is_scored_on_the_kept_adapter(
         assert (scores.right, scores.value) == (wanted.right, wanted.value)
         assert scores.loss == pytest.approx(wanted.reference_loss)
         assert scores.loss != pytest.approx(base.reference_loss, abs=1e-3)  # it is the trained model's
-        assert mean(scores.losses) == pytest.approx(scores.loss)
+        assert scores.items is not None
+        assert sum(scores.items.loss_sums) / sum(scores.items.tokens) == pytest.approx(scores.loss, abs=1e-6)
         assert scores.data_hash == wanted.data_hash
 
 
@@ -169,7 +170,7 @@ def test_a_run_without_an_adapter_is_measured_before_its_model_goes(
     train(final(resolved, "full"), store)
     outcome = store.read(final(resolved, "full"))
     assert outcome.status == "finished"
-    assert [len(scores.losses) for scores in outcome.tasks] == [2, 2]
+    assert [len(scores.items.ids) for scores in outcome.tasks if scores.items] == [2, 2]
     assert not (store.path(final(resolved, "full")) / "run" / "model").exists()
     assert seen == [torch.float32]
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from localora import export_lora
 from localora.lab.data.batches import Collator
+from localora.lab.data.example import item_id
 from localora.lab.data.load import load_task
 from localora.lab.data.split import subset
 from localora.lab.evaluation.likelihood import mean_loss
@@ -71,6 +72,14 @@ def test_the_numbers_of_the_record_are_those_of_the_files(model_folder: Path, tm
     assert record.after is not None
     assert record.after.loss == pytest.approx(after.loss, abs=1e-5)
     assert record.after.right == after.right
+    items = record.after.items
+    assert items is not None
+    assert items.ids == [item_id(example) for example in setup.questions]
+    assert sum(items.loss_sums) / sum(items.tokens) == pytest.approx(record.after.loss, abs=1e-6)
+    assert items.tokens == [sum(label >= 0 for label in row["labels"][1:]) for row in setup.test]
+    alone = [mean_loss(reloaded, [row], 1) for row in setup.test]
+    assert [s / n for s, n in zip(items.loss_sums, items.tokens, strict=True)] == pytest.approx(alone, abs=1e-4)
+    assert record.dtype == "float32"
     assert record.after.loss < record.before.loss - 0.1  # it learned
     saved = load_file(tmp_path / "run" / ADAPTER)
     assert record.parameters.trainable == sum(t.numel() for t in saved.values() if t.is_floating_point())

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import platform
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from localora.lab.training.record import Curve, Evaluation, Parameters, Point, RecordError, RunRecord
+from localora.lab import machine
+from localora.lab.data.example import Example, item_id
+from localora.lab.training.record import Curve, Evaluation, Items, Parameters, Point, RecordError, RunRecord
 
 
 def record() -> RunRecord:
@@ -55,3 +60,35 @@ def test_damage_is_named(tmp_path: Path) -> None:
     path.write_text(json.dumps(values | {"format": 2}))
     with pytest.raises(RecordError, match=r"format 1 \(format: "):
         RunRecord.read(path)
+
+
+def test_items_take_a_line_a_list_and_must_be_of_one_length(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    kept = record()
+    kept.before.items = Items(ids=['a", [b', "c"], loss_sums=[1.5, 0.25], tokens=[3, 1])
+    kept.repartitions = [{"step": 3, "layers": []}, {"step": 5, "layers": [1.5]}]
+    kept.write(path)
+    assert RunRecord.read(path) == kept
+    text = path.read_text()
+    assert '"loss_sums": [1.5, 0.25]' in text
+    assert '"right": [true, false]' in text
+    with pytest.raises(ValueError, match="2 ids, 1 loss_sums, 2 tokens"):
+        Items(ids=["a", "b"], loss_sums=[1.0], tokens=[1, 2])
+
+
+def test_items_are_called_by_what_they_hold() -> None:
+    example = Example("file:3", "2 + 2 =", " 4", answer="4")
+    assert item_id(example) == item_id(replace(example, id="other:9"))
+    assert item_id(example) != item_id(replace(example, completion=" 5"))
+    assert len(item_id(example)) == 12
+
+
+def test_the_record_says_on_what_it_was_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor\t: 0\nmodel name\t: One 9000\nflags\t\t: fpu avx2 avx512_bf16\n\nmodel name\t: Two\n")
+    monkeypatch.setattr(machine, "CPUINFO", info)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    made = record().machine
+    assert (made["cpu"], made["instructions"]) == ("One 9000", ["AVX2", "avx512_bf16"])
+    info.unlink()
+    assert machine.processor()[0] in (platform.processor(), platform.machine())

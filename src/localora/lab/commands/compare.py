@@ -14,6 +14,7 @@ from localora.lab.compare.execute import execute
 from localora.lab.compare.guards import check_budgets, check_data
 from localora.lab.compare.plan_file import load_plan
 from localora.lab.compare.same_data import check_same_data
+from localora.lab.compare.same_machine import check_same_machine, this_machine
 from localora.lab.compare.schedule import schedule
 from localora.lab.compare.store import Store
 from localora.lab.compare.workers.cluster import ClusterPool
@@ -58,6 +59,11 @@ def run_comparison(
     state = schedule(resolved, store.read)
     check_same_data(
         {spec: store.read(spec) for spec in state.finished}, {name: task.hashes for name, task in tasks.items()}
+    )
+    check_same_machine(
+        {spec: store.read(spec) for spec in state.finished},
+        None if cluster else this_machine(),
+        mixed=plan.allow_mixed_machines,
     )
     print_preview(resolved, state, store, None if cluster else jobs, console)
     if dry_run:

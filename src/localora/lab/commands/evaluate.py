@@ -16,10 +16,11 @@ from transformers import PreTrainedModel
 from localora.lab.data.example import DataError
 from localora.lab.evaluation.lm_eval.harness import HarnessScore, evaluate_with_lm_eval, import_lm_eval
 from localora.lab.evaluation.tasks import TaskResult, evaluate_tasks, load_tasks
+from localora.lab.machine import describe_machine
 from localora.lab.model.adapted import Loaded, load_adapted
 from localora.lab.report.task_results import print_harness_scores, print_results, progress_bars
 from localora.lab.training.folder import FolderError
-from localora.lab.training.record import describe_machine, package_versions
+from localora.lab.training.record import package_versions
 
 Harness = Literal["localora", "lm-eval"]
 

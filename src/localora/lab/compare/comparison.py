@@ -14,6 +14,7 @@ from localora.lab.compare.measures import Measure, measures
 from localora.lab.compare.plan import Contender, ResolvedPlan
 from localora.lab.compare.runs import RunSpec, final_run
 from localora.lab.compare.same_data import check_same_data
+from localora.lab.compare.same_machine import check_same_machine, describe, made_on
 from localora.lab.compare.schedule import Schedule, schedule
 from localora.lab.compare.statistics.mcnemar import McNemar, mcnemar
 from localora.lab.compare.statistics.paired import Difference, paired_losses, paired_scores
@@ -86,6 +87,7 @@ class Comparison:
     choices: Mapping[tuple[str, str], Choice]
     seconds: float = 0.0
     machines: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what a reader must know of how the runs were made
 
     @property
     def left(self) -> int:
@@ -107,13 +109,15 @@ def compare_records(store: Store) -> Comparison:
     """Read a comparison's folder.
 
     Raises:
-        PlanError: no comparison there, records of another plan, or runs on data that differ.
+        PlanError: no comparison there, records of another plan, or runs on data or machines that differ.
         RecordError: a damaged record.
     """
     resolved = store.load_plan()
     state = schedule(resolved, store.read, retry_failed=False)
     outcomes = {spec: store.read(spec) for spec in (*state.finished, *state.diverged, *state.failed)}
-    check_same_data({spec: outcomes[spec] for spec in state.finished})
+    finished = {spec: outcomes[spec] for spec in state.finished}
+    check_same_data(finished)
+    notes = check_same_machine(finished, mixed=resolved.plan.allow_mixed_machines)
     tables, costs = [], []
     for task in resolved.plan.tasks:
         finals = _finals(resolved, state, store, task)
@@ -129,7 +133,8 @@ def compare_records(store: Store) -> Comparison:
         costs=costs,
         choices=state.choices,
         seconds=sum(sum(s for name, s in r.seconds.items() if name != "calibrate") for r in records),
-        machines=sorted({str(r.machine.get("gpu") or f"{r.machine.get('processor')} CPU") for r in records}),
+        machines=sorted({describe(made_on(r)) for r in records if r.status == "finished"}),
+        notes=notes,
     )
 
 

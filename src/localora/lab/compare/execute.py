@@ -11,6 +11,7 @@ from localora.lab.compare.estimate import seconds_left, spell, timings
 from localora.lab.compare.plan import ResolvedPlan
 from localora.lab.compare.run_one import DIVERGED_EXIT
 from localora.lab.compare.runs import RunSpec
+from localora.lab.compare.same_machine import check_same_machine
 from localora.lab.compare.schedule import Schedule, schedule
 from localora.lab.compare.store import Store
 from localora.lab.compare.workers.pool import Done, Pool, job_text
@@ -27,7 +28,8 @@ def execute(resolved: ResolvedPlan, store: Store, pool: Pool, console: Console) 
         The state at the end.
 
     Raises:
-        PlanError: another process works in the folder, or it holds records of another plan.
+        PlanError: another process works in the folder, it holds records of another plan, or a run was made on another
+            kind of machine than those before it.
     """
     store.folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(store.folder / ".lock", timeout=0)
@@ -67,6 +69,9 @@ def _loop(resolved: ResolvedPlan, store: Store, pool: Pool, console: Console) ->
             for done in pool.wait(WAIT_SECONDS):
                 running.remove(done.spec)
                 _note(done, store, console)
+                # At once, not with the report: on a cluster the next runs may go to the same odd node.
+                finished = {spec: store.read(spec) for spec in (*state.finished, done.spec)}
+                check_same_machine(finished, mixed=resolved.plan.allow_mixed_machines)
 
 
 def _note(done: Done, store: Store, console: Console) -> None:

@@ -111,6 +111,9 @@ class Plan(Section):
     published: Published = Published()
     statistics: Statistics = Statistics()
     export: StrictBool = Field(default=True, description="of our methods' final runs, as plain LoRA")
+    allow_mixed_machines: StrictBool = Field(
+        default=False, description="runs of other processors, torch versions or dtypes in one table, which then says so"
+    )
     folder: str | None = Field(default=None, description="results/<name of the plan> when left out")
 
     @field_validator("training", mode="before")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -9,10 +10,12 @@ from transformers import PreTrainedModel
 
 from localora.lab.compare.plan import Published
 from localora.lab.compare.store import Tasks, TaskScores
+from localora.lab.data.example import Example
 from localora.lab.evaluation.tasks import TaskResult, evaluate_tasks, load_tasks
 from localora.lab.model.adapted import load_adapted
 from localora.lab.recipe.schema import Recipe
 from localora.lab.training.folder import RunFolder
+from localora.lab.training.record import Items
 
 
 def measure_published(recipe: Recipe, folder: RunFolder, published: Published) -> Tasks:
@@ -34,17 +37,22 @@ def measure_published(recipe: Recipe, folder: RunFolder, published: Published) -
         max_new_tokens=published.max_new_tokens,
         allow_code_execution=recipe.evaluation.allow_code_execution,
     )
-    return Tasks(measured=published, tasks=[_scores(result) for result in results])
+    return Tasks(
+        measured=published, tasks=[_scores(result, task.examples) for result, task in zip(results, tasks, strict=True)]
+    )
 
 
-def _scores(result: TaskResult) -> TaskScores:
-    tokens = sum(item.reference_tokens for item in result.items)
+def _scores(result: TaskResult, examples: Sequence[Example]) -> TaskScores:
     return TaskScores(
         task=result.task,
         metric=result.metric,
         value=result.value,
         right=result.right,
         loss=result.reference_loss,
-        losses=[item.reference_nats * len(result.items) / tokens for item in result.items],
+        items=Items.of(
+            examples,
+            [item.reference_nats for item in result.items],
+            [item.reference_tokens for item in result.items],
+        ),
         data_hash=result.data_hash,
     )

@@ -42,5 +42,8 @@ def _seen(spec: RunSpec, outcome: Outcome) -> Iterator[tuple[str, str, str]]:
     assert outcome.record is not None
     for split, digest in outcome.record.data["hashes"].items():
         yield spec.task, split, digest
+    after = outcome.record.after
+    if spec.stage == "final" and after is not None and after.items is not None:
+        yield spec.task, "scored", " ".join(after.items.ids)
     for scores in outcome.tasks:
         yield scores.task, "published", scores.data_hash

@@ -23,7 +23,7 @@ from localora.lab.compare.plan import Published, ResolvedPlan
 from localora.lab.compare.runs import RunSpec
 from localora.lab.recipe.file import validate_recipe
 from localora.lab.recipe.schema import differences
-from localora.lab.training.record import RunRecord
+from localora.lab.training.record import Items, RunRecord
 
 MAX_ATTEMPTS = 2  # a failed run is tried once more, when the comparison is called again
 
@@ -60,7 +60,8 @@ class TaskScores(BaseModel):
     value: float | None  # None where its code was not run
     right: list[bool]
     loss: float  # nats a token, over all reference answers
-    losses: list[float]  # of each item: its nats over the mean number of tokens, so that their mean is `loss`
+    items: Items | None = None  # None in files made before items were kept; those have `losses`
+    losses: list[float] = []  # of each item: its nats over the mean number of tokens, so that their mean is `loss`
     data_hash: str
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -54,6 +54,11 @@ class TaskData:
     test: tuple[Example, ...]
     scorer: Scorer
     hashes: dict[str, str] = field(default_factory=dict)  # keys train, validation, test
+
+
+def item_id(example: Example) -> str:
+    """What an item is called in records: 12 digits of a hash of its contents, whatever file or order it came from."""
+    return content_hash([replace(example, id="")])[:12]
 
 
 def content_hash(examples: Iterable[Example]) -> str:

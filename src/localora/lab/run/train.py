@@ -116,6 +116,7 @@ def _prepare(
             trainable=trainable_parameters(model), lora_same_r=adaptation.lora_same_r(model), base=base
         ),
         before=before,
+        dtype=str(setup.model.dtype).removeprefix("torch."),
         seconds={"load": loaded - start, "before": measured - loaded, "attach": attached - attaching},
     )
     if earlier is not None:

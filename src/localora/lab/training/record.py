@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from localora.errors import LocaloraError
-from localora.lifecycle.processes import processes
+from localora.lab.data.example import Example, item_id
+from localora.lab.machine import describe_machine
 
 RECORD_FORMAT: Literal[1] = 1  # raise it when a field changes its meaning
 PACKAGES = ("localora", "torch", "transformers", "peft", "accelerate", "safetensors")
@@ -36,6 +39,28 @@ class Curve(Part):
     held_out: list[Point] = []  # on validation examples; step 0 is the untrained model
 
 
+class Items(Part):
+    """Each test item, in the order they were measured in: arrays, so that records stay small."""
+
+    ids: list[str]  # see localora.lab.data.example.item_id
+    loss_sums: list[float]  # nats over the item's completion tokens
+    tokens: list[int]  # how many these are; sum(loss_sums) / sum(tokens) is the loss
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Self:
+        if not len(self.ids) == len(self.loss_sums) == len(self.tokens):
+            raise ValueError(f"{len(self.ids)} ids, {len(self.loss_sums)} loss_sums, {len(self.tokens)} tokens")
+        return self
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], loss_sums: Sequence[float], tokens: Sequence[int]) -> Self:
+        return cls(
+            ids=[item_id(example) for example in examples],
+            loss_sums=[round(nats, 6) for nats in loss_sums],
+            tokens=list(tokens),
+        )
+
+
 class Evaluation(Part):
     """What the model knows of the test split."""
 
@@ -45,6 +70,7 @@ class Evaluation(Part):
     score: float | None = None
     score_examples: int = 0
     right: list[bool] = []  # which of them, for paired comparisons
+    items: Items | None = None  # None in records made before items were kept; `right` has the same order
     seconds: float = 0.0
 
 
@@ -62,6 +88,7 @@ class RunRecord(Part):
     seed: int
     versions: dict[str, str] = Field(default_factory=lambda: package_versions())
     machine: dict[str, Any] = Field(default_factory=lambda: describe_machine())
+    dtype: str | None = None  # in which the base model's weights were; None in records made before it was kept
     data: dict[str, Any]  # name, sizes and hashes of the splits
     parameters: Parameters
     before: Evaluation
@@ -83,7 +110,7 @@ class RunRecord(Part):
         """Atomic: a reader, or a crash, sees the old record or the new one."""
         partial = path.with_name(path.name + ".partial")
         with partial.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False) + "\n")
+            file.write(_compact(json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False)) + "\n")
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -109,14 +136,6 @@ def package_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
-def describe_machine() -> dict[str, Any]:
-    import torch
-
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    return {
-        "system": platform.system(),
-        "processor": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "gpu": gpu,
-        "processes": processes()[1],
-    }
+def _compact(text: str) -> str:
+    """Indented JSON with each list of plain values on one line. No string holds a line break, so none is changed."""
+    return re.sub(r"\[\n\s+([^\[\]{}]*?)\n\s+\]", lambda found: "[" + re.sub(r",\n\s+", ", ", found[1]) + "]", text)

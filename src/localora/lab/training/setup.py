@@ -15,12 +15,12 @@ from localora.lab.data.batches import Encoded, encode_examples
 from localora.lab.data.example import Example, Scorer, TaskData
 from localora.lab.data.load import load_task
 from localora.lab.data.split import subset
-from localora.lab.evaluation.likelihood import mean_loss
+from localora.lab.evaluation.likelihood import completion_losses, mean_loss
 from localora.lab.evaluation.sandbox import Sandbox
 from localora.lab.evaluation.score import CODE_IS_OFF, evaluate_task
 from localora.lab.model.base import load_base_model
 from localora.lab.recipe.schema import EvaluationSection, Recipe
-from localora.lab.training.record import Evaluation
+from localora.lab.training.record import Evaluation, Items
 from localora.lab.training.trainer import finite
 
 Progress = Callable[[int, int], None]  # (done, total)
@@ -57,8 +57,9 @@ class Setup:
             TrainingError: the loss is not finite.
         """
         start = time.perf_counter()
-        loss = finite(mean_loss(model, self.test, self.evaluation.batch_size), "on test examples")
-        result = Evaluation(loss=loss, examples=len(self.test))
+        sums, tokens = completion_losses(model, self.test, self.evaluation.batch_size)
+        loss = finite(sum(sums) / sum(tokens), "on test examples")
+        result = Evaluation(loss=loss, examples=len(self.test), items=Items.of(self.questions, sums, tokens))
         if self.task.scorer is Scorer.code and self.sandbox is None:
             result.score_name = CODE_IS_OFF
         elif self.task.scorer is not Scorer.none:

@@ -117,8 +117,8 @@ def direction(table: Table) -> str:
 
 
 def problems(comparison: Comparison) -> list[str]:
-    """Runs without a result, and what remains to be done."""
-    lines = []
+    """Runs without a result, what remains to be done, and what is not alike."""
+    lines = list(comparison.notes)
     for spec in comparison.state.diverged:
         lines.append(f"{spec.folder}: diverged, the loss stopped being a number")
     for spec in comparison.state.failed:
