@@ -7,7 +7,7 @@ import pytest
 
 from localora.lab.data.example import DataError, Example, Scorer
 from localora.lab.evaluation import score
-from localora.lab.evaluation.sandbox import Verdict
+from localora.lab.evaluation.sandbox import Sample, Verdict
 from localora.lab.evaluation.score import evaluate_task
 
 SETTINGS = {"batch_size": 4, "max_new_tokens": 6}
@@ -50,16 +50,26 @@ def test_code_runs_in_the_sandbox_it_is_given(model, tokenizer, monkeypatch):
     class Box:
         def run_all(self, samples):
             seen.extend(samples)
-            return [Verdict("n + 1" in program, "said so") for program, _ in samples]
+            return [Verdict("n + 1" in sample.program, "said so") for sample in samples]
 
-    prompt = 'def f(n):\n    """Doc."""'
+    prompt = 'import math\n\ndef f(n):\n    """Doc."""'
     texts = ["\n    return n + 1\nprint(f(1))", "\n    return n\n\ndef g(): ..."]
     monkeypatch.setattr(score, "generate", lambda *_, **__: texts)
-    examples = [Example(str(i), prompt, "c", tests="assert f(1) == 2") for i in range(2)]
+    examples = [Example(str(i), prompt, "\n    return n", tests="assert f(1) == 2") for i in range(2)]
     result = evaluate_task(model, tokenizer, examples, Scorer.code, sandbox=Box(), **SETTINGS)
-    assert seen == [(f"{prompt}\n    return n{end}", "assert f(1) == 2") for end in (" + 1", "\n")]
+    assert seen == [
+        Sample(f"{prompt}\n    return n{end}", "assert f(1) == 2", ("f",), setup="import math")
+        for end in (" + 1", "\n")
+    ]
     assert (result.name, result.items) == ("pass@1", [True, False])
     assert result.outputs[1].endswith("# said so")
+
+
+def test_a_reference_that_is_no_python_is_refused_before_generation(model, tokenizer):
+    with pytest.raises(DataError, match=r"'e3': its reference solution or its tests are no Python"):
+        evaluate_task(
+            model, tokenizer, [Example("e3", "def f(", "", tests="f()")], Scorer.code, sandbox=object(), **SETTINGS
+        )
 
 
 def test_code_without_a_sandbox_is_refused(model, tokenizer):

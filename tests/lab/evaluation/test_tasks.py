@@ -13,7 +13,7 @@ from localora.lab.data.batches import token_ids
 from localora.lab.data.example import DataError, Example
 from localora.lab.evaluation import score, tasks
 from localora.lab.evaluation.intervals import bootstrap_ratio, wilson
-from localora.lab.evaluation.sandbox import Verdict
+from localora.lab.evaluation.sandbox import Sample, Verdict
 from localora.lab.evaluation.tasks import evaluate_tasks, load_tasks
 
 
@@ -110,8 +110,8 @@ def test_code_that_is_allowed_goes_to_the_sandbox_with_its_tests(model, tokenize
     class Box:
         protections = ("a wall",)
 
-        def run_all(self, samples: list[tuple[str, str]]) -> list[Verdict]:
-            return [Verdict("return a + b" in program and "check(add)" in run, "x") for program, run in samples]
+        def run_all(self, samples: list[Sample]) -> list[Verdict]:
+            return [Verdict("return a + b" in s.program and "check(add)" in s.tests, "x") for s in samples]
 
     monkeypatch.setattr(tasks, "Sandbox", Box)
     write(monkeypatch, {"The sum": "    return a + b\n", "double": "\nno"})

@@ -70,7 +70,7 @@ def evaluate_task(
         right = [first_word(text, e.choices) == e.answer_index for text, e in pairs]
         return _score("answer word accuracy", right, texts)
     assert sandbox is not None
-    verdicts = sandbox.run_all([(code.program(e, text), str(e.tests)) for text, e in pairs])
+    verdicts = sandbox.run_all([code.sample(e, text) for text, e in pairs])
     outputs = [f"{text}\n# {verdict.reason}" for text, verdict in zip(texts, verdicts, strict=True)]
     return _score("pass@1", [verdict.passed for verdict in verdicts], outputs)
 
@@ -98,6 +98,8 @@ def _check(examples: Sequence[Example], scorer: Scorer, sandbox: Sandbox | None)
             raise DataError(f"example {example.id!r} has no choices, or no answer_index")
         if scorer is Scorer.code and not example.tests:
             raise DataError(f"example {example.id!r} has no tests to run")
+        if scorer is Scorer.code:
+            code.sample(example, "")  # raises now, not after generation
 
 
 def _score(name: str, items: list[bool], outputs: list[str]) -> Score:

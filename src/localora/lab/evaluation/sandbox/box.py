@@ -1,4 +1,4 @@
-"""The outer side of the sandbox: choose the means this system has, start a supervisor a sample, judge by its token."""
+"""The outer side: two boxes of bubblewrap a sample, one for the program and one for its tests, and their verdict."""
 
 from __future__ import annotations
 
@@ -8,20 +8,26 @@ import secrets
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 from localora.errors import LocaloraError
+from localora.lab.evaluation.sandbox.seccomp import refusals
 
-_INSIDE = Path(__file__).parent / "inside"
+_INSIDE = Path(__file__).with_name("inside.py").read_text(encoding="utf-8")
 _FIRST_UID, _UIDS = 61_184, 4_000  # the range systemd reserves for users that exist only while a service runs
 _uids = count(secrets.randbelow(_UIDS))
-_NO_VERDICT = {0: "ended before its tests did", 3: "out of time", 4: "out of disk space", 5: "killed"}
-_GRACE = 20.0  # seconds beyond a sample's own for the supervisor to start, and to clear away
+_START = 120.0  # seconds for both boxes to start, however busy the machine
+_REMEDY = (
+    "so generated code is not run. It needs Linux with bubblewrap and libseccomp (Debian, Ubuntu: apt install "
+    "bubblewrap libseccomp2) and the right to make namespaces: root's, or unprivileged user namespaces; a container "
+    "must be started with it. Or leave code execution off"
+)
 
 
 class SandboxError(LocaloraError, RuntimeError):
@@ -30,14 +36,25 @@ class SandboxError(LocaloraError, RuntimeError):
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one sample. Memory and file size count for each process; the disk for all files together."""
+    """Of one program, which is one process; its tests have the same."""
 
-    seconds: int = 10  # by the clock, and of processor time
+    seconds: int = 10  # by the clock, from when the program starts
     memory_mib: int = 512
-    processes: int = 8  # threads count too
-    file_mib: int = 8
-    disk_mib: int = 32
+    threads: int = 8
     open_files: int = 32
+
+
+class Sample(NamedTuple):
+    """A program, and what it has to do.
+
+    The tests are Python source and see nothing of the program but `names`: functions or classes it defines, which
+    are called by plain values and return plain values. `setup` is source of our own, run where the tests are.
+    """
+
+    program: str
+    tests: str
+    names: tuple[str, ...]
+    setup: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,217 +65,158 @@ class Verdict:
     reason: str
 
 
-@dataclass(frozen=True)
-class Means:
-    """What contains a sample: namespaces (in a user namespace unless root), or a user id of its own and Landlock."""
-
-    namespaces: bool
-    user_namespace: bool
-    own_uid: bool
-
-
 class Sandbox:
-    """Runs programs one process each. Linux only; making one checks that it holds.
+    """Runs programs, each in a process of its own. Linux only; making one checks that it holds.
 
     Args:
         limits: of each sample.
         python: the interpreter samples run in, without site-packages; default the one below any virtual environment.
-        means: to try, in this order; default all that the user's rights allow.
 
     Raises:
-        SandboxError: no means holds on this system; the message says why each failed.
+        SandboxError: this system cannot contain a program; the message says why.
     """
 
-    def __init__(
-        self, limits: Limits | None = None, python: str | None = None, means: Sequence[Means] | None = None
-    ) -> None:
+    def __init__(self, limits: Limits | None = None, python: str | None = None) -> None:
         self.limits = limits or Limits()
-        self.python = python or getattr(sys, "_base_executable", None) or sys.executable
+        python = python or getattr(sys, "_base_executable", None) or sys.executable
         if not sys.platform.startswith("linux"):
-            raise SandboxError(f"generated code runs on Linux only (here: {sys.platform}); use a container")
-        failures = []
-        for candidate in means or _allowed_means():
-            self.means = candidate
-            try:
-                self.protections = self._check()
-            except SandboxError as error:
-                failures.append(f"{_name(candidate)}: {error}")
-            else:
-                return
-        raise SandboxError(
-            "generated code cannot be contained here, so it is not run. Tried:\n  "
-            + "\n  ".join(failures)
-            + "\nRun as root, allow user namespaces, or use a container or virtual machine with Landlock; "
-            "or leave code execution off"
-        )
+            raise SandboxError(f"the sandbox cannot work on {sys.platform}, {_REMEDY}")
+        bwrap = shutil.which("bwrap")
+        if bwrap is None:
+            raise SandboxError(f"bwrap is not installed, {_REMEDY}")
+        try:
+            self._filter = refusals()
+        except OSError as error:
+            raise SandboxError(f"no filter of system calls ({error}), {_REMEDY}") from None
+        self._command = [bwrap, *_walls(python), "--", python, "-I", "-S", "-X", "utf8", "-c", _INSIDE]
+        self._check()
+        version = subprocess.run([bwrap, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+        self.protections = [
+            f"{version}, seccomp: one process, no network, nothing to write to, no file but Python's and the system's "
+            "libraries",
+            "the tests run in a second box and get plain values only",
+            "limits a sample: " + ", ".join(f"{key} {value}" for key, value in asdict(self.limits).items()),
+        ]
 
-    def run(self, program: str, tests: str) -> Verdict:
-        """Run `program`, then `tests` in its namespace.
+    def run(self, sample: Sample) -> Verdict:
+        """Run the program, then its tests beside it.
 
         Raises:
-            SandboxError: the protections could not be put in place this time; the program was not run.
+            SandboxError: the boxes did not start this time; the program was not run.
         """
-        verdict, _ = self._run(program, tests)
-        return verdict
+        to_sample, to_judge = os.pipe(), os.pipe()
+        with ExitStack() as stack:
+            try:
+                player = self._start(stack, "sample", {}, stdin=to_sample[0], stdout=to_judge[1])
+                ends = {"incoming": to_judge[0], "outgoing": to_sample[1]}
+                judge = self._start(stack, "judge", ends, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            finally:
+                for descriptor in (*to_sample, *to_judge):
+                    os.close(descriptor)
+            job = {**sample._asdict(), "seconds": self.limits.seconds}
+            try:
+                said, complaint = judge.communicate(json.dumps(job).encode(), self.limits.seconds + _START)
+            except subprocess.TimeoutExpired as expired:
+                said, complaint = expired.stdout or b"", b"no answer"
+            player.kill()
+            assert player.stderr is not None
+            complaint += player.stderr.read()  # ends when all of its box has
+        started, _, verdict = said.partition(b"\n")
+        if started != b"started":
+            reason = complaint.decode(errors="replace").strip() or "a box ended before it had started"
+            raise SandboxError(f"the sandbox did not start ({reason[-500:]}), {_REMEDY}")
+        return Verdict(*json.loads(verdict)) if verdict else Verdict(False, "its tests were killed")
 
-    def run_all(
-        self, samples: Sequence[tuple[str, str]], progress: Callable[[int, int], None] | None = None
-    ) -> list[Verdict]:
-        """The verdict on each (program, tests), as many at a time as there are processors for us."""
+    def run_all(self, samples: Sequence[Sample], progress: Callable[[int, int], None] | None = None) -> list[Verdict]:
+        """The verdict on each, in order, as many at a time as there are processors for us."""
         verdicts = []
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            for verdict in pool.map(lambda sample: self.run(*sample), samples):
+            for verdict in pool.map(self.run, samples):
                 verdicts.append(verdict)
                 if progress is not None:
                     progress(len(verdicts), len(samples))
         return verdicts
 
-    def _run(self, program: str, tests: str) -> tuple[Verdict, int]:
-        """The verdict, and the kernel's Landlock ABI."""
-        token = secrets.token_hex(16).encode()
-        uid = _FIRST_UID + next(_uids) % _UIDS if self.means.own_uid else None
-        folder = tempfile.mkdtemp(prefix="localora-sandbox-")
-        status_read, status_write = os.pipe()
-        token_read, token_write = os.pipe()
+    def _start(
+        self, stack: ExitStack, role: str, ends: dict[str, int], *, stdin: int, stdout: int
+    ) -> subprocess.Popen[bytes]:
+        """One box; it is killed when `stack` is left, and with this process."""
+        settings = {"limits": asdict(self.limits), "uid": _FIRST_UID + next(_uids) % _UIDS, **ends}
+        filter_read, filter_write = os.pipe()
         try:
-            os.write(token_write, token)
-            if uid is not None:
-                _give(folder, uid)
-            job = {
-                **asdict(self.limits),
-                "program": program,
-                "tests": tests,
-                "folder": folder,
-                "status": status_write,
-                "token": token_read,
-                "uid": uid,
-                "namespaces": self.means.namespaces,
-                "user_namespace": self.means.user_namespace,
-            }
+            os.write(filter_write, self._filter)
+            os.close(filter_write)
             process = subprocess.Popen(
-                [self.python, "-I", "-S", "-X", "utf8", str(_INSIDE)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
+                [self._command[0], "--seccomp", str(filter_read), *self._command[1:], role, json.dumps(settings)],
+                stdin=stdin,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
                 env={},
-                pass_fds=(status_write, token_read),
-                start_new_session=True,
+                pass_fds=(filter_read, *ends.values()),
             )
-            os.close(status_write)
-            status_write = -1
-            said = self._await(process, json.dumps(job).encode())
-            state = _state(os.read(status_read, 4096))
         finally:
-            for descriptor in (status_read, status_write, token_read, token_write):
-                if descriptor >= 0:
-                    os.close(descriptor)
-            shutil.rmtree(folder, ignore_errors=True)
-        if secrets.compare_digest(said, token):
-            return Verdict(True, "passed"), state
-        if said.startswith(b"error: "):
-            return Verdict(False, said[7:200].decode(errors="replace")), state
-        return Verdict(False, _NO_VERDICT.get(process.returncode, "killed")), state
+            os.close(filter_read)
+        stack.enter_context(process)
+        stack.callback(process.kill)
+        return process
 
-    def _await(self, process: subprocess.Popen[bytes], job: bytes) -> bytes:
-        """What the sample's verdict pipe holds once all is over. A sample can fill it, and then has no verdict."""
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            with process.stdin as stdin:
-                stdin.write(job)
-        except BrokenPipeError:
-            pass  # the status pipe says why
-        try:
-            process.wait(self.limits.seconds + _GRACE)
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        with process.stdout as stdout:
-            return os.read(stdout.fileno(), 4096)
+    def _check(self) -> None:
+        """Run an honest program, which also tries every door.
 
-    def _check(self) -> list[str]:
-        """Run an honest program and one that reaches outside; what protects, in words."""
-        folder = Path(tempfile.mkdtemp(prefix="localora-canary-"))
-        canary = folder / "canary"
-        try:
-            folder.chmod(0o777)
-            canary.write_text("alive", encoding="utf-8")
-            canary.chmod(0o666)
-            verdict, landlock = self._run("import json, decimal, random", "assert json.dumps(1) == '1'")
-            if not verdict.passed:
-                raise SandboxError(
-                    f"an honest program failed ({verdict.reason}); is {self.python} readable by every user?"
-                )
-            self._run(_REACH_OUT.format(canary=str(canary)), "")
-            if not canary.is_file() or canary.read_text(encoding="utf-8") != "alive" or len(list(folder.iterdir())) > 1:
-                raise SandboxError("a program could write outside its folder")
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        return _in_words(self.means, landlock, self.limits)
+        Raises:
+            SandboxError: it failed, or one was open.
+        """
+        tests = "doors = open_doors()\nif doors: raise type(', '.join(doors), (Exception,), {})"
+        verdict = self.run(Sample(_PROBE, tests, ("open_doors",)))
+        if not verdict.passed:
+            raise SandboxError(f"the sandbox does not hold ({verdict.reason}), {_REMEDY}")
 
 
-_REACH_OUT = """
-import os, shutil
-for act in (
-    lambda: open({canary!r}, "w").write("dead"),
-    lambda: open({canary!r} + "2", "w").close(),
-    lambda: os.truncate({canary!r}, 0),
-    lambda: os.unlink({canary!r}),
-    lambda: shutil.rmtree(os.path.dirname({canary!r})),
-):
+def _walls(python: str) -> list[str]:
+    """Options of bwrap: new namespaces, no rights, and a read-only root of Python and the libraries it needs."""
+    query = "import os, sys; print(os.path.dirname(os.__file__), os.path.join(sys.base_prefix, 'lib'), sep='\\n')"
+    library = subprocess.run([python, "-I", "-S", "-c", query], capture_output=True, text=True, check=True).stdout
+    system = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache"]
+    shown = {path for path in (*library.split("\n"), python, os.path.realpath(python), *system) if os.path.exists(path)}
+    if os.geteuid() == 0:  # becomes a user that nobody else is, once inside
+        rights = ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+    else:
+        rights = ["--unshare-user"]
+    walls = [*rights, "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+    walls += ["--die-with-parent", "--new-session"]
+    for parent in sorted({str(parent) for path in (*shown, "/dev/null") for parent in Path(path).parents} - shown):
+        walls += ["--dir", parent]  # else it would be as private as it is outside
+    for path in sorted(shown):
+        walls += ["--ro-bind", path, path]
+    walls += ["--dev-bind", "/dev/null", "/dev/null"]
+    return [*walls, "--remount-ro", "/", "--chdir", "/"]
+
+
+_PROBE = """
+import ctypes, json, decimal, os, random, socket
+libc = ctypes.CDLL(None, use_errno=True)
+def call(name, *arguments):
+    if getattr(libc, name)(*arguments) < 0:
+        raise OSError(ctypes.get_errno(), name)
+DOORS = {
+    "file": lambda: open("/canary", "w"),
+    "temporary file": lambda: open("/tmp/canary", "w"),
+    "process": os.fork,
+    "socket": socket.socket,
+    "memfd": lambda: os.memfd_create("canary"),
+    "shared memory": lambda: call("shmget", 0, 4096, 0o1600),
+    "user namespace": lambda: call("unshare", 0x10000000),
+    "chroot": lambda: os.chroot("/"),
+    "root": lambda: os.setuid(0),
+    "proc": lambda: os.listdir("/proc"),
+    "home": lambda: os.listdir("/home"),
+}
+def is_open(act):
     try:
         act()
     except OSError:
-        pass
+        return False
+    return True
+def open_doors():
+    return [name for name, act in DOORS.items() if is_open(act)]
 """
-
-
-def _give(folder: str, uid: int) -> None:
-    try:
-        os.chown(folder, uid, uid)
-    except PermissionError as error:
-        raise SandboxError(f"no right to run as another user: {error.strerror}") from None
-
-
-def _allowed_means() -> list[Means]:
-    root = os.geteuid() == 0
-    spaces = Means(namespaces=True, user_namespace=not root, own_uid=root)
-    return [spaces, Means(namespaces=False, user_namespace=False, own_uid=True)] if root else [spaces]
-
-
-def _name(means: Means) -> str:
-    if not means.namespaces:
-        return "own user id and Landlock"
-    return "namespaces in a user namespace" if means.user_namespace else "namespaces"
-
-
-def _state(said: bytes) -> int:
-    """The Landlock ABI of a worker that was ready to run its sample."""
-    try:
-        state = json.loads(said)
-    except ValueError:
-        raise SandboxError("the supervisor ended before it had put its protections in place") from None
-    if not state["ready"]:
-        raise SandboxError(state["error"])
-    return int(state["landlock"])
-
-
-def _in_words(means: Means, landlock: int, limits: Limits) -> list[str]:
-    if means.namespaces:
-        words = [
-            "processes: namespace of their own, killed with its first process",
-            "files: a root of Python's library alone, read-only",
-            "network: none (namespace of its own)",
-        ]
-    else:
-        words = [
-            "processes: killed by their user id",
-            "network: no TCP (Landlock)" if landlock >= 4 else "network: OPEN (no namespace, Landlock before ABI 4)",
-        ]
-    if means.own_uid:
-        words.append("user: an unprivileged one of its own")
-    if landlock:
-        words.append(f"files: Landlock ABI {landlock}, read Python's library, write one folder")
-    return [*words, "limits a sample: " + ", ".join(f"{key} {value}" for key, value in asdict(limits).items())]
