@@ -168,7 +168,7 @@ def test_fused_mamba_kernels_are_refused() -> None:
             r"0\.\d+ of its rows and columns instead of 0\.25; .*k_proj and 1 like it \(16 x 32\) has a block of 0\.5 ",
         ),
         (CPS_LORA, {"clusters": 17}, r"2 of 8 layers.*k_proj and 1 like it \(16 x 32\) has 16 clusters instead of 17$"),
-        (G_LORA, {"r": 17, "target_modules": ["k_proj"]}, r"2 of 2 .*\(16 x 32\) has LoRA's own factors$"),
+        (G_LORA, {"r": 40, "target_modules": ["k_proj"]}, r"2 of 2 .*\(16 x 32\) has LoRA's own factors$"),
     ],
 )
 def test_a_layer_too_small_gets_what_it_can_hold_and_is_named_once(
