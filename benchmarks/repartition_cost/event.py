@@ -1,4 +1,4 @@
-"""One re-partition through the library's own planning and moving, with the seconds of each of its parts.
+"""One event through the library's own planning and consolidation, with the seconds of each of its parts.
 
 Layers are planned side by side, one a thread, so the seconds of the parts add up to more than those on the clock.
 """
@@ -19,22 +19,17 @@ from benchmarks.repartition_cost.layers import NAME, Adapted, other_labels
 
 from localora import CpsLoraConfig
 from localora.lifecycle import planning
-from localora.lifecycle.repartition import move_layer
+from localora.lifecycle.repartition import consolidate, start_anew
 
 PARTS = {
     "_signal_factors": "signal: factors of sketch and update",
     "plan_coclusters": "co-clusters, from the present ones",
 }
-MOVE = "refit and move, to random labels"
+MOVE = "consolidate, place at random labels, start anew"
 
 
 def repartition(adapted: Adapted, config: CpsLoraConfig) -> dict[str, Any]:
-    """Plan every layer and move every layer; what the observing passes cost is left out, as it depends on the model.
-
-    The update lies inside the present clusters and the gradient in none, so the plan may well be to stay; each layer
-    is therefore moved to random labels, where all but one in K rows and columns change their cluster: the most a move
-    can cost.
-    """
+    """Plan, consolidate and restart every layer; the observing passes, whose cost is the model's, are left out."""
     with (
         _parts_timed() as seconds,
         mock.patch.object(planning, "gradient_sketches", return_value=adapted.sketches),
@@ -42,17 +37,15 @@ def repartition(adapted: Adapted, config: CpsLoraConfig) -> dict[str, Any]:
         wall, cpu = time.perf_counter(), time.process_time()
         planning.propose(None, adapted.layers, NAME, config)  # type: ignore[arg-type]
         moving = time.perf_counter()
-        moves = [
-            move_layer(layer, NAME, other_labels(layer, number), adapted.optimizer)
-            for number, layer in enumerate(adapted.layers.values())
-        ]
+        consolidate(adapted.layers, NAME, config)
+        start_anew(adapted.layers, NAME, adapted.optimizer, config.seed, step=1)
+        for number, layer in enumerate(adapted.layers.values()):
+            layer.place(NAME, other_labels(layer, number))
         seconds[MOVE] = time.perf_counter() - moving
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return {
-        "layers": len(moves),
-        "rows_moved": sum(move.rows for move in moves),
-        "cols_moved": sum(move.cols for move in moves),
-        "state": sorted({move.state for move in moves}),
+        "layers": len(adapted.layers),
+        "frozen_rank": config.consolidated_rank,
         "wall_seconds": round(wall, 3),
         "cpu_seconds": round(cpu, 3),
         "parts": {name: round(spent, 3) for name, spent in seconds.items()},

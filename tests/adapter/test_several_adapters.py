@@ -87,15 +87,15 @@ def test_a_copy_on_the_same_config_object_takes_over_the_labels() -> None:
 def test_such_a_copy_takes_over_what_a_re_partition_left_behind() -> None:
     model = adapted(CPS_LORA)
     for _, layer in adapted_layers(model, "default"):
-        layer.set_carry("default", torch.randn(2, layer.in_features), torch.randn(layer.out_features, 2))
-    model.peft_config["default"].carry_rank = 2
+        layer.set_frozen("default", torch.randn(2, layer.in_features), torch.randn(layer.out_features, 2))
+    model.peft_config["default"].consolidated_rank = 2
     model.add_adapter("ref", model.peft_config["default"])
     for name, parameter in list(model.named_parameters()):
         if ".default." in name:
             model.get_parameter(name.replace(".default.", ".ref.")).data.copy_(parameter.data)
     expected = logits(model)
     for _, layer in adapted_layers(model, "default"):
-        layer.localized_carry_A["default"].zero_()  # the policy's next move must not change its reference
+        layer.localized_frozen_A["default"].zero_()  # the policy's next move must not change its reference
     model.set_adapter("ref")
     assert torch.equal(logits(model), expected)
 

@@ -18,9 +18,12 @@ from localora.placement.partition import MAX_CLUSTERS
 PEFT_TYPE_NAME = "LOCALIZED"
 PlacementMode = Literal["calibrate", "random", "contiguous"]
 PLACEMENT_MODES: tuple[PlacementMode, ...] = ("calibrate", "random", "contiguous")
-RepartitionObserve = Literal["event", "training"]
+RepartitionPlace = Literal["found", "random", "kept"]
+REPARTITION_PLACES: tuple[RepartitionPlace, ...] = ("found", "random", "kept")
 RepartitionSignal = Literal["gradient", "delta", "both"]
 REPARTITION_SIGNALS: tuple[RepartitionSignal, ...] = ("gradient", "delta", "both")
+FrozenMode = Literal["factors", "merged"]
+FROZEN_MODES: tuple[FrozenMode, ...] = ("factors", "merged")
 
 
 @dataclass
@@ -42,17 +45,17 @@ class LocalizedConfig(PeftConfig):
             "random" and "contiguous" place at once, for ablations.
         seed: seed of random placements and of calibration's sketches.
         init_weights: True starts from dW = 0; False from a non-zero update (for tests).
-        repartition: when to place anew during training, as fractions of it in (0, 1]; empty means never. Done by
-            :class:`localora.LocalizationCallback`, or by :class:`localora.Repartitioner` in a loop of one's own.
-        repartition_every: or every so many optimizer steps; 0 means not. It ends with the first event at which every
-            layer's new partition agrees with its present one to `settle`.
-        repartition_observe: where an event's gradient comes from. "event": observed at the event, on a fixed set of
-            batches. "training" (CPS-LoRA only): accumulated over the training steps since the last event, which a loop
-            of one's own puts into `with repartitioner.observe():`.
-        settle: a layer whose new partition agrees with its present one to this adjusted Rand index is left alone.
-        carry_residual: keep what the new partition cannot express of the old dW as a frozen low-rank term, so that the
-            function does not jump. It is merged and exported with the rest, and its rank adds to the exported rank.
-        carry_rank: rank of that frozen term so far; written by the library.
+        repartition: when events happen (see :mod:`localora.lifecycle.repartition`), as fractions of training in (0, 1];
+            empty means never. Done by :class:`localora.LocalizationCallback`, or by :class:`localora.Repartitioner` in
+            a loop of one's own.
+        repartition_every: or every so many optimizer steps; 0 means not.
+        repartition_place: labels after an event: "found" by the method's planner on the present gradient, "random", or
+            "kept".
+        frozen: where the updates of past events are: "factors" beside the live ones, or "merged" into the base weights
+            in memory, with the factors kept on the CPU; that a quantized base refuses.
+        frozen_rank: upper bound of that frozen term's rank, kept by SVD, whose error the event states; 0 means none.
+        rewarm: optimizer steps over which the learning rate rises again after an event, from 1 / rewarm of it.
+        consolidated_rank: rank of the frozen term so far, the same in every layer; written by the library.
 
     Raises:
         ValueError: any value outside its range, when the config is built.
@@ -78,12 +81,13 @@ class LocalizedConfig(PeftConfig):
     placement: PlacementMode = field(default="calibrate", metadata={"help": "calibrate | random | contiguous"})
     seed: int = field(default=0, metadata={"help": "Seed of placements and sketches."})
     init_weights: bool = field(default=True, metadata={"help": "Start from a zero update."})
-    repartition: list[float] = field(default_factory=list, metadata={"help": "Fractions of training to re-place at."})
-    repartition_every: int = field(default=0, metadata={"help": "Re-place every so many optimizer steps; 0: not."})
-    repartition_observe: RepartitionObserve = field(default="event", metadata={"help": "event | training"})
-    settle: float = field(default=0.98, metadata={"help": "Adjusted Rand index above which a layer is left alone."})
-    carry_residual: bool = field(default=False, metadata={"help": "Keep the residual of a move as a frozen term."})
-    carry_rank: int = field(default=0, metadata={"help": "Rank of the frozen term; written by the library."})
+    repartition: list[float] = field(default_factory=list, metadata={"help": "Fractions of training at events."})
+    repartition_every: int = field(default=0, metadata={"help": "Events every so many optimizer steps; 0: not."})
+    repartition_place: RepartitionPlace = field(default="found", metadata={"help": "found | random | kept"})
+    frozen: FrozenMode = field(default="factors", metadata={"help": "Where past updates are: factors | merged"})
+    frozen_rank: int = field(default=0, metadata={"help": "Upper bound of the frozen term's rank; 0: none."})
+    rewarm: int = field(default=0, metadata={"help": "Steps over which the learning rate rises after an event."})
+    consolidated_rank: int = field(default=0, metadata={"help": "Rank of the frozen term; written by the library."})
 
     def __new__(cls, *args: Any, **kwargs: Any) -> LocalizedConfig:
         # PEFT knows one config class per type and builds it from the saved keys; `method` says which of ours it was.
@@ -129,13 +133,22 @@ class LocalizedConfig(PeftConfig):
         _require_int("repartition_every", self.repartition_every, 0)
         if self.repartition and self.repartition_every:
             raise ConfigError("set repartition (fractions) or repartition_every (steps), not both")
-        if self.repartition_observe not in ("event", "training"):
-            raise ConfigError(f"repartition_observe must be event or training, got {self.repartition_observe!r}")
-        if not 0 < self.settle <= 1:
-            raise ConfigError(f"settle must lie in (0, 1], got {self.settle}")
+        for key, value, choices in (
+            ("repartition_place", self.repartition_place, REPARTITION_PLACES),
+            ("frozen", self.frozen, FROZEN_MODES),
+        ):
+            if value not in choices:
+                raise ConfigError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
+        for key in ("frozen_rank", "rewarm", "consolidated_rank"):
+            _require_int(key, getattr(self, key), 0)
+        if self.frozen == "merged" and self.frozen_rank:
+            raise ConfigError(
+                "frozen_rank bounds what stays beside the base weights, and frozen='merged' leaves nothing there; set "
+                "one of them, and give export_lora a rank to bound the export's"
+            )
 
     def repartition_steps(self, total_steps: int) -> list[int]:
-        """The optimizer steps, of 1..total_steps, after which the adapter is placed anew."""
+        """The optimizer steps, of 1..total_steps, after which there is an event."""
         if self.repartition_every:
             return list(range(self.repartition_every, total_steps, self.repartition_every))
         return sorted({max(1, math.ceil(fraction * total_steps)) for fraction in self.repartition})
@@ -183,11 +196,6 @@ class GlobalLocalLoraConfig(LocalizedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_method(self, "g-lora")
-        if self.repartition_observe != "event":
-            raise ConfigError(
-                "G-LoRA's Taylor scores |W * dL/dW| need each batch's own gradient, which is formed at an event and "
-                "not in training; leave repartition_observe='event'"
-            )
         if not 0 < self.local_size <= 1:
             raise ConfigError(f"local_size must lie in (0, 1], got {self.local_size}")
         _require_int("refine", self.refine, 0)
@@ -209,13 +217,12 @@ class CpsLoraConfig(LocalizedConfig):
         sketch: width s of the gradient sketch that the clusters are found on.
         probe_steps: above 0, calibration finds the clusters in the update of a probe instead: a plain LoRA trained for
             so many steps, one batch each, and thrown away (see :mod:`localora.lifecycle.probe`). Events of re-partition
-            plan on a gradient and would undo what it found: set `repartition=[]`, or `repartition_signal="delta"`.
+            plan on a gradient and would undo what it found: set `repartition_place="kept"`, or
+            `repartition_signal="delta"`.
         probe_rank: rank of the probe; 0 means twice K times the rank of the clusters' terms.
         probe_lr: learning rate of the probe, with Adam, constant; its update has scale 1.
-        repartition_signal: what a re-partition co-clusters: "gradient", the sketch at that moment; "delta", the update
-            so far; or "both", update and gradient step together, each at equal weight.
-        repartition_normalise: divide the gradient accumulated in training by the root of its factored second moment, as
-            Adam's steps are (see :mod:`localora.placement.accumulated`); needs `repartition_observe="training"`.
+        repartition_signal: what an event co-clusters: "gradient", the sketch at that moment; "delta", the update since
+            the last event; or "both", update and gradient step together, each at equal weight.
 
     Reference: Xiong et al., CPS-LoRA, ACL 2026.
     """
@@ -227,11 +234,7 @@ class CpsLoraConfig(LocalizedConfig):
     probe_steps: int = field(default=0, metadata={"help": "Steps of a probe that the clusters are found in; 0: none."})
     probe_rank: int = field(default=0, metadata={"help": "Rank of the probe; 0: twice that of all clusters."})
     probe_lr: float = field(default=3e-3, metadata={"help": "Learning rate of the probe."})
-    repartition: list[float] = field(
-        default_factory=lambda: [0.05, 0.15, 0.3], metadata={"help": "Fractions of training to re-place at."}
-    )
-    repartition_signal: RepartitionSignal = field(default="both", metadata={"help": "gradient | delta | both"})
-    repartition_normalise: bool = field(default=False, metadata={"help": "Divide the gradient as Adam does."})
+    repartition_signal: RepartitionSignal = field(default="gradient", metadata={"help": "gradient | delta | both"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -250,15 +253,11 @@ class CpsLoraConfig(LocalizedConfig):
             raise ConfigError(
                 f"repartition_signal must be one of {', '.join(REPARTITION_SIGNALS)}, got {self.repartition_signal!r}"
             )
-        if self.repartition_observe == "training" and self.repartition_signal == "delta":
-            raise ConfigError("repartition_signal='delta' uses no gradient; set repartition_observe='event'")
-        if self.repartition_normalise and self.repartition_observe != "training":
-            raise ConfigError("repartition_normalise needs repartition_observe='training': an event has no Adam steps")
-
-        if self.probe_steps and (self.repartition or self.repartition_every) and self.repartition_signal != "delta":
+        found_anew = (self.repartition or self.repartition_every) and self.repartition_place == "found"
+        if self.probe_steps and found_anew and self.repartition_signal != "delta":
             raise ConfigError(
-                "probe_steps finds clusters that a gradient does not show, and re-partition would plan them anew on a "
-                "gradient; set repartition=[] and repartition_every=0, or repartition_signal='delta'"
+                "probe_steps finds clusters that a gradient does not show, and events would plan them anew on a "
+                "gradient; set repartition_place='kept', or repartition_signal='delta'"
             )
 
     def layer_budget(self, m: int, n: int, r: int) -> LayerBudget:

@@ -58,6 +58,23 @@ class _Scatter(torch.autograd.Function):
         return g.reshape(-1, ctx.r).index_select(0, ctx.places), None, None, None
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor, where FSDP2 or tensor parallelism left this process a shard of it: then all must ask for it."""
+    full = getattr(tensor, "full_tensor", None)
+    return full() if full is not None else tensor
+
+
+@torch.no_grad()
+def write_whole(parameter: Tensor, values: Tensor) -> None:
+    """Copy full values, the same on every process, into a parameter that may be sharded."""
+    if hasattr(parameter, "full_tensor"):
+        from torch.distributed.tensor import distribute_tensor
+
+        mesh: Any = parameter.device_mesh  # type: ignore[attr-defined]
+        values = distribute_tensor(values.to(parameter.device), mesh, parameter.placements)  # type: ignore[attr-defined]
+    parameter.copy_(values)
+
+
 class _Factor(nn.Module):
     """A packed factor of one partition, as `weight`, and the places its labels name.
 
@@ -93,7 +110,8 @@ class ColumnFactor(_Factor):
 
     def forward(self, col_labels: Tensor | None, clusters: int, dtype: torch.dtype | None = None) -> Tensor:
         """A_dense `(K r, n)`, of `dtype` if given."""
-        weight = self.weight.clone() if dtype in (None, self.weight.dtype) else self.weight.to(dtype)
+        weight = whole(self.weight)
+        weight = weight.clone() if dtype in (None, weight.dtype) else weight.to(dtype)
         return self.scattered(weight.T, col_labels, clusters).T
 
 
@@ -107,5 +125,5 @@ class RowFactor(_Factor):
         self, row_labels: Tensor | None, clusters: int, scale: float, dtype: torch.dtype | None = None
     ) -> Tensor:
         """s B_dense `(m, K r)`: the scale is folded in here, once, so that no pass over the activations applies it."""
-        weight = self.weight * scale
+        weight = whole(self.weight) * scale
         return self.scattered(weight if dtype is None else weight.to(dtype), row_labels, clusters)

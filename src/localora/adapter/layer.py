@@ -18,8 +18,8 @@ from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from localora.adapter.factors import ColumnFactor, RowFactor
-from localora.adapter.held import FactorHold
+from localora.adapter.factors import ColumnFactor, RowFactor, write_whole
+from localora.adapter.held import FactorHold, Factors
 from localora.adapter.update import Origin, add_update, update_dtype
 from localora.errors import AdapterError, LocaloraError
 from localora.placement.budget import LayerBudget
@@ -44,8 +44,11 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
     Parameters and buffers of every adapter, each under the adapter's name:
         localized_global_A/B    factors of the term over the whole matrix, `(r_g, n)` and `(m, r_g)`; absent if r_g = 0
         localized_local_A/B     factors of the block or the clusters, `(r_l, n')` and `(m', r_l)`; absent without one
-        localized_carry_A/B     frozen `(c, n)` and `(m, c)`: what earlier partitions left behind; absent if c = 0
+        localized_frozen_A/B    frozen `(c, n)` and `(m, c)`: what was learned before the last event; absent if c = 0
         localized_row_labels    int8 `(m,)`, and localized_col_labels int8 `(n,)`: where the local term acts
+
+    Three sets of factors follow: the *live* ones that train; the ones *beside* the base weight, live and frozen, which
+    a forward pass and a merge add; and the *dense* ones of all of dW, with what :meth:`fold` put into the base weight.
     """
 
     adapter_layer_names = (
@@ -57,8 +60,9 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
     other_param_names = (
         "localized_row_labels",
         "localized_col_labels",
-        "localized_carry_A",
-        "localized_carry_B",
+        "localized_frozen_A",
+        "localized_frozen_B",
+        "localized_folded",
         "localized_dropout",
         "localized_layout",
         "localized_verified",
@@ -80,8 +84,9 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
         self.localized_local_B = nn.ModuleDict()
         self.localized_row_labels = BufferDict(persistent=True)
         self.localized_col_labels = BufferDict(persistent=True)
-        self.localized_carry_A = BufferDict(persistent=True)
-        self.localized_carry_B = BufferDict(persistent=True)
+        self.localized_frozen_A = BufferDict(persistent=True)
+        self.localized_frozen_B = BufferDict(persistent=True)
+        self.localized_folded: dict[str, Factors] = {}  # on the CPU: frozen factors that the base weight holds
         self.localized_dropout = nn.ModuleDict()
         self.localized_layout: dict[str, Layout] = {}
         # Labels are checked once per adapter, at its first use: reading them costs a device synchronisation.
@@ -120,14 +125,33 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
     @torch.no_grad()
-    def _init_factors(self, name: str, zero_init: bool) -> None:
-        for factors in (self.localized_global_A, self.localized_local_A):
-            if name in factors:
-                nn.init.kaiming_uniform_(factors[name].get_parameter("weight"), a=math.sqrt(5))  # as LoRA starts its A
-        for factors in (self.localized_global_B, self.localized_local_B):
-            if name in factors:
-                weight = factors[name].get_parameter("weight")
-                nn.init.zeros_(weight) if zero_init else nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+    def _init_factors(self, name: str, zero_init: bool, generator: torch.Generator | None = None) -> None:
+        """Draw from the global random state, or on the CPU from `generator`, so that every process draws the same."""
+        columns, rows = self.localized_global_A, self.localized_global_B
+        local_columns, local_rows = self.localized_local_A, self.localized_local_B
+        for factors, zero in ((columns, False), (local_columns, False), (rows, zero_init), (local_rows, zero_init)):
+            if name not in factors:
+                continue
+            weight = factors[name].get_parameter("weight")
+            if zero:
+                nn.init.zeros_(weight)
+            elif generator is None:
+                nn.init.kaiming_uniform_(weight, a=math.sqrt(5))  # as LoRA starts its A
+            else:
+                fresh = torch.empty(weight.shape, device="cpu")
+                write_whole(weight, nn.init.kaiming_uniform_(fresh, a=math.sqrt(5), generator=generator))
+
+    def restart(self, name: str, seed: int) -> None:
+        """The factors as at creation, in place and from a seed: dW is the frozen term then, since B is zero."""
+        self._init_factors(name, zero_init=True, generator=torch.Generator().manual_seed(seed))
+
+    def trained(self, name: str) -> dict[str, nn.Parameter]:
+        """The parameters of one adapter, by their key in the state of this layer."""
+        return {
+            f"{group}.{name}.weight": getattr(self, group)[name].get_parameter("weight")
+            for group in self.adapter_layer_names
+            if name in getattr(self, group)
+        }
 
     def place(self, name: str, partition: Partition) -> None:
         """Write the labels of the local term, in place: no parameter changes its shape or identity.
@@ -141,25 +165,71 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
             self.localized_col_labels[name].copy_(partition.col_labels)
         self.localized_verified[name] = True
 
-    def set_carry(self, name: str, A_cn: Tensor, B_mc: Tensor) -> None:
-        """Replace the frozen term B_mc @ A_cn, which is added to dW unscaled; rank 0 removes it."""
-        for buffers, factor in ((self.localized_carry_A, A_cn), (self.localized_carry_B, B_mc)):
+    def set_frozen(self, name: str, A_cn: Tensor, B_mc: Tensor) -> None:
+        """Replace the frozen term beside the base weight, B_mc @ A_cn, added to dW unscaled; rank 0 removes it."""
+        for buffers, factor in ((self.localized_frozen_A, A_cn), (self.localized_frozen_B, B_mc)):
             if A_cn.shape[0]:
                 buffers[name] = factor.detach().contiguous()
             elif name in buffers:
                 del buffers[name]
 
+    def frozen_factors(self, name: str) -> Factors | None:
+        """The whole frozen term, `(c, n)` and `(m, c)`, wherever it is; None before the first event."""
+        parts = [self.localized_folded[name]] if name in self.localized_folded else []
+        if name in self.localized_frozen_A:
+            parts.append((self.localized_frozen_A[name], self.localized_frozen_B[name]))
+        if len(parts) < 2:
+            return parts[0] if parts else None
+        device = parts[0][0].device
+        return torch.cat([A.to(device) for A, _ in parts]), torch.cat([B.to(device) for _, B in parts], dim=1)
+
+    @torch.no_grad()
+    def fold(self, name: str, piece: int) -> None:
+        """Add the frozen term beside the base weight to that weight, and keep its factors on the CPU.
+
+        `piece` ranks at a time, as events did it: the weight then rounds as it did in a run that never stopped.
+        """
+        if name not in self.localized_frozen_A:
+            return
+        A, B = self.localized_frozen_A[name], self.localized_frozen_B[name]
+        for start in range(0, A.shape[0], piece):
+            self._add_to_base(A[start : start + piece], B[:, start : start + piece])
+        A, B = self.frozen_factors(name) or (A, B)
+        self.localized_folded[name] = (A.cpu(), B.cpu())
+        self.set_frozen(name, A[:0], B[:, :0])
+
+    @torch.no_grad()
+    def unfold(self, name: str) -> None:
+        """The base weight without what :meth:`fold` added, up to the rounding of its dtype; nothing if that is none."""
+        if name not in self.localized_folded:
+            return
+        A, B = (factor.to(self.get_base_weight().device) for factor in self.localized_folded[name])
+        self._add_to_base(A, -B)
+        whole = self.frozen_factors(name) or (A, B)
+        del self.localized_folded[name]
+        self.set_frozen(name, *(factor.to(A.device) for factor in whole))
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in self.localized_folded:
+            destination |= {f"{prefix}{key}": tensor for key, tensor in self._frozen_tensors(name).items()}
+
+    def _frozen_tensors(self, name: str) -> dict[str, Tensor]:
+        A, B = self.frozen_factors(name) or (None, None)
+        return {} if A is None or B is None else {f"localized_frozen_A.{name}": A, f"localized_frozen_B.{name}": B}
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        self.unfold(adapter_name)
+        super().delete_adapter(adapter_name)
+
     def adapter_tensors(self, name: str) -> dict[str, Tensor]:
         """All that is saved of an adapter, by its key in the state of this layer."""
-        tensors = {
-            f"{group}.{name}.weight": getattr(self, group)[name].weight
-            for group in self.adapter_layer_names
+        labels = {
+            f"{group}.{name}": getattr(self, group)[name]
+            for group in ("localized_row_labels", "localized_col_labels")
             if name in getattr(self, group)
         }
-        buffers = ("localized_row_labels", "localized_col_labels", "localized_carry_A", "localized_carry_B")
-        return tensors | {
-            f"{group}.{name}": getattr(self, group)[name] for group in buffers if name in getattr(self, group)
-        }
+        return {**self.trained(name), **labels, **self._frozen_tensors(name)}
 
     def local_partition(self, name: str) -> Partition | None:
         """The partition of the local term as its labels say now; None without a local term.
@@ -196,10 +266,10 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
             partitions.append(local)
         return Placement(tuple(partitions))
 
-    def dense_factors(self, name: str, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-        """Plain LoRA factors A_dense `(R, n)` and s B_dense `(m, R)`; their product is dW. The only formula.
+    def live_factors(self, name: str, dtype: torch.dtype | None = None) -> Factors:
+        """A_dense `(R, n)` and s B_dense `(m, R)` of what trains, of `dtype` if given: the only formula.
 
-        They are of `dtype` if given, and without the local term while it is unplaced.
+        They are without the local term while it is unplaced.
         """
         budget, scale = self.localized_layout[name]
         A, B = [], []
@@ -210,25 +280,36 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
             clusters = budget.local.clusters
             A.append(self.localized_local_A[name](self.localized_col_labels[name], clusters, dtype))
             B.append(self.localized_local_B[name](self.localized_row_labels[name], clusters, scale, dtype))
-        if name in self.localized_carry_A:
-            A.append(self.localized_carry_A[name].to(dtype))
-            B.append(self.localized_carry_B[name].to(dtype))
         if not A:
             like = self.localized_local_A[name].get_parameter("weight")
             return like.new_zeros(0, self.in_features, dtype=dtype), like.new_zeros(self.out_features, 0, dtype=dtype)
         return (A[0], B[0]) if len(A) == 1 else (torch.cat(A, dim=0), torch.cat(B, dim=1))
 
+    def dense_factors(self, name: str, dtype: torch.dtype | None = None) -> Factors:
+        """Plain LoRA factors of all of dW, A_dense `(R + c, n)` and B_dense `(m, R + c)`, of `dtype` if given."""
+        return joined(self.live_factors(name, dtype), self.frozen_factors(name))
+
+    def factors_beside(self, name: str, dtype: torch.dtype | None = None) -> Factors:
+        """The same without what the base weight holds already."""
+        return joined(self.live_factors(name, dtype), self._frozen_beside(name))
+
+    def _frozen_beside(self, name: str) -> Factors | None:
+        if name not in self.localized_frozen_A:
+            return None
+        return self.localized_frozen_A[name], self.localized_frozen_B[name]
+
     def get_delta_weight(self, name: str) -> Tensor:
         """dW of an adapter in the orientation of the base weight: `(m, n)`, for Conv1D `(n, m)`; float32 or wider."""
         self._verify(name)
-        A, B = self.dense_factors(name)
-        wide = torch.promote_types(A.dtype, torch.float32)
-        delta = B.to(wide) @ A.to(wide)
+        delta = product(*self.dense_factors(name))
         return delta.T if self.is_conv1d else delta
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters and self.merged:
             self.unmerge()
+        acting = self.merged_adapters if self.merged else [] if self.disable_adapters else self.active_adapters
+        for name in [name for name in self.localized_folded if name not in acting]:
+            self.unfold(name)
         if self.disable_adapters or self.merged:
             return self.base_layer(x, *args, **kwargs)
         names = [name for name in self.active_adapters if name in self.localized_layout]
@@ -242,13 +323,23 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
         for name in names:
             if not self.localized_verified[name]:
                 self._verify_for_forward(name)
-            dtype = update_dtype(x)
-            A, B = self._factors_for_forward(name, dtype)
-            dropout = self.localized_dropout[name]
-            rate = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
-            result = add_update(result, x, A, B, rate, self._origin(name, dtype), W)
+            result = self._add(name, result, x, W)
             W = None  # the first update carries the base layer's gradient
         return result
+
+    def _add(self, name: str, y: Tensor, x: Tensor, W: Tensor | None) -> Tensor:
+        """y plus the update of x. One pair of thin products for live and frozen factors, unless dropout parts them."""
+        dtype, frozen, dropout = update_dtype(x), self._frozen_beside(name), self.localized_dropout[name]
+        rate = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+        if rate and frozen is not None:
+            A, B = (factor.to(dtype) for factor in frozen)
+            y, W, frozen = add_update(y, x, A, B, W_mn=W), None, None
+        if rate or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            A, B = self.live_factors(name, dtype)
+        else:
+            A, B = self.hold.factors((id(self), name, dtype), lambda: self.factors_beside(name, dtype))
+            frozen = None
+        return add_update(y, x, A, B, rate, self._origin(name, dtype), W, frozen)
 
     def _plain_frozen_weight(self, x: Tensor) -> Tensor | None:
         """The base weight, if g W is all of the base layer's backward and nobody watches: the update can add that."""
@@ -261,11 +352,6 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
         if hooks or "forward" in vars(base) or trained or type(base.weight) is not nn.Parameter:
             return None
         return base.weight if base.weight.dtype == x.dtype == update_dtype(x) else None
-
-    def _factors_for_forward(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self.dense_factors(name, dtype)
-        return self.hold.factors((id(self), name, dtype), lambda: self.dense_factors(name, dtype))
 
     def _origin(self, name: str, dtype: torch.dtype) -> Origin | None:
         """How a backward pass makes the dense factors again; None where it should not."""
@@ -286,7 +372,7 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
             return None
         labels = [group[name] for group in (self.localized_row_labels, self.localized_col_labels) if name in group]
         packed = tuple(factor.get_parameter("weight") for factor in factors)
-        return Origin(packed, tuple(labels), lambda: self.dense_factors(name, dtype))
+        return Origin(packed, tuple(labels), lambda: self.live_factors(name, dtype))
 
     @torch.compiler.disable
     def _verify_for_forward(self, name: str) -> None:
@@ -310,7 +396,10 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
             UnplacedAdapterError: an adapter was never placed.
             ValueError: `safe_merge` found a weight that is not finite; the base weight is untouched.
         """
-        for name in check_adapters_to_merge(self, adapter_names):
+        names = check_adapters_to_merge(self, adapter_names)
+        for other in [name for name in self.localized_folded if name not in (*names, *self.merged_adapters)]:
+            self.unfold(other)
+        for name in names:
             if name not in self.localized_layout:
                 continue
             merged = self._base_plus(name, sign=1.0)
@@ -329,9 +418,17 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
 
     @torch.no_grad()
     def _base_plus(self, name: str, sign: float) -> Tensor:
-        weight = self.get_base_weight()
-        delta = self.get_delta_weight(name).to(weight.device)
-        return (weight.to(delta.dtype) + sign * delta).to(weight.dtype)
+        self._verify(name)
+        A, B = self.factors_beside(name)
+        return self._base_plus_product(A, sign * B)
+
+    def _add_to_base(self, A_cn: Tensor, B_mc: Tensor) -> None:
+        self.set_base_weight(self._base_plus_product(A_cn, B_mc))
+
+    def _base_plus_product(self, A_cn: Tensor, B_mc: Tensor) -> Tensor:
+        weight, delta = self.get_base_weight(), product(A_cn, B_mc)
+        delta = (delta.T if self.is_conv1d else delta).to(weight.device)
+        return (weight.to(delta.dtype) + delta).to(weight.dtype)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True
@@ -354,3 +451,17 @@ def check_fits(partition: Partition, budget: LayerBudget, name: str) -> None:
         what = ("rows", "columns", "clusters", "covered rows", "covered columns")
         wrong = [f"{w} {g} instead of {a}" for w, g, a in zip(what, given, asked, strict=True) if g != a]
         raise PlacementError(f"the labels do not fit the adapter {name!r}: {', '.join(wrong)}")
+
+
+def joined(live: Factors, frozen: Factors | None) -> Factors:
+    """Both as one pair of factors, of the live ones' dtype and device."""
+    if frozen is None:
+        return live
+    (A, B), (A_frozen, B_frozen) = live, frozen
+    return torch.cat([A, A_frozen.to(A)]), torch.cat([B, B_frozen.to(B)], dim=1)
+
+
+def product(A_cn: Tensor, B_mc: Tensor) -> Tensor:
+    """B A `(m, n)`, in float32 or wider."""
+    wide = torch.promote_types(A_cn.dtype, torch.float32)
+    return B_mc.to(wide) @ A_cn.to(wide)

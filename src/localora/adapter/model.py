@@ -76,8 +76,8 @@ class LocalizedModel(BaseTuner):
             zero_init=peft_config.init_weights,
             inference_mode=peft_config.inference_mode,
         )
-        if peft_config.carry_rank:
-            _allocate_carry(layer, adapter_name, peft_config.carry_rank)
+        if peft_config.consolidated_rank:
+            _allocate_frozen(layer, adapter_name, peft_config.consolidated_rank)
         if layer is not target:
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)  # an additional adapter does not train until it is activated
@@ -98,9 +98,9 @@ class LocalizedModel(BaseTuner):
             if other != name and other_config is config and other in layer.localized_row_labels:
                 layer.localized_row_labels[name].copy_(layer.localized_row_labels[other])
                 layer.localized_col_labels[name].copy_(layer.localized_col_labels[other])
-                if other in layer.localized_carry_A:
-                    carried = layer.localized_carry_A[other], layer.localized_carry_B[other]
-                    layer.set_carry(name, *(factor.clone() for factor in carried))
+                frozen = layer.frozen_factors(other)
+                if frozen is not None:
+                    layer.set_frozen(name, *(factor.to(layer.get_base_weight().device, copy=True) for factor in frozen))
                 return
         m, n = layer.out_features, layer.in_features
         if not budget.has_choice:
@@ -135,12 +135,19 @@ class LocalizedModel(BaseTuner):
         with self.hold.opened():  # PEFT enters here for a forward pass, of which nothing is held, and for `generate`
             yield
 
+    def unload(self) -> nn.Module:
+        for layer in self.model.modules():
+            if isinstance(layer, LocalizedLinear):
+                for name in list(layer.localized_folded):
+                    layer.unfold(name)
+        return super().unload()
+
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        if _match_carry(model, config, adapter_name, state_dict):
+        if _match_frozen(model, config, adapter_name, state_dict):
             remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         check_saved_labels(model, adapter_name, remapped)
         return remapped
@@ -199,22 +206,37 @@ def check_saved_labels(model: nn.Module, adapter_name: str, state_dict: dict[str
         layer.localized_verified[adapter_name] = True
 
 
-def _match_carry(model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]) -> bool:
-    """Give the layers a carried term of the saved rank, for a checkpoint written after a move; True if any changed."""
-    ranks = {tensor.shape[0] for key, tensor in state_dict.items() if key.endswith(".localized_carry_A")}
-    saved = max(ranks, default=0)
-    if not isinstance(config, LocalizedConfig) or saved == config.carry_rank:
+def _match_frozen(model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]) -> bool:
+    """Give the layers a frozen term of the saved rank, for a checkpoint written after an event; True if any changed.
+
+    Raises:
+        PlacementError: the file's layers differ in that rank, or its config says another one.
+    """
+    if not isinstance(config, LocalizedConfig):
         return False
     for _, layer in adapted_layers(model, adapter_name):
-        _allocate_carry(layer, adapter_name, saved)
-    config.carry_rank = saved
+        layer.unfold(adapter_name)
+    ranks = {tensor.shape[0] for key, tensor in state_dict.items() if key.endswith(".localized_frozen_A")} or {0}
+    if len(ranks) > 1:
+        raise PlacementError(f"the adapter file is damaged: its frozen terms have different ranks, {sorted(ranks)}")
+    (saved,) = ranks
+    if saved == config.consolidated_rank:
+        return False
+    if config.of_saved_adapter:
+        raise PlacementError(
+            f"the adapter file holds frozen terms of rank {saved}, but its config says consolidated_rank="
+            f"{config.consolidated_rank}; load the complete folder, as save_pretrained wrote it"
+        )
+    for _, layer in adapted_layers(model, adapter_name):
+        _allocate_frozen(layer, adapter_name, saved)
+    config.consolidated_rank = saved
     return True
 
 
-def _allocate_carry(layer: LocalizedLinear, name: str, rank: int) -> None:
+def _allocate_frozen(layer: LocalizedLinear, name: str, rank: int) -> None:
     like = next(layer.parameters())
     device = like.device if like.device.type != "meta" else "cpu"
-    layer.set_carry(
+    layer.set_frozen(
         name,
         torch.zeros(rank, layer.in_features, device=device),
         torch.zeros(layer.out_features, rank, device=device),

@@ -1,12 +1,15 @@
 """y + dropout(x) A^T B^T, the adapter's whole work on activations, in as few passes and saved bytes as it takes.
 
 Shape legend
-    T   tokens      m, n   outputs and inputs      R   rank of the dense factors
+    T   tokens      m, n   outputs and inputs      R   rank of the dense factors      c   rank of the frozen ones
     x   (T, n)      A      (R, n)      u = x A^T   (T, R)
     y   (T, m)      B      (m, R)      g = dL/dy   (T, m)
 
     forward     y <- y + u B^T
     backward    dB = g^T u      du = g B      dA = du^T x      dx = du A  (+ g W, with the frozen base weight W (m, n))
+
+Frozen factors `(c, n)` and `(m, c)` join A and B in both products with activations, so there is still one pair of them,
+and have no gradient: dA and dB are taken of the first R ranks.
 
 The update is written into the base layer's output, so no second (T, m) tensor is made or added; and where the base
 layer is plain and frozen its backward is done here too, so no second (T, n) gradient is. Saved for backward are
@@ -52,20 +55,25 @@ def add_update(
     dropout: float = 0.0,
     origin: Origin | None = None,
     W_mn: Tensor | None = None,
+    frozen: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """y `(..., m)` plus the update of x `(..., n)`; A and B are of x's :func:`update_dtype`.
 
     y may be overwritten: it must be the caller's own. Without an `origin`, A and B are saved as they are. With a frozen
-    `W_mn`, of x's dtype, y must be x W^T as made without gradient, and what flows through it is added here.
+    `W_mn`, of x's dtype, y must be x W^T as made without gradient, and what flows through it is added here. `frozen`
+    factors, of any dtype, are added too and not trained; they are not dropped out, so with dropout they must come in an
+    update of their own.
     """
+    assert not (dropout and frozen)
+    A_frozen, B_frozen = frozen or (None, None)
     keep = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - dropout) if dropout else None
     x = x.to(A_Rn.dtype)
     base = y if y.dtype == x.dtype and y.is_contiguous() and not _hooked(y) else y.new_zeros(y.shape, dtype=x.dtype)
-    if not (dropout or torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type)):
+    if not (dropout or frozen or torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type)):
         updated = _add_(base, x.flatten(0, -2) @ A_Rn.T, B_mR)  # what apply and autocast cost, a single token feels
     else:
         with torch.autocast(x.device.type, enabled=False):
-            updated = _AddUpdate.apply(base, x, A_Rn, B_mR, keep, 1 / (1 - dropout), origin, W_mn)
+            updated = _AddUpdate.apply(base, x, A_Rn, B_mR, keep, 1 / (1 - dropout), origin, W_mn, A_frozen, B_frozen)
     return updated if base is y else y + updated.to(y.dtype)
 
 
@@ -91,28 +99,34 @@ class _AddUpdate(torch.autograd.Function):
         keep_scale: float,
         origin: Origin | None,
         W_mn: Tensor | None,
+        A_cn: Tensor | None,
+        B_mc: Tensor | None,
     ) -> Tensor:
-        u_TR = _scaled(_kept(x, keep).flatten(0, -2) @ A_Rn.T, keep_scale)
-        if x.element_size() == 2 or origin is None:
-            ctx.save_for_backward(x, keep, W_mn, u_TR, A_Rn, B_mR)
-            ctx.make = None
-        else:
-            # The packed factors and labels are saved for the sake of autograd's check that nobody has changed them.
-            small = A_Rn.numel() + B_mR.numel() <= sum(tensor.numel() for tensor in origin.packed)
-            ctx.save_for_backward(x, keep, W_mn, u_TR if small else None, *origin.packed, *origin.labels)
-            ctx.make = origin.make
+        A_all, B_all = _beside(A_Rn, A_cn, 0), _beside(B_mR, B_mc, 1)
+        u_all = _scaled(_kept(x, keep).flatten(0, -2) @ A_all.T, keep_scale)
+        made_again = origin if x.element_size() > 2 else None  # in half precision the factors themselves are less
+        larger = made_again is not None and A_Rn.numel() + B_mR.numel() > sum(
+            tensor.numel() for tensor in made_again.packed
+        )
+        # Of u the first R ranks are saved, as a copy: a view would keep all of it.
+        u_TR = None if larger else u_all if A_cn is None else u_all[:, : len(A_Rn)].clone()
+        # The packed factors and labels are saved for the sake of autograd's check that nobody has changed them.
+        factors = (A_Rn, B_mR) if made_again is None else (*made_again.packed, *made_again.labels)
+        ctx.save_for_backward(x, keep, W_mn, A_cn, B_mc, u_TR, *factors)
+        ctx.make = None if made_again is None else made_again.make
         ctx.keep_scale = keep_scale  # dropout's 1 / (1 - p), applied to thin tensors only
         ctx.mark_dirty(y)
-        return _add_(y, u_TR, B_mR)
+        return _add_(y, u_all, B_all)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, keep, W_mn, u_TR, *factors = ctx.saved_tensors
+        x, keep, W_mn, A_cn, B_mc, u_TR, *factors = ctx.saved_tensors
         A_Rn, B_mR = factors if ctx.make is None else ctx.make()
         y_needed, x_needed, A_needed, B_needed, *_ = ctx.needs_input_grad
         g_Tm = g.flatten(0, -2)
-        du_TR = _scaled(g_Tm @ B_mR, ctx.keep_scale)
+        du_all = _scaled(g_Tm @ (_beside(B_mR, B_mc, 1) if x_needed else B_mR), ctx.keep_scale)
+        du_TR = du_all[:, : len(A_Rn)]
         dx = dA = dB = None
         if A_needed or (B_needed and u_TR is None):
             x_Tn = _kept(x, keep).flatten(0, -2)
@@ -123,12 +137,16 @@ class _AddUpdate(torch.autograd.Function):
             assert u_TR is not None
             dB = g_Tm.T @ u_TR
         if x_needed and W_mn is not None and keep is None:
-            dx = (g_Tm @ W_mn).addmm_(du_TR, A_Rn).view_as(x)
+            dx = (g_Tm @ W_mn).addmm_(du_all, _beside(A_Rn, A_cn, 0)).view_as(x)
         elif x_needed:
-            dx = _kept((du_TR @ A_Rn).view_as(x), keep)
+            dx = _kept((du_all @ _beside(A_Rn, A_cn, 0)).view_as(x), keep)
             if W_mn is not None:
                 dx += (g_Tm @ W_mn).view_as(x)
-        return g if y_needed else None, dx, dA, dB, None, None, None, None
+        return g if y_needed else None, dx, dA, dB, None, None, None, None, None, None
+
+
+def _beside(live: Tensor, frozen: Tensor | None, dim: int) -> Tensor:
+    return live if frozen is None else torch.cat([live, frozen.to(live)], dim=dim)
 
 
 def _kept(x: Tensor, keep: Tensor | None) -> Tensor:

@@ -27,8 +27,7 @@ from localora.export.folder import ExportError, check_target, written_whole
 from localora.export.gguf_file import check_gguf, write_gguf
 from localora.export.grid import RANK_GRID, on_grid
 from localora.export.sources import PEFT_PREFIX, WEIGHTS, Adapter, read_folder, read_model
-from localora.export.truncate import truncate_factors
-from localora.placement.thin import relative_difference
+from localora.placement.thin import relative_difference, truncate_factors
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def _layer_factors(config: LocalizedConfig, name: str, tensors: dict[str, Tensor
         B_packed = tensor("local_B.weight", local.rows, local.rank) * scale
         A.append(scatter(A_packed.T, places_of(cols, local.cols, local.clusters), n, local.clusters).T)
         B.append(scatter(B_packed, places_of(rows, local.rows, local.clusters), m, local.clusters))
-    if f"{name}.localized_carry_A" in tensors:
-        A.append(tensor("carry_A", config.carry_rank, n))
-        B.append(tensor("carry_B", m, config.carry_rank))
+    if config.consolidated_rank or f"{name}.localized_frozen_A" in tensors:
+        A.append(tensor("frozen_A", config.consolidated_rank, n))
+        B.append(tensor("frozen_B", m, config.consolidated_rank))
     return torch.cat(A, dim=0), torch.cat(B, dim=1)

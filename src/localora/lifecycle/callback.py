@@ -1,63 +1,56 @@
-"""LocalizationCallback: places adapters inside any transformers or TRL trainer, and re-places them on schedule."""
+"""LocalizationCallback: places adapters inside any transformers or TRL trainer, and does their scheduled events."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from localora.adapter.model import active_adapters, adapted_layers
 from localora.lifecycle.calibration import adapter_config, batches_to_read, calibrate
 from localora.lifecycle.passes import CalibrationError, LossFn
 from localora.lifecycle.random_state import random_state_kept
 from localora.lifecycle.report import CalibrationReport
-from localora.lifecycle.resume import read_state, write_state
-from localora.lifecycle.schedule import Repartitioner, ScheduleError
+from localora.lifecycle.schedule import Repartitioner
+
+EVENT = "repartition"  # the key of an event in the Trainer's log history, which checkpoints keep
 
 
 class LocalizationCallback(TrainerCallback):
-    """Places every active localora adapter at train begin, and re-places it on its config's schedule.
+    """Places every active localora adapter at train begin, and does the events of its config's schedule.
 
     Calibration uses the trainer's own first batches. Adapters that are placed already, for instance because training
     resumes from a checkpoint, keep their placement, and events before the resumed step are not repeated. The random
     state of the run is restored afterwards, so the data order is that of a run without the callback.
 
     Args:
-        steps: batches to observe, at the start and at each re-partition. A probe takes one for each of its own steps.
+        steps: batches to observe, at the start and at each event. A probe takes one for each of its own steps.
         loss_fn: (model, batch) -> loss, for trainers whose batches the model itself cannot turn into a loss, as DPO's.
-        checkpoint: the folder given to `train(resume_from_checkpoint=...)`, where it is not one of the run's own output
-            folder. Needed only by schedules that have a state: "every N steps", and gradients observed in training.
 
     Attributes:
         reports: the :class:`CalibrationReport` of each adapter placed here, by adapter name.
-        repartitioners: by adapter name; their `events` say what each re-partition did.
+        repartitioners: by adapter name; their `events` say what each event did, as does the trainer's log history.
 
     Raises:
-        ScheduleError: at train end, if a scheduled re-partition did not happen; at train begin, if training resumes
-            without the state it needs, or in a way that training's gradients cannot be observed in.
+        ScheduleError: at train begin, if events could not happen; at train end, if one did not.
     """
 
-    def __init__(self, steps: int = 8, loss_fn: LossFn | None = None, checkpoint: str | Path | None = None) -> None:
+    def __init__(self, steps: int = 8, loss_fn: LossFn | None = None) -> None:
         self.steps = steps
         self.loss_fn = loss_fn
-        self.checkpoint = checkpoint
-        self._observing = ExitStack()
         self.reports: dict[str, CalibrationReport] = {}
         self.repartitioners: dict[str, Repartitioner] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._observing.close()  # of a run that broke off
         model = kwargs["model"]
         # accelerate's wrapper keeps a state that an iteration broken off half-way would leave behind.
         loader = getattr(kwargs["train_dataloader"], "base_dataloader", kwargs["train_dataloader"])
@@ -71,7 +64,7 @@ class LocalizationCallback(TrainerCallback):
                 with random_state_kept(), _autocast(args):
                     self.reports[name] = calibrate(model, batches, self.steps, loss_fn, adapter_name=name)
             with random_state_kept():  # it reads batches
-                repartitioner = Repartitioner(
+                self.repartitioners[name] = Repartitioner(
                     model,
                     kwargs.get("optimizer"),
                     state.max_steps,
@@ -81,55 +74,20 @@ class LocalizationCallback(TrainerCallback):
                     adapter_name=name,
                     done_steps=state.global_step,
                 )
-            if repartitioner.signal:
-                _check_observable(args)
-            if state.global_step and repartitioner.has_state:
-                repartitioner.load_state_dict(read_state(Path(self.checkpoint or _folder(args, state)), name))
-            self.repartitioners[name] = repartitioner
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        for repartitioner in self.repartitioners.values():
-            self._observing.enter_context(repartitioner.observe())
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._observing.close()
-        for repartitioner in self.repartitioners.values():
-            if state.global_step in repartitioner.due:
-                with random_state_kept(), _autocast(args):
-                    repartitioner.at(state.global_step)
-            else:
-                repartitioner.at(state.global_step)
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         for name, repartitioner in self.repartitioners.items():
-            if repartitioner.has_state and not args.save_only_model:
-                write_state(repartitioner.state_dict(), _folder(args, state), name)
+            with random_state_kept() if state.global_step in repartitioner.due else nullcontext(), _autocast(args):
+                event = repartitioner.at(state.global_step)
+            if event is not None:
+                history: list[Any] = state.log_history  # it holds more than the floats that transformers says
+                history.append({EVENT: event.to_dict(), "adapter": name, "step": event.step})
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._observing.close()
         for repartitioner in self.repartitioners.values():
             repartitioner.finish(state.global_step)
-
-
-def _folder(args: TrainingArguments, state: TrainerState) -> Path:
-    return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-
-
-def _check_observable(args: TrainingArguments) -> None:
-    """Raise where a training step's gradients are not what reaches the optimizer."""
-    reason = None
-    if args.fp16:
-        reason = "fp16 scales the loss by a factor that changes during training (bf16 does not)"
-    elif args.n_gpu > 1:
-        reason = "DataParallel computes them on copies of the model (torchrun does not)"
-    elif args.torch_compile:
-        reason = "torch.compile hides them"
-    if reason:
-        raise ScheduleError(f"training's gradients cannot be observed: {reason}. Set repartition_observe='event'")
 
 
 class _FirstBatches:

@@ -1,4 +1,4 @@
-"""What one re-partition did, in numbers, and the error of one that cannot happen."""
+"""What one event did, in numbers, and the error of one that cannot happen."""
 
 from __future__ import annotations
 
@@ -9,39 +9,38 @@ from localora.errors import LocaloraError
 
 
 class ScheduleError(LocaloraError, RuntimeError):
-    """A scheduled re-partition that cannot happen, or that did not happen."""
+    """A scheduled event that cannot happen, or that did not happen."""
 
 
 @dataclass(frozen=True)
 class RepartitionEvent:
-    """One event, summed over layers.
+    """One event, over all layers.
 
     Attributes:
         step: optimizer steps done when it happened.
-        rows_moved, cols_moved: over all layers. layers_moved, layers: how many layers changed, of how many.
-        captured_before, captured_after: mean over layers of what the old and the new partition capture: share of the
-            signal's energy (CPS-LoRA) or of the Taylor importance (G-LoRA).
-        delta_change: largest relative change of a layer's dW caused by the move; 0 where the residual is carried.
-        carry_rank: rank of the frozen term that holds the residuals.
-        loss_before, loss_after: on the same batch.
-        state: worst case over layers, see :class:`localora.lifecycle.repartition.Move`.
-        settled: every layer's new partition agrees with its old one to the config's `settle`.
+        place: how the new labels were chosen: found, random or kept; "none" where the adapter has no choice (LoRA).
+        rows_moved, cols_moved: rows and columns that changed their label, over all layers.
+        captured_before, captured_after: mean over layers of what the old and the new partition capture of the present
+            gradient's energy (CPS-LoRA) or Taylor importance (G-LoRA); None where the adapter has no choice.
+        frozen_rank: rank of the frozen term now.
+        joined_norm: Frobenius norm, over all layers, of the update that joined it.
+        recompression_error: largest relative change of a layer's frozen term by `frozen_rank`; 0: exact.
+        loss_before, loss_after: on the same batch; the function has not changed, so they differ by rounding and
+            recompression only.
         seconds: the whole event.
     """
 
     step: int
+    place: str
     rows_moved: int
     cols_moved: int
-    layers_moved: int
-    layers: int
-    captured_before: float
-    captured_after: float
-    delta_change: float
-    carry_rank: int
+    captured_before: float | None
+    captured_after: float | None
+    frozen_rank: int
+    joined_norm: float
+    recompression_error: float
     loss_before: float
     loss_after: float
-    state: str
-    settled: bool
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -49,11 +48,15 @@ class RepartitionEvent:
         return asdict(self)
 
     def __str__(self) -> str:
-        carried = f" (residual carried, rank {self.carry_rank})" if self.carry_rank else ""
-        settled = ", settled" if self.settled else ""
+        moved = f"{self.rows_moved} rows and {self.cols_moved} columns moved ({self.place})"
+        captured = (
+            ""
+            if self.captured_before is None or self.captured_after is None
+            else f", captured {self.captured_before:.1%} -> {self.captured_after:.1%}"
+        )
+        bounded = f" (recompressed, error {self.recompression_error:.1e})" if self.recompression_error else ""
         return (
-            f"re-partition at step {self.step}: {self.layers_moved} of {self.layers} layers, {self.rows_moved} rows "
-            f"and {self.cols_moved} columns moved, captured {self.captured_before:.1%} -> {self.captured_after:.1%}, "
-            f"dW changed by up to {self.delta_change:.1%}{carried}, loss {self.loss_before:.4f} -> "
-            f"{self.loss_after:.4f}, optimizer state {self.state}{settled}, {self.seconds:.1f} s"
+            f"event at step {self.step}: an update of norm {self.joined_norm:.3g} joined the frozen term, rank "
+            f"{self.frozen_rank} now{bounded}; {moved}{captured}; loss {self.loss_before:.4f} -> "
+            f"{self.loss_after:.4f}; {self.seconds:.1f} s"
         )

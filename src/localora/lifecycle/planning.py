@@ -22,9 +22,8 @@ from localora.lifecycle.passes import CalibrationError, Layers, Passes
 from localora.lifecycle.probe import Factors, probe_updates
 from localora.lifecycle.processes import decide_once, sum_over_processes
 from localora.lifecycle.report import LayerReport
-from localora.placement.accumulated import AccumulatedGradient
 from localora.placement.budget import LocalShape
-from localora.placement.coclustering import plan_coclusters
+from localora.placement.coclustering import captured_energy, plan_coclusters
 from localora.placement.partition import Partition
 from localora.placement.signals import GradientSketch, SharedInputs, TaylorScores
 from localora.placement.taylor import plan_block
@@ -32,10 +31,6 @@ from localora.placement.thin import gram_norm
 from localora.placement.threads import one_thread, over_threads
 
 IN_CALIBRATION = "calibration: does the loss depend on the model's output, and does the loss_fn use the model given?"
-UNOBSERVED = (
-    "put `with repartitioner.observe():` around forward and backward, or give the Trainer the LocalizationCallback. "
-    "torch.compile hides the gradients"
-)
 
 
 def plan_blocks(passes: Passes, layers: Layers, name: str, config: GlobalLocalLoraConfig) -> dict[str, LayerReport]:
@@ -58,47 +53,46 @@ class Proposal:
 
 
 def propose(
-    passes: Passes,
-    layers: Layers,
-    name: str,
-    config: LocalizedConfig,
-    accumulated: dict[str, AccumulatedGradient] | None = None,
+    passes: Passes, layers: Layers, name: str, config: LocalizedConfig, given: Mapping[str, Partition] | None = None
 ) -> dict[str, Proposal]:
-    """What a re-partition would do to each placed layer, by the planner of its method.
+    """Each placed layer's next partition, by the planner of its method.
 
-    `accumulated` is what training itself has shown of the gradient (emptied here); None observes it on the passes.
+    Partitions that are `given` are not planned: one batch shows what they capture.
     """
     if isinstance(config, CpsLoraConfig):
-        return _propose_clusters(passes, layers, name, config, accumulated)
+        return _propose_clusters(passes, layers, name, config, given)
     assert isinstance(config, GlobalLocalLoraConfig)
-    old = {key: partition_of(layer, name) for key, layer in layers.items()}
-    before = _taylor_scores(passes, layers, old, passes.batches[-1:])
+
+    def shares(blocks: Mapping[str, Partition]) -> dict[str, float]:
+        return {key: s.inside_share for key, s in _taylor_scores(passes, layers, blocks, passes.batches[-1:]).items()}
+
+    before = shares({key: partition_of(layer, name) for key, layer in layers.items()})
+    if given is not None:
+        after = shares(given)
+        return {key: Proposal(partition, before[key], after[key]) for key, partition in given.items()}
     planned = plan_blocks(passes, layers, name, config)
     return {
-        key: Proposal(report.partition, before[key].inside_share, report.importance_share or 0.0)
-        for key, report in planned.items()
+        key: Proposal(report.partition, before[key], report.importance_share or 0.0) for key, report in planned.items()
     }
 
 
 def _propose_clusters(
-    passes: Passes,
-    layers: Layers,
-    name: str,
-    config: CpsLoraConfig,
-    accumulated: dict[str, AccumulatedGradient] | None,
+    passes: Passes, layers: Layers, name: str, config: CpsLoraConfig, given: Mapping[str, Partition] | None
 ) -> dict[str, Proposal]:
-    sketches: dict[str, GradientSketch] | dict[str, AccumulatedGradient] = {}
-    if accumulated is not None:
-        sum_signals(accumulated, f"training since the last event; {UNOBSERVED}")
-        sketches = accumulated
-    elif config.repartition_signal != "delta":
-        sketches = gradient_sketches(passes, layers, config)
+    sketches: dict[str, GradientSketch] = {}
+    if given is not None or config.repartition_signal != "delta":
+        sketches = gradient_sketches(passes, layers, config, passes.batches if given is None else passes.batches[:1])
 
     def propose_one(key: str) -> Proposal:
         layer = layers[key]
         local, old = local_shape(layer, name), partition_of(layer, name)
-        # popped, so that the memory of a sketch is free once it is planned on
-        left, right = _signal_factors(layer, name, sketches.pop(key, None), config)
+        sketch = sketches.pop(key, None)  # popped, so that the memory of a sketch is free once it is planned on
+        if given is not None:
+            assert sketch is not None
+            left, right = sketch.factors()
+            before, after = (captured_energy(left, right, partition, local.rank) for partition in (old, given[key]))
+            return Proposal(given[key], before, after)
+        left, right = _signal_factors(layer, name, sketch, config)
         result = plan_coclusters(
             left,
             right,
@@ -117,12 +111,12 @@ def _propose_clusters(
 @torch.no_grad()
 @one_thread()
 def _signal_factors(
-    layer: LocalizedLinear, name: str, sketch: GradientSketch | AccumulatedGradient | None, config: CpsLoraConfig
+    layer: LocalizedLinear, name: str, sketch: GradientSketch | None, config: CpsLoraConfig
 ) -> tuple[Tensor, Tensor]:
-    """Thin factors of what the next partition should capture: dW, the step -G, or both at equal energy."""
+    """Thin factors of what the next partition should capture: the live update, the step -G, or both alike."""
     left, right = [], []
     if config.repartition_signal != "gradient":
-        A, B = layer.dense_factors(name)
+        A, B = layer.live_factors(name)
         left.append(B.double().cpu())
         right.append(A.double().cpu())
     if sketch is not None:
@@ -166,16 +160,22 @@ def _probe_factors(passes: Passes, layers: Layers, name: str, config: CpsLoraCon
     return updates.pop
 
 
-def gradient_sketches(passes: Passes, layers: Layers, config: CpsLoraConfig) -> dict[str, GradientSketch]:
-    """Sketches of each layer's gradient, summed over the batches and the processes."""
+def gradient_sketches(
+    passes: Passes, layers: Layers, config: CpsLoraConfig, batches: list[Any] | None = None
+) -> dict[str, GradientSketch]:
+    """Sketches of each layer's gradient, summed over the batches (default all) and the processes."""
     inputs = SharedInputs()
     sketches = {
         key: GradientSketch(layer.out_features, layer.in_features, config.sketch, config.seed, inputs=inputs)
         for key, layer in layers.items()
     }
-    passes.run(layers, {key: sketch.observe for key, sketch in sketches.items()}, passes.batches)
+    passes.run(
+        layers,
+        {key: sketch.observe for key, sketch in sketches.items()},
+        passes.batches if batches is None else batches,
+    )
     inputs.forget()
-    sum_signals(sketches, IN_CALIBRATION)
+    sum_signals(sketches)
     return sketches
 
 
@@ -204,7 +204,7 @@ def _taylor_scores(
         return lambda x, g: scores[key].observe(x, g, _weight_mn(layer))
 
     passes.run(layers, {key: observer(key, layer) for key, layer in layers.items()}, batches)
-    sum_signals(scores, IN_CALIBRATION)
+    sum_signals(scores)
     return scores
 
 
@@ -233,7 +233,7 @@ def _cocluster(
     )
 
 
-def sum_signals(signals: Mapping[str, TaylorScores | GradientSketch | AccumulatedGradient], where: str) -> None:
+def sum_signals(signals: Mapping[str, TaylorScores | GradientSketch]) -> None:
     """Sum what the processes observed, in place.
 
     Raises:
@@ -241,7 +241,7 @@ def sum_signals(signals: Mapping[str, TaylorScores | GradientSketch | Accumulate
     """
     seen = torch.tensor([signal.batches for signal in signals.values()])
     sum_over_processes([seen])
-    _check_seen({key: count > 0 for key, count in zip(signals, seen.tolist(), strict=True)}, where)
+    _check_seen({key: count > 0 for key, count in zip(signals, seen.tolist(), strict=True)}, IN_CALIBRATION)
     for key, signal in signals.items():
         sum_over_processes(signal.tensors())
         if not all(bool(tensor.isfinite().all()) for tensor in signal.tensors()):

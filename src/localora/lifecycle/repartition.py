@@ -1,178 +1,160 @@
-"""One layer moves to a new partition: labels, factors and the optimizer's moments together, in place.
+"""The parts of an event: what was learned is kept, and training starts anew beside it.
 
 Shape legend
-    A_packed (r, n'), B_packed (m', r): the parameters        moments: optimizer state tensors of the same shape
+    A, B   live factors, dense: (R, n), (m, R)       c   rank of the frozen term, the same in every layer
 
-Parameters stay the same objects, so optimizers, DDP and compiled graphs keep working. Where the new partition equals
-the old one, nothing at all is touched.
+    consolidate     frozen <- [frozen, live], (c + R, n) and (m, c + R): exactly, so the function does not change
+    place           new labels of rows and columns: found, random, or kept
+    start anew      factors as at creation (B = 0), and the optimizer's state of them dropped
+
+Parameters stay the same objects, so optimizers, DDP and compiled graphs keep working, and a checkpoint of adapter and
+optimizer is all that a resumed run needs. With nothing to place this is the known chain of LoRAs:
+
+Lialin et al. 2023, ReLoRA: High-Rank Training Through Low-Rank Updates. https://arxiv.org/abs/2307.05695
+Xia, Qin and Hazan 2024, Chain of LoRA. https://arxiv.org/abs/2401.04151
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+import zlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from localora.adapter.layer import LocalizedLinear, check_fits
-from localora.lifecycle.refit import match_clusters, pack, refit, start_new_columns, unpack
-from localora.placement.partition import Partition
-from localora.placement.thin import gram_norm, relative_difference, split_svd, thin_svd
+from localora.adapter.config import LocalizedConfig
+from localora.adapter.layer import LocalizedLinear, joined
+from localora.lifecycle.event import ScheduleError
+from localora.lifecycle.passes import Layers
+from localora.lifecycle.processes import decide_once
+from localora.placement.thin import gram_norm, truncate_factors
 from localora.placement.threads import one_thread
 
 
-@dataclass(frozen=True)
-class Move:
-    """What a re-partition did to one layer.
+def check_possible(model: nn.Module, layers: Layers, name: str, config: LocalizedConfig, optimizer: Any) -> None:
+    """Refuse, before any training is lost, what no event could handle.
 
-    Attributes:
-        rows, cols: how many rows and columns changed their cluster.
-        delta_change: relative Frobenius change of dW that the move itself caused.
-        residual: `(c, n)` and `(m, c)` factors of the old dW minus the new one, if asked for.
-        state: what became of the optimizer's state: "kept" (moments of what stayed kept, of what moved reset),
-            "cleared" (moments that cannot be edited by row or column, so all were dropped), or "none".
+    Raises:
+        ScheduleError: factors that FSDP1 or ZeRO-3 took apart, an optimizer that does not hold them, or base weights
+            that `frozen="merged"` cannot add to.
     """
+    held = None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for key, layer in layers.items():
+        for parameter, shape in zip(layer.trained(name).values(), _shapes(layer, name), strict=True):
+            if parameter.shape != shape:
+                raise ScheduleError(
+                    f"the factors of {key} are of shape {tuple(parameter.shape)} instead of {shape}: FSDP1 or ZeRO-3 "
+                    "took them apart, so no event can start them anew. Train with FSDP2 or DDP, or without events "
+                    "(repartition=[], repartition_every=0)"
+                )
+            if held is not None and parameter.requires_grad and id(parameter) not in held:
+                raise ScheduleError(
+                    f"the optimizer does not hold the factors of {key}, so an event could not drop their state. Give "
+                    "Repartitioner the optimizer that trains them; DeepSpeed's trains copies of its own, so use FSDP2 "
+                    "or DDP, or no events (repartition=[], repartition_every=0)"
+                )
+    if config.frozen == "merged":
+        _check_foldable(model, layers)
 
-    rows: int
-    cols: int
-    delta_change: float
-    residual: tuple[Tensor, Tensor] | None
-    state: str
+
+def _shapes(layer: LocalizedLinear, name: str) -> list[tuple[int, int]]:
+    budget = layer.localized_layout[name].budget
+    m, n, r_g, local = budget.m, budget.n, budget.global_rank, budget.local
+    whole = {"global_A": (r_g, n), "global_B": (m, r_g)} if r_g else {}
+    part = {"local_A": (local.rank, local.cols), "local_B": (local.rows, local.rank)} if local else {}
+    return [*whole.values(), *part.values()]
 
 
-NEGLIGIBLE = 1e-8  # singular values of a residual below this share of the largest are rounding
-SECOND_MOMENTS = ("exp_avg_sq", "square_avg", "state2")  # in torch's Adam and RMSprop, and in bitsandbytes
+def _check_foldable(model: nn.Module, layers: Layers) -> None:
+    uses: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            uses[id(parameter)] = uses.get(id(parameter), 0) + 1
+    for key, layer in layers.items():
+        weight: Tensor | None = getattr(layer.get_base_layer(), "weight", None)
+        reason = None
+        if layer.quantization_backend is not None or weight is None or not weight.dtype.is_floating_point:
+            reason = "quantized, and rounding to its grid would change the function"
+        elif hasattr(weight, "full_tensor") or weight.numel() != layer.in_features * layer.out_features:
+            reason = "sharded over processes"
+        elif uses.get(id(weight), 0) > 1:
+            reason = "shared with another layer, which would change too"
+        if reason:
+            raise ScheduleError(f"frozen='merged' adds to base weights, but that of {key} is {reason}; use 'factors'")
 
-STILL = Move(0, 0, 0.0, None, "none")
+
+def check_finite(layers: Layers, name: str) -> None:
+    """Refuse to keep what has no finite value.
+
+    Raises:
+        ScheduleError: a factor holds NaN or infinity.
+    """
+    for key, layer in layers.items():
+        for parameter, factor in layer.trained(name).items():
+            if not torch.isfinite(factor.detach().norm()).all():
+                raise ScheduleError(
+                    f"{key}.{parameter} is no longer finite, so training has diverged and nothing is consolidated. "
+                    "Lower the learning rate and resume from the last checkpoint before this step"
+                )
 
 
 @torch.no_grad()
 @one_thread()
-def move_layer(
-    layer: LocalizedLinear,
-    name: str,
-    new: Partition,
-    optimizer: torch.optim.Optimizer | Any | None = None,
-    keep_residual: bool = False,
-) -> Move:
-    """Take the layer's local term from its present partition to `new`.
+def consolidate(layers: Layers, name: str, config: LocalizedConfig) -> tuple[float, float]:
+    """Let every layer's live update join its frozen term, and `config.consolidated_rank` say so.
 
-    Args:
-        layer: an adapted, placed layer.
-        name: the adapter.
-        new: a partition of the same shape; its cluster numbers are matched to the present ones first.
-        optimizer: whose state of the two factors is carried along.
-        keep_residual: hand back what was lost of dW. It takes several times the memory of the adapter itself.
+    All layers get the same rank, padded with zeros where they have less, so that one number gives the shapes at load.
 
-    Raises:
-        UnplacedAdapterError: the adapter has no partition to move from.
-        PlacementError: `new` does not fit the adapter's fixed shapes.
-        TypeError: the factors are sharded (FSDP, ZeRO-3): rows cannot be moved between processes here.
+    Returns:
+        The Frobenius norm over all layers of what joined; the largest relative error by `config.frozen_rank`, or 0.
     """
-    old = layer.local_partition(name)
-    assert old is not None
-    check_fits(new, layer.localized_layout[name].budget, name)
-    new = match_clusters(new, old)
-    if new == old:
-        return STILL
-    A, B = (factors[name].get_parameter("weight") for factors in (layer.localized_local_A, layer.localized_local_B))
-    _check_whole(layer, name, A, B)
-    A_before, B_before = layer.dense_factors(name)
-    rows_old, cols_old, rows_new, cols_new = (
-        labels.to(A.device) for labels in (old.row_labels, old.col_labels, new.row_labels, new.col_labels)
-    )
-    A_full = start_new_columns(unpack(A.data, cols_old, dim=1), old, new)
-    A_full, B_full = refit(A_full, unpack(B.data, rows_old, dim=0), old, new)
-    A.copy_(pack(A_full, cols_new, dim=1))
-    B.copy_(pack(B_full, rows_new, dim=0))
-    layer.place(name, new)
-    states = {
-        _carry_state(optimizer, A, cols_old, cols_new, dim=1),
-        _carry_state(optimizer, B, rows_old, rows_new, dim=0),
-    }
-    A_after, B_after = layer.dense_factors(name)
-    return Move(
-        rows=int((rows_old != rows_new).sum()),
-        cols=int((cols_old != cols_new).sum()),
-        delta_change=relative_difference(A_before, B_before, A_after, B_after, gram_norm),
-        residual=(torch.cat([A_before, A_after]), torch.cat([B_before, -B_after], dim=1)) if keep_residual else None,
-        state=worst_state(states),
-    )
+    rank = live_rank(layers, name)
+    bound = config.frozen_rank if config.consolidated_rank + rank > config.frozen_rank else 0
+    squares, errors = 0.0, [0.0]
+    for layer in layers.values():
+        A, B = layer.live_factors(name)
+        squares += gram_norm(A.double(), B.double()) ** 2
+        A, B = (nn.functional.pad(A, (0, 0, 0, rank - len(A))), nn.functional.pad(B, (0, rank - len(A))))
+        if config.frozen == "merged":
+            layer.set_frozen(name, A, B)
+            layer.fold(name, rank)
+            continue
+        frozen = layer.frozen_factors(name)
+        if frozen is not None:
+            A, B = joined(frozen, (A, B))
+        if bound:
+            A, B, error = decide_once(lambda A=A, B=B: _bounded(A, B, bound))  # type: ignore[misc]
+            errors.append(error)
+        layer.set_frozen(name, A, B)
+    config.consolidated_rank = bound or config.consolidated_rank + rank
+    return squares**0.5, max(errors)
 
 
-def _check_whole(layer: LocalizedLinear, name: str, A: nn.Parameter, B: nn.Parameter) -> None:
-    local = layer.localized_layout[name].budget.local
-    assert local is not None
-    plain = all(type(parameter.data) in (Tensor, nn.Parameter) for parameter in (A, B))
-    if not plain or (A.shape, B.shape) != ((local.rank, local.cols), (local.rows, local.rank)):
-        raise TypeError(
-            f"the factors of the adapter {name!r} are sharded over processes (FSDP or ZeRO-3), so their rows and "
-            "columns cannot be moved; train with repartition=[], or with DDP"
-        )
+def live_rank(layers: Layers, name: str) -> int:
+    """The largest rank of any layer's live update: what an event adds to the frozen term's."""
+    return max(layer.localized_layout[name].budget.dense_rank for layer in layers.values())
 
 
-def worst_state(states: Collection[str]) -> str:
-    """The state to report of several: "cleared" if any was, else "kept" if any was, else "none"."""
-    return next((state for state in ("cleared", "kept") if state in states), "none")
+def _bounded(A_cn: Tensor, B_mc: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+    """The nearest factors of at most this rank, and the relative change of their product."""
+    A, B, error = truncate_factors(A_cn, B_mc, rank)
+    missing = rank - len(A)
+    return nn.functional.pad(A, (0, 0, 0, missing)), nn.functional.pad(B, (0, missing)), error
 
 
-def _carry_state(optimizer: Any, parameter: nn.Parameter, old: Tensor, new: Tensor, dim: int) -> str:
-    """Move the optimizer's per-entry tensors with their columns or rows; what moved starts afresh.
+def start_anew(layers: Layers, name: str, optimizer: Any, seed: int, step: int) -> None:
+    """Factors as at creation, drawn from the seed, the step and the layer's name; the optimizer forgets them.
 
-    A first moment starts at 0. A second moment (SECOND_MOMENTS) starts at the mean of those that stayed, not at 0:
-    Adam's step count is shared by the whole tensor, so an uncorrected zero would make the first steps of a moved column
-    three times too large (0.1 g / sqrt(0.001 g^2)).
+    Every optimizer makes the state of a parameter at its first step, so one that has none is one that starts.
     """
-    state = optimizer.state.get(parameter) if optimizer is not None else None
-    if not state:
-        return "none"
-    moments = {key: value for key, value in state.items() if isinstance(value, Tensor) and value.ndim > 0}
-    editable = all(value.shape == parameter.shape and value.dtype.is_floating_point for value in moments.values())
-    if not editable:
-        state.clear()  # block-quantised (8-bit, paged) or factored moments: optimizers rebuild an empty state
-        return "cleared"
-    stayed = (old == new) & (new >= 0)
-    for key, value in moments.items():
-        full = unpack(value, old, dim)
-        fresh = 0.0
-        if key in SECOND_MOMENTS and bool(stayed.any()):
-            fresh = float(full.index_select(dim, stayed.nonzero().flatten()).mean())
-        full.index_fill_(dim, ((old != new) & (new >= 0)).nonzero().flatten(), fresh)
-        value.copy_(pack(full, new, dim))
-    return "kept"
-
-
-@torch.no_grad()
-def carry_residuals(layers: dict[str, LocalizedLinear], name: str, moves: dict[str, Move]) -> int:
-    """Add each move's residual to its layer's frozen term, compressed to its numerical rank; returns the common rank.
-
-    All layers get the same rank, padded with zeros, so that one number in the config gives the shapes at load.
-    """
-    kept: dict[str, tuple[Tensor, Tensor]] = {}
     for key, layer in layers.items():
-        A, B = [], []
-        if name in layer.localized_carry_A:
-            A.append(layer.localized_carry_A[name])
-            B.append(layer.localized_carry_B[name])
-        residual = moves[key].residual
-        if residual is not None:
-            A.append(residual[0])
-            B.append(residual[1])
-        if A:
-            U, S, Vh = thin_svd(torch.cat(A), torch.cat(B, dim=1))
-            kept[key] = split_svd(U, S, Vh, int((NEGLIGIBLE * S[0] < S).sum()))
-    rank = max((A.shape[0] for A, _ in kept.values()), default=0)
-    for key, layer in layers.items():
-        if key not in kept:
-            kept[key] = (torch.zeros(0, layer.in_features), torch.zeros(layer.out_features, 0))
-        A_cn, B_mc = kept[key]
-        missing = rank - A_cn.shape[0]
-        device = next(layer.parameters()).device
-        layer.set_carry(
-            name,
-            nn.functional.pad(A_cn.float(), (0, 0, 0, missing)).to(device),
-            nn.functional.pad(B_mc.float(), (0, missing)).to(device),
-        )
-    return rank
+        layer.restart(name, event_seed(seed, step, key))
+        for parameter in layer.trained(name).values():
+            parameter.grad = None
+            if optimizer is not None:
+                optimizer.state.pop(parameter, None)
+
+
+def event_seed(seed: int, step: int, key: str) -> int:
+    """Of one layer at one event: events and layers differ, runs and processes do not."""
+    return zlib.crc32(f"{seed} {step} {key}".encode())

@@ -111,14 +111,6 @@ class GradientSketch:
         self.Z = self.Z + ((_as(self._psi_key, g) @ g.T) @ x).to(self.Z.device)
         self.batches += 1
 
-    def add(self, other: GradientSketch) -> None:
-        """Add another sketch of the same shape and seed: the sketch of the sum of both gradients."""
-        self.Y, self.Z, self.batches = self.Y + other.Y, self.Z + other.Z, self.batches + other.batches
-
-    def clear(self) -> None:
-        """Back to the sketch of nothing."""
-        self.Y, self.Z, self.batches = torch.zeros_like(self.Y), torch.zeros_like(self.Z), 0
-
     @one_thread()
     def factors(self) -> tuple[Tensor, Tensor]:
         """left `(m, s)` with orthonormal columns and right `(s, n)`, float64 on the CPU."""

@@ -26,6 +26,15 @@ def split_svd(U: Tensor, S: Tensor, Vh: Tensor, rank: int) -> tuple[Tensor, Tens
     return root[:, None] * Vh[:rank], U[:, :rank] * root
 
 
+def truncate_factors(A_Rn: Tensor, B_mR: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+    """Factors of the nearest matrix of that rank, in Frobenius norm (Eckart-Young), and its relative error."""
+    U, S, Vh = thin_svd(A_Rn, B_mR)
+    A, B = split_svd(U, S, Vh, rank)
+    energy = S.square().sum()
+    error = float((S[rank:].square().sum() / energy).sqrt()) if energy != 0 else 0.0  # NaN stays NaN
+    return A.to(A_Rn.dtype), B.to(B_mR.dtype), error
+
+
 def relative_difference(
     A: Tensor, B: Tensor, A_other: Tensor, B_other: Tensor, norm: Callable[[Tensor, Tensor], float] | None = None
 ) -> float:

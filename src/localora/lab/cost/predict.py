@@ -102,7 +102,7 @@ def _exact_ranks(model: PeftModel) -> dict[str, tuple[int, int, int, int]]:
             name: (
                 layer.out_features,
                 layer.in_features,
-                layer.localized_layout["default"].budget.dense_rank + config.carry_rank,
+                layer.localized_layout["default"].budget.dense_rank + config.consolidated_rank,
                 config.layer_rank(name),
             )
             for name, layer in adapted_layers(base, "default")

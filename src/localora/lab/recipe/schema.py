@@ -153,20 +153,28 @@ class LocalizedMethod(AdapterMethod):
     placement: Literal["calibrate", "random", "contiguous"] = "calibrate"
     calibration_steps: PositiveInt = Field(default=8, description="batches that calibration and events look at")
     repartition: list[Annotated[float, Field(gt=0, le=1)]] = Field(
-        default=[], description="fractions of training at which to place anew"
+        default=[], description="fractions of training at which events happen"
     )
     repartition_every: Annotated[StrictInt, Field(ge=0)] = Field(default=0, description="or every so many steps")
-    settle: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.98, description="a layer is left alone when old and new placement agree so well"
+    repartition_place: Literal["found", "random", "kept"] = Field(default="found", description="labels after an event")
+    frozen: Literal["factors", "merged"] = Field(
+        default="factors", description="past updates: beside the base weights, or in them"
     )
-    carry_residual: StrictBool = Field(default=False, description="keep what a move would lose, as a frozen term")
+    frozen_rank: Annotated[StrictInt, Field(ge=0)] = Field(
+        default=0, description="upper bound of the rank of past updates, kept by SVD; 0: none"
+    )
+    rewarm: Annotated[StrictInt, Field(ge=0)] = Field(
+        default=0, description="steps over which the learning rate rises again after an event"
+    )
 
 
 class GLoraMethod(LocalizedMethod):
     """A low rank on the whole matrix, a higher one on the block of important rows and columns."""
 
     name: Literal["g-lora"]
-    global_share: Share = Field(default=0.5, description="share of the parameters in the whole-matrix term")
+    global_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.5, description="share of the parameters in the whole-matrix term; 1: LoRA, with our events"
+    )
     local_size: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.25, description="share of rows, and of columns, in the block"
     )
@@ -184,14 +192,7 @@ class ClusteredMethod(LocalizedMethod):
         default=0, description="of that LoRA; 0: twice the rank of all clusters together"
     )
     probe_lr: Annotated[float, Field(gt=0)] = Field(default=3e-3, description="learning rate of that LoRA, with Adam")
-    repartition: list[Annotated[float, Field(gt=0, le=1)]] = Field(
-        default=[0.05, 0.15, 0.3], description="fractions of training at which to place anew"
-    )
-    repartition_signal: Literal["gradient", "delta", "both"] = "both"
-    repartition_observe: Literal["event", "training"] = Field(
-        default="event", description="gradient of batches at the event, or of training since the last one"
-    )
-    repartition_normalise: StrictBool = Field(default=False, description="divide training's gradient as Adam does")
+    repartition_signal: Literal["gradient", "delta", "both"] = "gradient"
 
 
 class CpsLoraMethod(ClusteredMethod):
