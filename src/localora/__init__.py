@@ -8,6 +8,7 @@ from localora.adapter.held import hold_factors
 from localora.adapter.layer import UnplacedAdapterError
 from localora.adapter.model import placement_of
 from localora.adapter.registry import register
+from localora.adapter.size import AdapterSize, adapter_size
 from localora.export.folder import ExportError
 from localora.export.lora import ExportReport, export_lora
 from localora.lifecycle.calibration import calibrate
@@ -22,6 +23,7 @@ register()
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdapterSize",
     "CalibrationError",
     "CalibrationReport",
     "CpsLoraConfig",
@@ -37,6 +39,7 @@ __all__ = [
     "Repartitioner",
     "ScheduleError",
     "UnplacedAdapterError",
+    "adapter_size",
     "calibrate",
     "export_lora",
     "hold_factors",
