@@ -39,8 +39,13 @@ def size_of_budgets(budgets: Iterable[LayerBudget], consolidated_rank: int = 0) 
 def size_after(budgets: Iterable[LayerBudget], config: LocalizedConfig, events: int) -> AdapterSize:
     """From shapes alone, after so many events from where the config is now."""
     budgets = list(budgets)
+    return size_of_budgets(budgets, frozen_rank_after(budgets, config, events))
+
+
+def frozen_rank_after(budgets: Iterable[LayerBudget], config: LocalizedConfig, events: int) -> int:
+    """Rank of the frozen term after so many events more: each adds the largest rank of a layer's live update."""
     rank = config.consolidated_rank + events * max((budget.dense_rank for budget in budgets), default=0)
-    return size_of_budgets(budgets, min(rank, config.frozen_rank or rank))
+    return min(rank, config.frozen_rank or rank)
 
 
 def adapter_size(model: nn.Module, adapter_name: str = "default") -> AdapterSize:

@@ -16,6 +16,7 @@ from transformers import PretrainedConfig
 
 from localora.adapter.config import CpsLoraConfig, LocalizedConfig
 from localora.adapter.model import adapted_layers
+from localora.adapter.size import frozen_rank_after
 from localora.errors import ConfigError
 from localora.export.grid import on_grid
 from localora.lab.cost.calibration import CalibrationBytes, probe_bytes, sketch_bytes, taylor_bytes
@@ -67,12 +68,17 @@ def predict_cost(
     assert isinstance(model, PeftModel)
     trained = [p for p in model.parameters() if p.requires_grad]
     trainable = sum(p.numel() for p in trained)
-    ranks = _exact_ranks(model)
+    frozen_rank = _frozen_rank(model)
+    ranks = _exact_ranks(model, frozen_rank)
     shapes = [(m, n) for m, n, _, _ in ranks.values()]
     exact_rank = max(rank for _, _, rank, _ in ranks.values())
     exported_rank = on_grid(exact_rank)
     calibration = _calibration(peft_config, model, shapes, tokens, dtype)
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = {key: (t.dtype, tuple(t.shape)) for key, t in saved.items() if ".localized_frozen_" not in key}
+    for name, (m, n, _, _) in ranks.items() if frozen_rank else ():
+        tensors[f"base_model.model.{name}.localized_frozen_A"] = (torch.float32, (frozen_rank, n))
+        tensors[f"base_model.model.{name}.localized_frozen_B"] = (torch.float32, (m, frozen_rank))
     return CostReport(
         model=name,
         method=peft_config.method if isinstance(peft_config, LocalizedConfig) else "lora",
@@ -83,9 +89,10 @@ def predict_cost(
         base_bytes=base_bytes,
         trainable=trainable,
         lora_trainable=sum(lora_parameters(m, n, r) for m, n, _, r in ranks.values()),
+        stored=trainable + sum(frozen_rank * (m + n) for m, n in shapes),
         exact_rank=exact_rank,
         exported_rank=exported_rank,
-        adapter_bytes=safetensors_bytes({key: (t.dtype, tuple(t.shape)) for key, t in saved.items()}),
+        adapter_bytes=safetensors_bytes(tensors),
         export_bytes=_export_bytes(ranks, exported_rank),
         gradient_bytes=sum(p.numel() * p.element_size() for p in trained),
         optimizer_bytes=ADAM_BYTES * trainable,
@@ -94,7 +101,16 @@ def predict_cost(
     )
 
 
-def _exact_ranks(model: PeftModel) -> dict[str, tuple[int, int, int, int]]:
+def _frozen_rank(model: PeftModel) -> int:
+    """Of the frozen term when all events of a schedule in fractions are over."""
+    config = model.peft_config["default"]
+    if not isinstance(config, LocalizedConfig):
+        return 0
+    budgets = [layer.localized_layout["default"].budget for _, layer in adapted_layers(model, "default")]
+    return frozen_rank_after(budgets, config, len(set(config.repartition)))
+
+
+def _exact_ranks(model: PeftModel, frozen_rank: int) -> dict[str, tuple[int, int, int, int]]:
     """Layer name -> m, n, rank as plain LoRA, LoRA-equivalent rank."""
     config, base = model.peft_config["default"], model.get_base_model()
     if isinstance(config, LocalizedConfig):
@@ -102,7 +118,7 @@ def _exact_ranks(model: PeftModel) -> dict[str, tuple[int, int, int, int]]:
             name: (
                 layer.out_features,
                 layer.in_features,
-                layer.localized_layout["default"].budget.dense_rank + config.consolidated_rank,
+                layer.localized_layout["default"].budget.dense_rank + frozen_rank,
                 config.layer_rank(name),
             )
             for name, layer in adapted_layers(base, "default")

@@ -15,6 +15,7 @@ class CostReport:
         base_parameters, base_bytes: of the frozen model.
         trainable: parameters the optimizer sees, `modules_to_save` included.
         lora_trainable: what PEFT's LoRA of the same rank trains on the same matrices.
+        stored: parameters of the adapter in the end: those that train, and the frozen terms of all scheduled events.
         exact_rank: the largest rank a matrix's update can have as plain LoRA; exported_rank: that on the export's grid.
         adapter_bytes: the adapter file, labels included; export_bytes: the file of the exact plain-LoRA export.
         gradient_bytes, optimizer_bytes: of the trainable parameters; Adam keeps two float32 moments.
@@ -31,6 +32,7 @@ class CostReport:
     base_bytes: int
     trainable: int
     lora_trainable: int
+    stored: int
     exact_rank: int
     exported_rank: int
     adapter_bytes: int
@@ -59,6 +61,7 @@ class CostReport:
                 "trainable parameters",
                 f"{self.trainable:,} ({share:.2%} of the base; LoRA r {self.r}: {self.lora_trainable:,})",
             ),
+            ("stored parameters", f"{self.stored:,}"),
             ("exported rank", f"{self.exported_rank} (exact: {self.exact_rank})"),
             ("adapter file", _size(self.adapter_bytes)),
             ("plain-LoRA export", _size(self.export_bytes)),

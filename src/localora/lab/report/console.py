@@ -28,11 +28,11 @@ def describe_progress(console: Console, stage: str) -> Callable[[int, int], None
 
 
 def comparison_table(records: Sequence[RunRecord], title: str) -> Table:
-    """One line a run: parameters, test loss and score before and after, seconds of training, peak memory."""
+    """One line a run: parameters trained and kept, rank, test loss and score before and after, seconds, peak memory."""
     table = Table(title=f"{title} (before > after training)", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     score = next((r.before.score_name for r in records if r.before.score_name), None)
     table.add_column("method", no_wrap=True)
-    for name in ("params", "of LoRA", "test loss", *([score] if score else []), "time", "memory"):
+    for name in ("params", "of LoRA", "stored", "rank", "test loss", *([score] if score else []), "time", "memory"):
         table.add_column(name, justify="right")
     for record in records:
         own, lora = record.parameters.trainable, record.parameters.lora_same_r
@@ -41,6 +41,8 @@ def comparison_table(records: Sequence[RunRecord], title: str) -> Table:
             record.method,
             f"{own:,}",
             f"{own / lora:.1%}",
+            f"{record.parameters.stored or own:,}",
+            str(record.parameters.rank or "-"),
             f"{before.loss:.3f} > {after.loss:.3f}" if after else "-",
         ]
         if score:
@@ -66,7 +68,7 @@ def print_record(record: RunRecord, console: Console) -> None:
 
 def closing_lines(record: RunRecord, folder: str) -> list[str]:
     """Where the adapter or the model, its export, the pictures and the record are, and what the verification found."""
-    lines = []
+    lines, section = [], record.recipe["method"]
     if record.placement is not None:
         lines.append(_placement_line(record))
     result = "model" if record.method == "full" else "adapter"
@@ -74,7 +76,8 @@ def closing_lines(record: RunRecord, folder: str) -> list[str]:
     if record.export is not None:
         lines.append(f"plain LoRA   {folder}/{record.export['folder']} ({export_line(record.export)})")
     if record.recipe["output"]["plots"]:
-        names = ["loss.png"] + (["placement.png"] if issubclass(METHOD_CLASSES[record.method], LocalizedMethod) else [])
+        placed = issubclass(METHOD_CLASSES[record.method], LocalizedMethod) and section.get("global_share") != 1
+        names = ["loss.png", *(["placement.png"] if placed else [])]
         lines.append(f"pictures     {', '.join(f'{folder}/{name}' for name in names)}")
     lines.append(f"record       {folder}/run.json")
     return lines

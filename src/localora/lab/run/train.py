@@ -190,8 +190,9 @@ def _draw(record: RunRecord, folder: RunFolder, *, placed: bool) -> None:
     from localora.lab.report.pictures import draw_placements, load_partitions
 
     draw_losses({record.method: record.curve}, folder.loss_picture)
-    if placed:
-        draw_placements(load_partitions(folder.adapter), folder.placement_picture)
+    partitions = load_partitions(folder.adapter) if placed else {}
+    if partitions:  # LoRA as a placement has none
+        draw_placements(partitions, folder.placement_picture)
 
 
 def _earlier_record(folder: RunFolder, recipe: Recipe) -> RunRecord:

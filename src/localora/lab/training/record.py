@@ -78,6 +78,8 @@ class Parameters(Part):
     trainable: int
     lora_same_r: int  # plain LoRA at the recipe's r, on the same layers
     base: int
+    stored: int | None = None  # of the adapter in the end, frozen terms too; None where nothing but `trainable` is kept
+    rank: int | None = None  # of the update as plain LoRA, where we know it
 
 
 class RunRecord(Part):

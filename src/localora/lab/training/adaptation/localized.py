@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import TrainerCallback
 
-from localora import LocalizationCallback
+from localora import LocalizationCallback, adapter_size
 from localora.lab.recipe.schema import LocalizedMethod
 from localora.lab.training.adaptation.base import Adaptation, Trainee
 from localora.lab.training.record import RunRecord
@@ -15,7 +15,8 @@ class LocalizedAdapter(Adaptation):
     """G-LoRA, CPS-LoRA and the hybrid."""
 
     def attach(self, setup: Setup, *, resume: bool) -> Trainee:
-        return self._with_adapter(setup, self._config())
+        self._model = self._with_adapter(setup, self._config())
+        return self._model
 
     def callbacks(self, record: RunRecord) -> list[TrainerCallback]:
         method = self.recipe.method
@@ -30,6 +31,8 @@ class LocalizedAdapter(Adaptation):
             record.seconds["calibrate"] = report.seconds
         events = [event.to_dict() for r in self._localization.repartitioners.values() for event in r.events]
         record.repartitions = self._earlier_events + events
+        size = adapter_size(self._model)
+        record.parameters.stored, record.parameters.rank = size.stored, size.rank
 
     def save(self, setup: Setup, model: Trainee) -> None:
         model.save_pretrained(str(self.folder.adapter))
