@@ -22,13 +22,13 @@ from tiny_models import token_batch
 def counted() -> Iterator[list[str]]:
     """How often dense factors are made, by adapter."""
     made: list[str] = []
-    plain = LocalizedLinear.dense_factors
+    plain = LocalizedLinear.factors_beside
 
-    def dense_factors(self: LocalizedLinear, name: str, dtype: torch.dtype | None = None) -> object:
+    def factors_beside(self: LocalizedLinear, name: str, dtype: torch.dtype | None = None) -> object:
         made.append(name)
         return plain(self, name, dtype)
 
-    with patch.object(LocalizedLinear, "dense_factors", dense_factors):
+    with patch.object(LocalizedLinear, "factors_beside", dense_factors):
         yield made
 
 

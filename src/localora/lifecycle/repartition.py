@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from localora.adapter.config import LocalizedConfig
+from localora.adapter.factors import whole
 from localora.adapter.layer import LocalizedLinear, joined
 from localora.lifecycle.event import ScheduleError
 from localora.lifecycle.passes import Layers
@@ -91,7 +92,7 @@ def check_finite(layers: Layers, name: str) -> None:
     """
     for key, layer in layers.items():
         for parameter, factor in layer.trained(name).items():
-            if not torch.isfinite(factor.detach().norm()).all():
+            if not torch.isfinite(whole(factor.detach())).all():
                 raise ScheduleError(
                     f"{key}.{parameter} is no longer finite, so training has diverged and nothing is consolidated. "
                     "Lower the learning rate and resume from the last checkpoint before this step"

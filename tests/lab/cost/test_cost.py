@@ -12,7 +12,7 @@ from peft import AdaLoraConfig, IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
-from localora import CpsLoraConfig, GlobalLocalLoraConfig, export_lora
+from localora import CpsLoraConfig, GlobalLocalLoraConfig, Repartitioner, adapter_size, export_lora
 from localora.lab.cost import predict_cost
 from localora.lab.cost.calibration import sketch_bytes, taylor_bytes
 from localora.lab.cost.file_size import safetensors_bytes
@@ -40,6 +40,24 @@ def test_parameters_and_files_are_those_of_the_built_and_saved_adapter(
     assert (predicted.exact_rank, predicted.exported_rank) == (report.exact_rank, report.rank)
     assert predicted.layers == 14
     assert predicted.base_parameters == sum(p.numel() for n, p in model.named_parameters() if "localized_" not in n)
+
+
+@every_method
+@pytest.mark.parametrize("bound", [0, 7])
+def test_scheduled_events_are_in_what_is_stored_and_exported(
+    method: Method, bound: int, llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    config = method.config(target_modules=LLAMA_TARGETS, repartition=[0.5, 1.0], frozen_rank=bound)
+    predicted = predict_cost(llama.config, config, dtype=torch.float32)
+    model = get_peft_model(llama, config)
+    repartitioner = Repartitioner(model, None, 2, [token_batch()])
+    assert [event is not None for event in (repartitioner.step(), repartitioner.step())] == [True, True]
+    model.save_pretrained(str(tmp_path / "adapter"))
+    report = export_lora(model, tmp_path / "lora")
+    size = adapter_size(model)
+    assert (predicted.trainable, predicted.stored, predicted.exact_rank) == (size.trainable, size.stored, size.rank)
+    assert predicted.adapter_bytes == (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size
+    assert (predicted.exact_rank, predicted.exported_rank) == (report.exact_rank, report.rank)
 
 
 def test_optimizer_memory_is_that_of_a_stepped_adam(llama: LlamaForCausalLM) -> None:
