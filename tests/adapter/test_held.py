@@ -28,7 +28,7 @@ def counted() -> Iterator[list[str]]:
         made.append(name)
         return plain(self, name, dtype)
 
-    with patch.object(LocalizedLinear, "factors_beside", dense_factors):
+    with patch.object(LocalizedLinear, "factors_beside", factors_beside):
         yield made
 
 
