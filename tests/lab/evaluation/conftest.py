@@ -1,6 +1,9 @@
-"""A random two-layer Llama over bytes, in float64 so that batches and single rows agree."""
+"""A random two-layer Llama over bytes, in float64 so that batches and single rows agree; and whether boxes work."""
 
 from __future__ import annotations
+
+import shutil
+import subprocess
 
 import pytest
 import torch
@@ -35,3 +38,13 @@ def model() -> LlamaForCausalLM:
         attention_dropout=0.5,  # a forgotten eval mode shows
     )
     return LlamaForCausalLM(config).double().train()
+
+
+@pytest.fixture(scope="session")
+def bubblewrap() -> None:
+    """For tests that need a box: skipped where bubblewrap itself says that it cannot make one."""
+    if shutil.which("bwrap") is None:
+        pytest.skip("needs Linux and bubblewrap (apt install bubblewrap)")
+    trial = subprocess.run(["bwrap", "--unshare-all", "--ro-bind", "/", "/", "true"], capture_output=True, text=True)
+    if trial.returncode != 0:
+        pytest.skip(f"no namespaces here: {trial.stderr.strip()}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -70,7 +69,7 @@ def test_no_python_is_an_error_with_the_example(broken):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not CODE.is_dir(), reason="no data files at shared/ beside the repository")
-@pytest.mark.skipif(shutil.which("bwrap") is None, reason="needs Linux and bubblewrap (apt install bubblewrap)")
+@pytest.mark.usefixtures("bubblewrap")
 @pytest.mark.parametrize("name", ["humaneval_test", "mbpp_prompt", "mbpp_train", "mbpp_validation"])
 def test_every_reference_solution_is_right_and_a_spoiled_one_is_wrong(name):
     examples, _ = to_examples(read_jsonl(CODE / f"{name}.jsonl"), Columns(), name)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import signal
 import socket
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,9 +21,7 @@ import pytest
 from hostile_samples import HONEST, HOSTILE, SHARED_KEY, TESTS, TIME
 from localora.lab.evaluation.sandbox import Limits, Sample, Sandbox, SandboxError, Verdict, box, seccomp
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("bwrap") is None, reason="needs Linux and bubblewrap (apt install bubblewrap)"
-)
+pytestmark = pytest.mark.usefixtures("bubblewrap")
 NOBODY = 65_534
 # An interpreter that every user can read: a test run's own may lie in root's home.
 EVERYONES_PYTHON = next((path for path in ("/usr/bin/python3", "/usr/local/bin/python3") if Path(path).exists()), None)
@@ -57,9 +57,24 @@ class Outside:
         )
 
 
-def boxes() -> list[psutil.Process]:
-    """The boxes that run, told by their command."""
-    return [p for p in psutil.process_iter(["cmdline"]) if "--remount-ro" in (p.info["cmdline"] or ())]
+def boxes(option: str = "--remount-ro") -> list[psutil.Process]:
+    """The boxes that run, told by their command, without those of other test runs."""
+    return [p for p in psutil.process_iter(["cmdline"]) if option in (p.info["cmdline"] or ()) and not elsewhere(p)]
+
+
+def elsewhere(process: psutil.Process) -> bool:
+    try:
+        above = {parent.pid: " ".join(parent.cmdline()) for parent in process.parents()}
+    except psutil.NoSuchProcess:
+        return True
+    return os.getpid() not in above and any("pytest" in command for command in above.values())
+
+
+def wait_for(event: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
+    while not event():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def as_user(uid: int, work: Callable[[], Any]) -> Any:
@@ -103,6 +118,11 @@ def battery(request: pytest.FixtureRequest) -> Iterator[Battery]:
         if uid != 0 or EVERYONES_PYTHON is None:
             pytest.skip("needs root, and a Python that every user can read")
         uid, python = NOBODY, EVERYONES_PYTHON
+        trial = as_user(
+            uid, lambda: subprocess.run(["bwrap", "--unshare-all", "--ro-bind", "/", "/", "true"]).returncode
+        )
+        if trial != 0:
+            pytest.skip("other users than root may not make namespaces here")
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o777)
     server = socket.create_server(("127.0.0.1", 0))
@@ -164,11 +184,24 @@ def test_hostile(battery, name):
 
 @pytest.mark.slow
 def test_nothing_is_left(battery):
-    deadline = time.monotonic() + 60
-    while boxes() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert boxes() == []
+    wait_for(lambda: not boxes())
     assert not battery.reached
+
+
+@pytest.mark.slow
+def test_boxes_end_with_the_process_that_started_them():
+    child = os.fork()
+    if child == 0:
+        Sandbox(PATIENT).run(Sample("while True: pass", TESTS, ("solve",)))
+        os._exit(0)
+
+    def endless() -> bool:
+        return any("sample" in p.info["cmdline"] and p.cpu_times().user > 0.5 for p in boxes("-S"))
+
+    wait_for(endless)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    wait_for(lambda: not boxes() and not endless())
 
 
 @pytest.mark.parametrize(
@@ -210,6 +243,11 @@ assert list(squares(4)) == [0, 1, 4, 9]
 assert Node(1) != Node(1)
 """
     assert Sandbox().run(Sample(program, tests, ("Node", "depth", "squares"))) == Verdict(True, "passed")
+
+
+def test_a_value_of_the_program_is_a_value_in_its_tests():
+    sample = Sample("limit = 3\ndef solve(): return limit", "assert limit == 3 == solve()", ("limit", "solve"))
+    assert Sandbox().run(sample) == Verdict(True, "passed")
 
 
 def test_a_function_of_the_tests_cannot_be_handed_over():
@@ -272,6 +310,11 @@ def test_without_libseccomp_nothing_runs(monkeypatch):
     monkeypatch.setattr(seccomp.ctypes, "CDLL", lambda name: (_ for _ in ()).throw(OSError(f"{name}: not found")))
     with pytest.raises(SandboxError, match=r"libseccomp\.so\.2: not found.*apt install bubblewrap libseccomp2"):
         Sandbox()
+
+
+def test_a_python_that_does_not_run_is_named():
+    with pytest.raises(SandboxError, match=r"/no/python does not run"):
+        Sandbox(python="/no/python")
 
 
 def test_where_namespaces_are_forbidden_nothing_runs(monkeypatch, tmp_path):

@@ -175,7 +175,10 @@ class Sandbox:
 def _walls(python: str) -> list[str]:
     """Options of bwrap: new namespaces, no rights, and a read-only root of Python and the libraries it needs."""
     query = "import os, sys; print(os.path.dirname(os.__file__), os.path.join(sys.base_prefix, 'lib'), sep='\\n')"
-    library = subprocess.run([python, "-I", "-S", "-c", query], capture_output=True, text=True, check=True).stdout
+    try:
+        library = subprocess.run([python, "-I", "-S", "-c", query], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SandboxError(f"{python} does not run ({error}), {_REMEDY}") from None
     system = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache"]
     shown = {path for path in (*library.split("\n"), python, os.path.realpath(python), *system) if os.path.exists(path)}
     if os.geteuid() == 0:  # becomes a user that nobody else is, once inside

@@ -52,8 +52,8 @@ def encode(value: Any, refer: Callable[[Any], list[Any]]) -> Any:
     return refer(value)
 
 
-def decode(data: Any, resolve: Callable[[str, Any], Any]) -> Any:
-    """What `encode` made; `resolve(kind, key)` is for references."""
+def decode(data: Any, resolve: Callable[[Any], Any]) -> Any:
+    """What `encode` made; `resolve(key)` is what the reference ["kept", key] stands for."""
     if not isinstance(data, list):
         return data
     kind, *rest = data
@@ -67,7 +67,9 @@ def decode(data: Any, resolve: Callable[[str, Any], Any]) -> Any:
         return NUMBERS[kind](rest[0])
     if kind == "type":
         return TYPES[rest[0]]
-    return resolve(kind, rest[0])
+    if kind == "kept":
+        return resolve(rest[0])
+    raise ValueError(f"nothing is sent as {kind!r}")
 
 
 class Ended(BaseException):
@@ -107,17 +109,16 @@ def sample(line: Line) -> None:
     def run(program: str) -> None:
         exec(compile(program, "<program>", "exec", dont_inherit=True), vars(module))
 
+    def get(name: str) -> Any:
+        if name not in vars(module):
+            raise NameError(f"name {name!r} is not defined")
+        return vars(module)[name]
+
     def refer(value: Any) -> list[Any]:
         kept.append(value)
         return ["kept", len(kept) - 1]
 
-    def resolve(kind: str, key: Any) -> Any:
-        if kind == "kept":
-            return kept[key]
-        if key not in vars(module):
-            raise NameError(f"name {key!r} is not defined")
-        return vars(module)[key]
-
+    operations = {**OPERATIONS, "run": run, "get": get}
     line.send("ready")
     while True:
         try:
@@ -125,8 +126,8 @@ def sample(line: Line) -> None:
         except Ended:
             return
         try:
-            function = run if operation == "run" else OPERATIONS[operation]
-            result = function(*decode(arguments, resolve), **decode(keywords, resolve))
+            arguments, keywords = (decode(data, kept.__getitem__) for data in (arguments, keywords))
+            result = operations[operation](*arguments, **keywords)
             reply = ["value", encode(result, refer)]
         except BaseException as error:  # SystemExit too: leaving is no answer
             reply = ["error", type(error).__name__, str(error)[:1000]]
@@ -136,8 +137,8 @@ def sample(line: Line) -> None:
 class Remote:
     """In the tests: a function or object of the sample, which stays where it is. Equal to nothing but itself."""
 
-    def __init__(self, line: Line, reference: list[Any]) -> None:
-        vars(self).update(_line=line, _reference=reference)
+    def __init__(self, line: Line, key: Any) -> None:
+        vars(self).update(_line=line, _key=key)
 
     def _ask(self, operation: str, *args: Any, **kwargs: Any) -> Any:
         line: Line = vars(self)["_line"]
@@ -173,7 +174,7 @@ def ask(line: Line, operation: str, *args: Any, **kwargs: Any) -> Any:
     line.send([operation, encode(args, _reference), encode(kwargs, _reference)])
     outcome, *rest = line.receive()
     if outcome == "value":
-        return decode(rest[0], lambda kind, key: Remote(line, [kind, key]))
+        return decode(rest[0], lambda key: Remote(line, key))
     name, message = rest
     known = getattr(builtins, name, None)
     built_in = isinstance(known, type) and issubclass(known, Exception)
@@ -185,8 +186,7 @@ def ask(line: Line, operation: str, *args: Any, **kwargs: Any) -> Any:
 
 def _reference(value: Any) -> list[Any]:
     if isinstance(value, Remote):
-        reference: list[Any] = vars(value)["_reference"]
-        return reference
+        return ["kept", vars(value)["_key"]]
     raise TypeError(f"tests cannot hand a {type(value).__name__} to the program, only plain values")
 
 
@@ -194,6 +194,7 @@ def judge(line: Line, job: dict[str, Any], verdict: int) -> NoReturn:
     """Writes "started" and then, as JSON, [passed, reason] to `verdict`."""
 
     def end(passed: bool, reason: str) -> NoReturn:
+        signal.alarm(0)  # one verdict only
         os.write(verdict, json.dumps([passed, reason[:100]]).encode())
         os._exit(0)
 
@@ -206,7 +207,7 @@ def judge(line: Line, job: dict[str, Any], verdict: int) -> NoReturn:
     try:
         ask(line, "run", job["program"])
         exec(compile(job["setup"], "<setup>", "exec", dont_inherit=True), space)
-        space.update({name: Remote(line, ["name", name]) for name in job["names"]})
+        space.update({name: ask(line, "get", name) for name in job["names"]})
         exec(compile(job["tests"], "<tests>", "exec", dont_inherit=True), space)
     except Ended:
         pass
