@@ -78,6 +78,7 @@ CHEATS = {
     "writes passed everywhere": Case(
         "import os\nfor d in range(64):\n    try: os.write(d, b'[true, \"passed\"]\\n')\n    except OSError: pass\n"
     ),
+    "raises what a terminal obeys": Case("raise type('x\\n\\x1b[2J', (Exception,), {})", "x??[2J"),
     "raises passed": Case("raise type('passed', (Exception,), {})", "passed"),
     "changes the reporter": Case(
         "import os, builtins\nos._exit = lambda code: None\nbuiltins.AssertionError = builtins.NameError = int\n"
@@ -184,6 +185,18 @@ OUTBREAKS = {
     "a user namespace by clone": Case(
         _LIBC + "import os\nclone = 56 if os.uname().machine == 'x86_64' else 220\n"
         "if libc.syscall(clone, 0x10000000 | 17, 0, 0, 0, 0) >= 0:\n    " + _ESCAPE.format("a namespace"),
+        "NameError",
+    ),
+    "locks a file that others use": Case(
+        "import fcntl, os\nfcntl.flock(open(os.__file__), fcntl.LOCK_EX)\n" + _ESCAPE.format("a lock"),
+        "PermissionError",
+    ),
+    "watches what others do": Case(
+        _LIBC + "if libc.inotify_init1(0) >= 0:\n    " + _ESCAPE.format("a watch"), "NameError"
+    ),
+    "timers without end": Case(
+        _LIBC + "timer = ctypes.c_void_p()\nfor _ in range(1000):\n"
+        "    if libc.timer_create(0, None, ctypes.byref(timer)): break\nelse: " + _ESCAPE.format("timers"),
         "NameError",
     ),
     "another root": Case("import os\nos.chroot('/')\n" + _ESCAPE.format("a root"), "PermissionError"),

@@ -195,7 +195,8 @@ def judge(line: Line, job: dict[str, Any], verdict: int) -> NoReturn:
 
     def end(passed: bool, reason: str) -> NoReturn:
         signal.alarm(0)  # one verdict only
-        os.write(verdict, json.dumps([passed, reason[:100]]).encode())
+        reason = "".join(letter if letter.isprintable() else "?" for letter in reason[:100])
+        os.write(verdict, json.dumps([passed, reason]).encode())
         os._exit(0)
 
     if line.receive() != "ready":
@@ -229,6 +230,7 @@ def enter(limits: dict[str, int], uid: int) -> None:
         "CPU": limits["seconds"] + 1,
         "NPROC": limits["threads"],
         "NOFILE": limits["open_files"],
+        "SIGPENDING": 64,  # timers count too
         "FSIZE": 0,
         "CORE": 0,
     }.items():

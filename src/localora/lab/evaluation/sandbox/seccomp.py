@@ -2,7 +2,8 @@
 
 Namespaces keep a sample from the outside; this keeps it to one process whose memory counts. What it refuses: other
 processes, memory that no limit counts (memfd, System V and POSIX message queues and shared memory), sockets,
-namespaces and mounts, other processes' memory, and the large kernel interfaces that no Python program needs.
+namespaces and mounts, other processes' memory, locks and watches on files that others use, and the large kernel
+interfaces that no Python program needs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ REFUSED = [
     *("unshare", "setns", "chroot", "pivot_root", "mount", "umount2", "mount_setattr", "open_tree", "move_mount"),
     *("fsopen", "fsmount", "fsconfig", "fspick", "name_to_handle_at", "open_by_handle_at", "fanotify_init"),
     *("io_uring_setup", "io_uring_enter", "io_uring_register", "bpf", "perf_event_open", "userfaultfd"),
-    *("keyctl", "add_key", "request_key"),
+    *("keyctl", "add_key", "request_key", "flock", "inotify_init", "inotify_init1"),
     *("init_module", "finit_module", "delete_module", "kexec_load", "kexec_file_load"),
 ]
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
