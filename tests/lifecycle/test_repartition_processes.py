@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from localora import CalibrationError, Repartitioner, ScheduleError, calibrate
 from localora.adapter.model import adapted_layers
+from localora.lifecycle.processes import ProcessError
 from tiny_models import mlp_batch
 
 pytestmark = pytest.mark.slow
@@ -61,7 +62,7 @@ def trained(rank: int, method: str, options: dict[str, Any]) -> dict[str, Any]:
 
 def errors(rank: int) -> list[str]:
     """Process 1 alone has an empty data set, a batch of bad numbers, a factor of them: none waits for it."""
-    own_error = {0: RuntimeError, 1: CalibrationError}[rank]
+    own_error = {0: ProcessError, 1: CalibrationError}[rank]
     bad = [mlp_batch(seed=0), mlp_batch(seed=1)]
     bad[1]["x"][0, 0] = float("nan") if rank else 0.0
     raised = []
@@ -73,7 +74,7 @@ def errors(rank: int) -> list[str]:
     model = adapted_mlp("cps-lora", repartition=[1.0])
     with torch.no_grad():
         trainable(model)[0][0, 0] = float("nan") if rank else 0.0
-    with pytest.raises(ScheduleError if rank else RuntimeError) as diverged:
+    with pytest.raises(ScheduleError if rank else ProcessError) as diverged:
         Repartitioner(model, None, 1, [mlp_batch()]).step()
     return [*raised, str(diverged.value)]
 
