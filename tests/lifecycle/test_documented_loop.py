@@ -39,4 +39,5 @@ def test_the_printed_loop_re_partitions(method: str) -> None:
     exec(loop, names)
     (event,) = names["repartitioner"].events  # type: ignore[attr-defined]
     assert event.step == 3
-    assert event.rows_moved > 0
+    assert event.frozen_rank > 0
+    assert event.joined_norm > 0

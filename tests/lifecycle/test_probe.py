@@ -240,8 +240,8 @@ def test_the_trainer_s_run_is_that_of_a_loaded_placement(tmp_path: Path) -> None
         ({"probe_steps": -1}, "probe_steps must be an integer of at least 0"),
         ({"probe_rank": 1.5}, "probe_rank must be an integer of at least 0"),
         ({"probe_lr": 0.0}, "probe_lr must be above 0, got 0.0"),
-        ({"probe_steps": 5}, r"set repartition=\[\] and repartition_every=0"),
-        ({"probe_steps": 5, "repartition": [], "repartition_every": 3}, r"or repartition_signal='delta'"),
+        ({"probe_steps": 5, "repartition": [0.5]}, "set repartition_place='kept'"),
+        ({"probe_steps": 5, "repartition_every": 3}, "or repartition_signal='delta'"),
     ],
 )
 def test_settings_that_cannot_be(options: dict[str, Any], message: str) -> None:
@@ -249,8 +249,9 @@ def test_settings_that_cannot_be(options: dict[str, Any], message: str) -> None:
         CpsLoraConfig(**options)
 
 
-def test_re_partition_on_the_update_alone_may_follow() -> None:
-    assert CpsLoraConfig(probe_steps=5, repartition_signal="delta").repartition == [0.05, 0.15, 0.3]
+@pytest.mark.parametrize("options", [{"repartition_signal": "delta"}, {"repartition_place": "kept"}])
+def test_events_that_do_not_plan_on_a_gradient_may_follow(options: dict[str, Any]) -> None:
+    assert CpsLoraConfig(probe_steps=5, repartition=[0.5], **options).repartition == [0.5]
 
 
 @pytest.mark.parametrize(

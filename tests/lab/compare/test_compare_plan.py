@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from localora import CpsLoraConfig, GlobalLocalLoraConfig
 from localora.lab.compare.budgets import resolve
 from localora.lab.compare.errors import PlanError
 from localora.lab.compare.guards import check_budgets, check_data
@@ -15,6 +16,7 @@ from localora.lab.compare.plan import ResolvedPlan
 from localora.lab.compare.plan_file import load_plan, validate_plan
 from localora.lab.compare.runs import final_run, sweep_run
 from localora.lab.recipe.schema import RecipeError
+from localora.lab.training.adapter import adapter_config
 from planned import GRID, plan_values, resolved_plan
 
 REPOSITORY = Path(__file__).parents[3]
@@ -91,6 +93,26 @@ def test_a_method_is_refused(case: str, model_folder: Path) -> None:
         resolved_plan(model_folder, methods={"lora": None, "ours": {"name": "g-lora"} | changes})
     assert caught.value.problems[0].startswith("methods.ours: ")
     assert message in caught.value.problems[0]
+
+
+def test_events_of_every_method_can_be_compared(model_folder: Path) -> None:
+    events = {"repartition": [0.25, 0.5], "frozen_rank": 40}
+    methods: dict[str, Any] = {
+        "lora": None,
+        "lora-events": {"name": "g-lora", "global_share": 1.0, **events},
+        "random": {"name": "cps-lora", "clusters": 2, "placement": "random", "repartition_place": "random", **events},
+        "kept": {"name": "hybrid", "clusters": 2, "placement": "random", "repartition_place": "kept", **events},
+        "merged": {"name": "g-lora", "repartition": [0.25], "frozen": "merged", "rewarm": 2},
+    }
+    resolved = resolved_plan(model_folder, methods=methods)
+    check_budgets(resolved)
+    ours = final_run(resolved, "sums", resolved.contender("random"), 1e-2, 1).recipe.method
+    config = adapter_config(ours, seed=1)
+    assert isinstance(config, CpsLoraConfig)
+    assert (config.repartition, config.repartition_place, config.frozen_rank) == ([0.25, 0.5], "random", 40)
+    lora = adapter_config(resolved.contender("lora-events").method, seed=1)
+    assert isinstance(lora, GlobalLocalLoraConfig)
+    assert lora.layer_budget(32, 32, 4).local is None
 
 
 def test_a_plan_file(tmp_path: Path) -> None:

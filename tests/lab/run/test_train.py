@@ -25,7 +25,7 @@ from localora.lab.data.split import subset
 from localora.lab.evaluation.likelihood import mean_loss
 from localora.lab.recipe.file import validate_recipe
 from localora.lab.recipe.schema import Recipe, RecipeError
-from localora.lab.report.console import export_line
+from localora.lab.report.console import closing_lines, export_line
 from localora.lab.run import train as run_module
 from localora.lab.run import verification
 from localora.lab.run.train import train
@@ -82,7 +82,10 @@ def test_the_numbers_of_the_record_are_those_of_the_files(model_folder: Path, tm
     assert record.dtype == "float32"
     assert record.after.loss < record.before.loss - 0.1  # it learned
     saved = load_file(tmp_path / "run" / ADAPTER)
-    assert record.parameters.trainable == sum(t.numel() for t in saved.values() if t.is_floating_point())
+    kept = {key: t.numel() for key, t in saved.items() if t.is_floating_point()}
+    assert record.parameters.trainable == sum(count for key, count in kept.items() if "frozen" not in key)
+    if method != "lora":  # it has an event
+        assert record.parameters.stored == sum(kept.values()) > record.parameters.trainable
     assert record.parameters.lora_same_r == 4 * (32 + 32) + 4 * (64 + 32)  # q_proj 32 x 32, down_proj 32 x 64
     assert record.parameters.trainable == pytest.approx(record.parameters.lora_same_r, rel=0.005)
     assert record.parameters.base == sum(p.numel() for p in setup.model.parameters())
@@ -109,7 +112,7 @@ def test_every_field_of_the_record_is_filled(model_folder: Path, tmp_path: Path)
     assert len(record.placement["layers"]) == 2
     assert [event["step"] for event in record.repartitions] == [3]
     assert record.export is not None
-    assert record.export["rank"] == 8
+    assert record.export["rank"] == record.parameters.rank == 16  # two clusters of rank 4, and as much from the event
     assert record.export["verified"]
     assert record.export["logit_error"] < 1e-5
     names = {p.name for p in (tmp_path / "run").iterdir()}
@@ -126,6 +129,27 @@ def test_an_export_that_is_not_the_adapter_is_not_called_verified(
     assert record.export["delta_error"] > 0.01
     assert record.export["logit_error"] > 1e-4
     assert "NOT VERIFIED" in export_line(record.export)
+
+
+def test_lora_as_a_placement_has_events_too(model_folder: Path, tmp_path: Path) -> None:
+    """The rival of placements that are chosen anew: the chain of LoRAs, ReLoRA and COLA."""
+    values = recipe_values(model_folder, tmp_path / "run")
+    values["method"] = {
+        "name": "g-lora", "global_share": 1.0, "r": 4, "target_modules": ["q_proj", "down_proj"],
+        "repartition": [0.3, 0.6],
+    }  # fmt: skip
+    values["output"]["plots"] = True
+    record = train(validate_recipe(values), console=quiet())
+    assert [(event["step"], event["place"], event["frozen_rank"]) for event in record.repartitions] == [
+        (2, "none", 4), (4, "none", 8),
+    ]  # fmt: skip
+    assert record.parameters.trainable == record.parameters.lora_same_r
+    assert record.parameters.stored == 3 * record.parameters.trainable
+    assert record.parameters.rank == 12
+    assert record.export is not None
+    assert record.export["verified"]
+    assert not (tmp_path / "run" / "placement.png").exists()
+    assert not any("placement.png" in line for line in closing_lines(record, str(tmp_path / "run")))
 
 
 def test_plain_lora_needs_no_placement_and_no_export(model_folder: Path, tmp_path: Path) -> None:
