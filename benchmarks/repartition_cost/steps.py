@@ -1,7 +1,7 @@
 """What a training step costs after events: `python -m benchmarks.repartition_cost.steps`.
 
 A small Llama, the same for all; steps of adapters with 0, 1, 3 and 7 events behind them, their frozen terms beside the
-base weights ("factors") or in them ("merged"), taken in turn, and each put over the one without events of the same round.
+base weights ("factors") or in them ("merged"), taken in turn, each over the one without events of the same round.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ BASE: dict[str, Any] = {
     "evaluation": {"examples": 40, "curve_examples": 24, "curve_points": 3, "batch_size": 40, "max_new_tokens": 40},
 }
 METHODS: tuple[dict[str, Any], ...] = (
-    {"name": "cps-lora", "r": 8, "clusters": 2, "calibration_steps": 2, "sketch": 16, "repartition": [0.25]},
+    {"name": "cps-lora", "r": 8, "clusters": 2, "calibration_steps": 2, "sketch": 16},
     {"name": "g-lora", "r": 8, "calibration_steps": 2},
     {"name": "lora", "r": 8},
 )
