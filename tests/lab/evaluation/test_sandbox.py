@@ -223,7 +223,7 @@ def test_values_arrive_as_they_were(value, expression):
     """From the program to its tests, and back."""
     program = f"def give(): return {value}\ndef same(x): return x == {value} and type(x) is type({expression or value})"
     tests = f"x = give()\nassert x == {expression or value} and type(x) is type({expression or value})\nassert same(x)"
-    assert Sandbox().run(Sample(program, tests, ("give", "same"))) == Verdict(True, "passed")
+    assert Sandbox(PATIENT).run(Sample(program, tests, ("give", "same"))) == Verdict(True, "passed")
 
 
 def test_objects_stay_with_the_program_and_can_be_used():
@@ -242,12 +242,12 @@ assert depth(root) == 3 and len(root.left) == 2 and root.left.value == 2
 assert list(squares(4)) == [0, 1, 4, 9]
 assert Node(1) != Node(1)
 """
-    assert Sandbox().run(Sample(program, tests, ("Node", "depth", "squares"))) == Verdict(True, "passed")
+    assert Sandbox(PATIENT).run(Sample(program, tests, ("Node", "depth", "squares"))) == Verdict(True, "passed")
 
 
 def test_a_value_of_the_program_is_a_value_in_its_tests():
     sample = Sample("limit = 3\ndef solve(): return limit", "assert limit == 3 == solve()", ("limit", "solve"))
-    assert Sandbox().run(sample) == Verdict(True, "passed")
+    assert Sandbox(PATIENT).run(sample) == Verdict(True, "passed")
 
 
 def test_a_function_of_the_tests_cannot_be_handed_over():
@@ -260,7 +260,10 @@ def test_setup_belongs_to_the_tests():
     """Its helpers are the tests' own, whatever the program calls by the same name."""
     setup = "import math\ndef helper(x):\n    return math.floor(x)"
     program = "def helper(x): return 3\ndef solve(x): return 0.5"
-    assert Sandbox().run(Sample(program, "assert helper(solve(2)) == 3", ("solve",), setup)).reason == "AssertionError"
+    assert (
+        Sandbox(PATIENT).run(Sample(program, "assert helper(solve(2)) == 3", ("solve",), setup)).reason
+        == "AssertionError"
+    )
 
 
 def test_limits_bind():

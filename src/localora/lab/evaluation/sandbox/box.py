@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -104,18 +104,21 @@ class Sandbox:
         Raises:
             SandboxError: the boxes did not start this time; the program was not run.
         """
+        return self._run(sample, self.limits)
+
+    def _run(self, sample: Sample, limits: Limits) -> Verdict:
         to_sample, to_judge = os.pipe(), os.pipe()
         with ExitStack() as stack:
             try:
-                player = self._start(stack, "sample", {}, stdin=to_sample[0], stdout=to_judge[1])
+                player = self._start(stack, limits, "sample", {}, stdin=to_sample[0], stdout=to_judge[1])
                 ends = {"incoming": to_judge[0], "outgoing": to_sample[1]}
-                judge = self._start(stack, "judge", ends, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                judge = self._start(stack, limits, "judge", ends, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             finally:
                 for descriptor in (*to_sample, *to_judge):
                     os.close(descriptor)
-            job = {**sample._asdict(), "seconds": self.limits.seconds}
+            job = {**sample._asdict(), "seconds": limits.seconds}
             try:
-                said, complaint = judge.communicate(json.dumps(job).encode(), self.limits.seconds + _START)
+                said, complaint = judge.communicate(json.dumps(job).encode(), limits.seconds + _START)
             except subprocess.TimeoutExpired as expired:
                 said, complaint = expired.stdout or b"", b"no answer"
             player.kill()
@@ -138,10 +141,10 @@ class Sandbox:
         return verdicts
 
     def _start(
-        self, stack: ExitStack, role: str, ends: dict[str, int], *, stdin: int, stdout: int
+        self, stack: ExitStack, limits: Limits, role: str, ends: dict[str, int], *, stdin: int, stdout: int
     ) -> subprocess.Popen[bytes]:
         """One box; it is killed when `stack` is left, and with this process."""
-        settings = {"limits": asdict(self.limits), "uid": _FIRST_UID + next(_uids) % _UIDS, **ends}
+        settings = {"limits": asdict(limits), "uid": _FIRST_UID + next(_uids) % _UIDS, **ends}
         filter_read, filter_write = os.pipe()
         try:
             os.write(filter_write, self._filter)
@@ -167,7 +170,8 @@ class Sandbox:
             SandboxError: it failed, or one was open.
         """
         tests = "doors = open_doors()\nif doors: raise type(', '.join(doors), (Exception,), {})"
-        verdict = self.run(Sample(_PROBE, tests, ("open_doors",)))
+        patient = replace(self.limits, seconds=int(_START))
+        verdict = self._run(Sample(_PROBE, tests, ("open_doors",)), patient)
         if not verdict.passed:
             raise SandboxError(f"the sandbox does not hold ({verdict.reason}), {_REMEDY}")
 
