@@ -121,6 +121,16 @@ def test_code_that_is_allowed_goes_to_the_sandbox_with_its_tests(model, tokenize
     assert results[0].protections == ("a wall",)
 
 
+@pytest.mark.usefixtures("bubblewrap")
+def test_code_is_run_and_its_protections_are_told(model, tokenizer, folder, monkeypatch):
+    """As published, prompt, reference imports, setup code and all: the right answer is right, the other wrong."""
+    write(monkeypatch, {"The sum": "    return a + b\n", "double": "\ndef double(x): return x + 2"})
+    results = evaluate_tasks(model, tokenizer, load_tasks(["code"], folder), allow_code_execution=True)
+    assert [result.value for result in results] == [1.0, 0.0]
+    assert results[1].items[0].output.endswith("# AssertionError")
+    assert results[0].protections[0].startswith("bubblewrap ")
+
+
 def test_a_limit_draws_the_same_items_for_every_model(folder):
     (first,), (again,) = load_tasks(["arc_easy"], folder, 3), load_tasks(["arc_easy"], folder, 3)
     (other,) = load_tasks(["arc_easy"], folder, 3, seed=1)
