@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test test-fast test-lower-bounds check format bench theory results docs clean
+.PHONY: help quickstart test test-fast test-lower-bounds check format bench theory results architecture docs clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -20,10 +20,11 @@ test: $(VENV)/dev.done           ## all tests
 test-fast: $(VENV)/dev.done      ## the tests that start no process and train no model to the end: within two minutes
 	$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 
-check: $(VENV)/dev.done          ## linter, formatter, types, documentation
+check: $(VENV)/dev.done          ## linter, formatter, types, which way imports run, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: $(VENV)/train.done        ## time and memory beside PEFT's LoRA, on a quiet machine; resumable; BENCH_ARGS='--only training'
@@ -49,12 +50,15 @@ test-lower-bounds:               ## the core's tests on the oldest versions pypr
 docs: $(VENV)/dev.done           ## the documentation as a site in site/, every link checked; DOCS_ARGS=serve shows it while you write
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(DOCS_ARGS),build --strict)
 
+architecture: $(VENV)/dev.done   ## docs/architecture.md again, from the docstrings
+	$(BIN)/python -m tools.architecture
+
 format: $(VENV)/dev.done         ## let the formatter and the linter's fixes loose
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:           ## remove the environment and caches
-	rm -rf $(VENV) .venv-oldest .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf $(VENV) .venv-oldest .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

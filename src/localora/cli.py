@@ -93,19 +93,12 @@ def train(
     ] = False,
 ) -> None:
     with _errors_in_one_line():
-        from rich.console import Console
-
+        from localora.lab.commands.train import train_and_report
         from localora.lab.recipe.file import load_recipe
-        from localora.lab.report.console import print_record
-        from localora.lab.run.train import train as run
-        from localora.lab.training.processes import is_main_process, leave_processes
 
         allowed = ["evaluation.allow_code_execution=true"] if allow_code_execution else []
         chosen = load_recipe(recipe, [*(set_ or []), *allowed], folder=out)
-        console = Console(quiet=not is_main_process())
-        record = run(chosen, overwrite=overwrite, resume=resume, console=console)
-        print_record(record, console)
-        leave_processes()
+        train_and_report(chosen, overwrite=overwrite, resume=resume)
 
 
 EVALUATE_HELP = """Measure a base model or a trained adapter on published tasks, zero-shot.
@@ -261,7 +254,7 @@ def inspect(
         from rich.console import Console
 
         from localora.lab.inspect.microscope import inspect_delta
-        from localora.lab.report.console import describe_progress
+        from localora.lab.run.progress import describe_progress
 
         console = Console()
         report = inspect_delta(

@@ -1,1 +1,1 @@
-"""From our adapters to what serving engines read: plain LoRA folders."""
+"""How an adapter leaves: plain LoRA, GGUF, merged checkpoints, what engines need. Nothing is placed or trained."""

@@ -1,24 +1,14 @@
-"""A folder of several files that belong together: it is there whole, as it was, or not at all.
-
-Everything is written into a new folder beside the target, brought to the disk, and renamed. A process that is killed
-leaves the target as it was and, beside it, a hidden folder `.NAME.partial-…`, which may be deleted. When an old export
-is replaced, it is first renamed to `.NAME.old-…`; killed between the two renames, both are there and complete.
-"""
+"""Where an export may go: an empty place, or, when it is to be replaced, an earlier export and nothing else."""
 
 from __future__ import annotations
 
-import errno
-import os
-import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from localora.errors import LocaloraError
+from localora.files import StorageError, written_folder
 
 # What an export consists of, whichever its kind. --overwrite replaces folders of these files and no others.
 OWN_FILES = (
@@ -26,9 +16,6 @@ OWN_FILES = (
     "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
 )  # fmt: skip
-
-
-_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY)
 
 
 class ExportError(LocaloraError, ValueError):
@@ -68,41 +55,8 @@ def written_whole(out: Path, overwrite: bool) -> Iterator[Path]:
         ExportError: as :func:`check_target`, or the disk is full, read-only or otherwise in the way.
     """
     check_target(out, overwrite)
-    out = out.resolve()
-    unique = secrets.token_hex(4)
-    partial, old = out.with_name(f".{out.name}.partial-{unique}"), out.with_name(f".{out.name}.old-{unique}")
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        for path in (*partial.iterdir(), partial):
-            _to_disk(path)
-        check_target(out, overwrite)  # it took a while
-        if out.is_dir():
-            out.rename(old)
-        try:
-            partial.rename(out)
-        except OSError:
-            if old.is_dir():
-                old.rename(out)
-            raise
-        _to_disk(out.parent)
-    except (OSError, SafetensorError) as error:
-        raise ExportError(f"cannot write {out}: {_reason(error)}. Nothing there was changed") from error
-    finally:
-        for left in (partial, old) if out.is_dir() else (partial,):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _reason(error: OSError | SafetensorError) -> str:
-    reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-    if isinstance(error, OSError) and error.errno in _PLACE:
-        return f"{reason}; an export is written beside its folder and renamed, so the folder above must be writable"
-    return f"{reason}; free some space, or export to another disk" if "space" in reason.lower() else reason
+        with written_folder(out, lambda: check_target(out, overwrite)) as partial:
+            yield partial
+    except StorageError as error:
+        raise ExportError(str(error)) from error

@@ -1,1 +1,1 @@
-"""Where in a weight matrix an adapter may act: partitions, their budget, and the planners that find them."""
+"""Where in a weight matrix an adapter may act: partitions, budgets, planners. Maths alone: no layers, no training."""

@@ -11,7 +11,7 @@ from rich.console import Console
 
 import tiny_runs
 from localora.lab.commands import quickstart
-from localora.lab.training.setup import Setup
+from localora.lab.run.setup import Setup
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,8 @@ import io
 
 from rich.console import Console
 
-from localora.lab.report.console import comparison_table, describe_progress, print_record
+from localora.lab.report.console import comparison_table, print_record
+from localora.lab.run.progress import describe_progress
 from localora.lab.training.record import Evaluation, Parameters, RunRecord
 
 

@@ -28,10 +28,10 @@ from localora.lab.recipe.schema import Recipe, RecipeError
 from localora.lab.report.console import closing_lines, export_line
 from localora.lab.run import train as run_module
 from localora.lab.run import verification
+from localora.lab.run.setup import Setup, load_setup
 from localora.lab.run.train import train
 from localora.lab.training.folder import FolderError
 from localora.lab.training.record import RunRecord
-from localora.lab.training.setup import Setup, load_setup
 from localora.lab.training.trainer import CheckedTrainer, TrainingError
 from tiny_runs import METHODS, OTHERS, recipe_values, stop_at
 
@@ -93,9 +93,7 @@ def test_the_numbers_of_the_record_are_those_of_the_files(model_folder: Path, tm
 
 
 def test_every_field_of_the_record_is_filled(model_folder: Path, tmp_path: Path) -> None:
-    values = recipe_values(model_folder, tmp_path / "run")
-    values["output"]["plots"] = True
-    returned = train(validate_recipe(values), console=quiet())
+    returned = train(recipe(model_folder, tmp_path / "run"), console=quiet())
     record = RunRecord.read(tmp_path / "run" / "run.json")
     assert record == returned
     assert (record.status, record.error, record.seed, record.method) == ("finished", None, 0, "cps-lora")
@@ -116,7 +114,7 @@ def test_every_field_of_the_record_is_filled(model_folder: Path, tmp_path: Path)
     assert record.export["verified"]
     assert record.export["logit_error"] < 1e-5
     names = {p.name for p in (tmp_path / "run").iterdir()}
-    assert names == {"run.json", "adapter", "lora", "loss.png", "placement.png"}
+    assert names == {".lock", "run.json", "adapter", "lora"}
 
 
 def test_an_export_that_is_not_the_adapter_is_not_called_verified(
@@ -156,7 +154,7 @@ def test_plain_lora_needs_no_placement_and_no_export(model_folder: Path, tmp_pat
     record = train(recipe(model_folder, tmp_path / "run", "lora"), console=quiet())
     assert record.placement is None
     assert record.export is None
-    assert {p.name for p in (tmp_path / "run").iterdir()} == {"run.json", "adapter"}
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {".lock", "run.json", "adapter"}
 
 
 def test_a_given_evaluation_is_not_measured_again(model_folder: Path, tmp_path: Path) -> None:
@@ -254,7 +252,7 @@ def test_overwrite_leaves_nothing_of_the_old_run(model_folder: Path, tmp_path: P
     train(recipe(model_folder, tmp_path / "run", "cps-lora", steps=1), console=quiet())
     record = train(recipe(model_folder, tmp_path / "run", "lora", steps=1), overwrite=True, console=quiet())
     assert record.method == "lora"
-    assert {p.name for p in (tmp_path / "run").iterdir()} == {"run.json", "adapter"}
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {".lock", "run.json", "adapter"}
 
 
 def test_a_folder_that_cannot_be_written_is_found_before_anything_is_loaded(
@@ -267,17 +265,6 @@ def test_a_folder_that_cannot_be_written_is_found_before_anything_is_loaded(
     (tmp_path / "file").write_text("")
     with pytest.raises(FolderError, match="cannot write to"):
         train(recipe(model_folder, tmp_path / "file" / "run"), console=quiet())
-
-
-def test_pictures_without_matplotlib_are_refused_at_once(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run_module, "find_spec", lambda name: None)
-    values = recipe_values(model_folder, tmp_path / "run")
-    values["output"]["plots"] = True
-    with pytest.raises(RecipeError, match=r"output.plots: needs matplotlib \(pip install 'localora\[plots\]'\)"):
-        train(validate_recipe(values), console=quiet())
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_remedy(

@@ -23,13 +23,13 @@ from localora.lab.recipe.file import method_section, validate_recipe
 from localora.lab.recipe.schema import Recipe, RecipeError
 from localora.lab.report.console import closing_lines
 from localora.lab.run import train as run_module
+from localora.lab.run.setup import load_setup
 from localora.lab.run.train import train
 from localora.lab.training.adaptation import adaptation_of
 from localora.lab.training.adaptation.adalora import STATE
 from localora.lab.training.adapter import adapter_config
 from localora.lab.training.folder import FolderError, RunFolder
 from localora.lab.training.record import RunRecord
-from localora.lab.training.setup import load_setup
 from localora.lab.training.trainer import TrainingError
 from tiny_runs import OTHERS, recipe_values, stop_at
 

@@ -17,10 +17,10 @@ from torch import Tensor, multiprocessing
 from localora.cli import app
 from localora.lab.recipe.file import validate_recipe
 from localora.lab.recipe.schema import RecipeError
+from localora.lab.run.setup import Setup
 from localora.lab.run.train import train
 from localora.lab.training import trainer as trainer_module
 from localora.lab.training.record import Evaluation, RunRecord
-from localora.lab.training.setup import Setup
 from localora.lab.training.trainer import CheckedTrainer, TrainingError, build_trainer
 from tiny_runs import recipe_values, write_recipe
 

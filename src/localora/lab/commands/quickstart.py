@@ -13,6 +13,7 @@ from localora.lab.recipe.file import validate_recipe
 from localora.lab.recipe.schema import Recipe
 from localora.lab.report.console import comparison_table, export_line
 from localora.lab.report.overview import draw_overview
+from localora.lab.report.run_pictures import draw_run
 from localora.lab.run.train import train
 from localora.lab.training.record import RunRecord
 
@@ -43,6 +44,7 @@ def run_quickstart(folder: Path, console: Console) -> list[RunRecord]:
         before = records[0].before if records else None  # the untrained model is the same for all
         recipe = quickstart_recipe(method, folder)
         records.append(train(recipe, overwrite=True, before=before, console=console))
+        draw_run(recipe, records[-1])
         gc.collect()  # a Trainer holds its model in cycles, and the next run's peak memory is to be its own
     picture = folder / "quickstart.png"
     draw_overview({record.method: (record, folder / record.method / "adapter") for record in records}, picture)

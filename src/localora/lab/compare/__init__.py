@@ -1,1 +1,1 @@
-"""Comparisons of methods that nobody can call unfair: equal budgets, tuned learning rates, paired seeds, intervals."""
+"""Plans of many runs: equal budgets, tuned learning rates, paired seeds, verdicts. report/ shows what they say."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from localora.lab.compare.errors import PlanError
+from localora.files import make_folder
 from localora.lab.compare.estimate import seconds_left, spell, timings
 from localora.lab.compare.plan import ResolvedPlan
 from localora.lab.compare.run_one import DIVERGED_EXIT
@@ -15,6 +14,7 @@ from localora.lab.compare.same_machine import check_same_machine
 from localora.lab.compare.schedule import Schedule, schedule
 from localora.lab.compare.store import Store
 from localora.lab.compare.workers.pool import Done, Pool, job_text
+from localora.lab.training.lock import locked
 from localora.lab.training.record import Evaluation
 
 WAIT_SECONDS = 1.0
@@ -28,23 +28,18 @@ def execute(resolved: ResolvedPlan, store: Store, pool: Pool, console: Console) 
         The state at the end.
 
     Raises:
-        PlanError: another process works in the folder, it holds records of another plan, or a run was made on another
-            kind of machine than those before it.
+        FolderError: another process works in the folder.
+        PlanError: it holds records of another plan, or a run was made on another kind of machine than those before it.
+        StorageError: the disk is full or cannot be written.
     """
-    store.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(store.folder / ".lock", timeout=0)
     try:
-        lock.acquire()
-    except Timeout as error:
-        pool.close()
-        raise PlanError(str(store.folder), ["another comparison is running in this folder"]) from error
-    try:
-        schedule(resolved, store.read)  # refuses records of another plan, before that plan is replaced
-        store.save_plan(resolved)
-        return _loop(resolved, store, pool, console)
+        make_folder(store.folder)
+        with locked(store.folder):
+            schedule(resolved, store.read)  # refuses records of another plan, before that plan is replaced
+            store.save_plan(resolved)
+            return _loop(resolved, store, pool, console)
     finally:
         pool.close()
-        lock.release()
 
 
 def _loop(resolved: ResolvedPlan, store: Store, pool: Pool, console: Console) -> Schedule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StrictBool, field_serializer, field_validator, model_validator
@@ -21,6 +22,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", descriptio
 Rate = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Role = Literal["method", "headroom"]
+
+OWN_SUFFIXES = (".json", ".jsonl", ".gz", ".csv", ".md", ".html", ".png", ".txt")  # of files beside the tasks' folders
 
 CHOSEN_FOR_ALL = {  # keys that a method of a plan cannot have to itself, and where they belong
     "target_modules": "target_modules at the plan's top level",
@@ -115,6 +118,17 @@ class Plan(Section):
         default=False, description="runs of other processors, torch versions or dtypes in one table, which then says so"
     )
     folder: str | None = Field(default=None, description="results/<name of the plan> when left out")
+
+    @field_validator("tasks")
+    @classmethod
+    def _no_file_of_ours(cls, tasks: dict[str, DataSpec]) -> dict[str, DataSpec]:
+        taken = [name for name in tasks if PurePath(name).suffix in OWN_SUFFIXES]
+        if taken:
+            raise ValueError(
+                f"{taken[0]} would be a folder among the comparison's files; give the task a name without "
+                f"{PurePath(taken[0]).suffix}"
+            )
+        return tasks
 
     @field_validator("training", mode="before")
     @classmethod

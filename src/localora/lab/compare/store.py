@@ -11,13 +11,13 @@ plan.json                                      the resolved plan
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from localora.files import make_folder, write_file
 from localora.lab.compare.errors import PlanError
 from localora.lab.compare.plan import Published, ResolvedPlan
 from localora.lab.compare.runs import RunSpec
@@ -160,11 +160,9 @@ class Store:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Atomic: a reader, or a crash, sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    """As :func:`localora.files.write_file`, in a folder that is made where it is missing."""
+    make_folder(path.parent)
+    write_file(path, text)
 
 
 def _load(kind: type[Any], path: Path) -> Any:

@@ -1,1 +1,1 @@
-"""Tasks from generators, JSONL files or the Hub: what a model reads, should write, and how that is scored."""
+"""Tasks from generators, files or the Hub: what a model reads, should write, how that is scored. No model here."""

@@ -37,13 +37,26 @@ def read_jsonl(path: str | Path) -> list[Row]:
         if not line.strip():
             continue
         where = f"{path}:{number}"
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: not valid JSON ({error.msg}, column {error.colno})") from error
+        values = _parse(line, where)
         if not isinstance(values, dict):
             raise DataError(f"{where}: expected a JSON object, found {type(values).__name__}")
         rows.append(Row(where, values))
     if not rows:
         raise DataError(f"{path} holds no examples")
     return rows
+
+
+def _parse(line: str, where: str) -> Any:
+    try:
+        values = json.loads(line)
+        if "\\ud" in line.lower():  # escapes of characters beyond 16 bits come in pairs
+            json.dumps(values, ensure_ascii=False).encode("utf-8")
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not valid JSON ({error.msg}, column {error.colno})") from error
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: holds half of a surrogate pair ({error.object[error.start]!r}), no text") from error
+    except RecursionError:
+        raise DataError(f"{where}: nested too deeply to be read") from None
+    except ValueError as error:
+        raise DataError(f"{where}: holds a number that is too long to be read ({error})") from error
+    return values

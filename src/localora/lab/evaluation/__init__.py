@@ -1,1 +1,1 @@
-"""What a model knows: loss on held-out completions, and task scores."""
+"""What a model knows: loss on held-out completions, task scores, published tasks. Nothing is trained here."""

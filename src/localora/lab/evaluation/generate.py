@@ -18,7 +18,8 @@ from transformers import (
 
 from localora.lab.data.batches import prompt_ids
 from localora.lab.data.example import Example
-from localora.lab.evaluation.mode import device_of, evaluating
+from localora.lab.evaluation.mode import evaluating
+from localora.lab.model.base import device_of
 
 
 def generate(

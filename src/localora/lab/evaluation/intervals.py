@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
+from scipy.stats import binomtest
 
 Z = 1.959963984540054  # of the normal distribution, 95 % two-sided
 _DRAWS = 2000
@@ -12,10 +11,8 @@ _DRAWS = 2000
 
 def wilson(right: int, count: int) -> tuple[float, float]:
     """Wilson's score interval of a share; sound at 0 and at 1, unlike the normal approximation."""
-    share = right / count
-    middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
-    half = Z / (1 + Z**2 / count) * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    low, high = binomtest(right, count).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(low), float(high)
 
 
 def bootstrap_ratio(sums: list[float], counts: list[int], seed: int = 0) -> tuple[float, float]:

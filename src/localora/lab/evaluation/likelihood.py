@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from localora.lab.data.batches import IGNORED, Collator, Encoded, prompt_ids, token_ids
 from localora.lab.data.example import DataError, Example
-from localora.lab.evaluation.mode import device_of, evaluating
+from localora.lab.evaluation.mode import evaluating
+from localora.lab.model.base import device_of
 
 Progress = Callable[[int, int], None]  # (done, total)
 

@@ -20,8 +20,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model takes its inputs."""
-    return next(model.parameters()).device

@@ -105,7 +105,7 @@ def _locate(folder: Path) -> dict[str, Path]:
     if len(indices) > 1:
         raise InspectionError(f"{folder} has several indices, {', '.join(path.name for path in indices)}; keep one")
     if indices:
-        where = {name: folder / file for name, file in json.loads(indices[0].read_text())["weight_map"].items()}
+        where = {name: folder / file for name, file in _weight_map(indices[0]).items()}
         missing = sorted({path.name for path in where.values() if not path.is_file()})
         if missing:
             raise InspectionError(f"{folder} lacks {', '.join(missing)}, which {indices[0].name} names")
@@ -122,6 +122,18 @@ def _locate(folder: Path) -> dict[str, Path]:
                     raise InspectionError(f"{name} is in both {both} of {folder}; keep one")
                 located[name] = path
     return located
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        found = json.loads(index.read_bytes())["weight_map"]
+        pairs = list(found.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InspectionError(f"{index} is no index of safetensors ({error!r}); save the model anew") from error
+    for name, file in pairs:
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+            raise InspectionError(f"{index} puts {name} in {file!r}, which is no safetensors file of its own folder")
+    return dict(pairs)
 
 
 def _opened(path: Path) -> safe_open:

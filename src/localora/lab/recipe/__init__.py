@@ -1,1 +1,1 @@
-"""Recipes: what a run is, as validated YAML. Nothing here loads, trains or measures."""
+"""What a run is, as validated YAML, and every default of it. Nothing here loads, trains or measures."""

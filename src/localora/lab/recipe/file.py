@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from pydantic import ValidationError
 
 from localora.lab.recipe.schema import METHOD_CLASSES, METHODS, SECTIONS, MethodBase, Recipe, RecipeError, with_folder
+
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_NOT_DECIMAL = re.compile(r"[-+]?0[0-9_]+|.*:.*")
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), folder: str | Path | None = None) -> Recipe:
@@ -43,16 +47,27 @@ def method_section(values: dict[str, Any], overrides: Sequence[str] = ()) -> Met
     return validate_recipe({"model": {"name": "none"}, "data": {"task": "arithmetic"}, **nested}, "method").method
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys without a word; a recipe must not."""
+class _Loader(yaml.SafeLoader):
+    """PyYAML without its surprises: the last of two equal keys would win, and 010 be 8, and 1:30 be 90."""
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        value = super().construct_scalar(node)
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            self._refuse(f"holds half of a surrogate pair ({error.object[error.start]!r}), no text", node)
+        if node.tag in _NUMBERS and _NOT_DECIMAL.fullmatch(value):
+            self._refuse(f"{value} is read as octal or base 60; write a decimal number, or quote a text", node)
+        return value
+
+    def _refuse(self, problem: str, node: yaml.Node) -> NoReturn:
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = sorted({str(key) for key in keys if keys.count(key) > 1})
         if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key {', '.join(twice)} is given twice", node.start_mark
-            )
+            self._refuse(f"key {', '.join(twice)} is given twice", node)
         return super().construct_mapping(node, deep)
 
 
@@ -78,15 +93,23 @@ def parse_yaml(text: str, source: str, known: Sequence[str]) -> dict[str, Any]:
     Raises:
         RecipeError: bad YAML, a key given twice, or no mapping.
     """
-    try:
-        values = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}: " if mark else ""
-        raise RecipeError(source, [f"{where}not valid YAML: {getattr(error, 'problem', None) or error}"]) from error
+    values = _load(text, source, "not valid YAML")
     if not isinstance(values, dict):
         raise RecipeError(source, [f"must hold sections ({', '.join(known)})"])
     return values
+
+
+def _load(text: str, source: str, otherwise: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark and "\n" in text else ""
+        raise RecipeError(source, [f"{where}{otherwise}: {getattr(error, 'problem', None) or error}"]) from error
+    except RecursionError:
+        raise RecipeError(source, [f"{otherwise}: nested too deeply"]) from None
+    except ValueError as error:  # Python's, of a number with thousands of digits, or a date such as 2026-02-31
+        raise RecipeError(source, [f"{otherwise}: {error}"]) from error
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
@@ -99,12 +122,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise RecipeError(source, ["write it as section.key=value, for example training.steps=50"])
-    try:
-        value = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise RecipeError(
-            source, [f"the value is not valid YAML: {getattr(error, 'problem', None) or error}"]
-        ) from error
+    value = _load(text, source, "the value is not valid YAML")
     *sections, last = key.split(".")
     for name in sections:
         values = values.setdefault(name, {})

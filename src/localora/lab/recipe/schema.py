@@ -30,7 +30,7 @@ class RecipeError(LocaloraError, ValueError):
 class Section(BaseModel):
     """A group of keys; frozen, and closed to keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 PositiveInt = Annotated[StrictInt, Field(ge=1)]

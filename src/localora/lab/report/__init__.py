@@ -1,1 +1,1 @@
-"""Run records to tables and pictures."""
+"""Records to tables, pictures and pages. Whatever is computed here comes from records alone."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -11,20 +11,6 @@ from rich.table import Table
 
 from localora.lab.recipe.schema import METHOD_CLASSES, LocalizedMethod
 from localora.lab.training.record import Evaluation, RunRecord
-
-
-def describe_progress(console: Console, stage: str) -> Callable[[int, int], None]:
-    """A `(done, total)` callback that prints a stage when it starts and when it is half way, not on every item."""
-    said: set[str] = set()
-
-    def tell(done: int, total: int) -> None:
-        line = f"{stage}: done" if done >= total else f"{stage}: {done} of {total}" if 2 * done >= total else ""
-        mark = "done" if done >= total else "half"
-        if line and mark not in said:
-            said.add(mark)
-            console.print(line, style="dim", highlight=False)
-
-    return tell
 
 
 def comparison_table(records: Sequence[RunRecord], title: str) -> Table:

@@ -1,33 +1,36 @@
-"""One run, from recipe to record: load, measure, adapt, train, measure again, save, export, draw."""
+"""One run, from recipe to record: load, measure, adapt, train, measure again, save, export."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 from peft import PeftModel
 from rich.console import Console
 from transformers import TrainerState, set_seed
 
+from localora.files import StorageError, storage_reason, written_folder
 from localora.lab.data.batches import Collator
-from localora.lab.recipe.schema import LocalizedMethod, Recipe, RecipeError, differences
-from localora.lab.report.console import describe_progress
+from localora.lab.recipe.schema import LocalizedMethod, Recipe, differences
+from localora.lab.run.progress import describe_progress
+from localora.lab.run.setup import Setup, load_setup
 from localora.lab.run.verification import export_and_verify
 from localora.lab.training.adaptation import Adaptation, adaptation_of
 from localora.lab.training.adaptation.base import Trainee
 from localora.lab.training.adapter import all_parameters, trainable_parameters
-from localora.lab.training.callbacks import HeldOutLoss, OnSave, ProgressBar, curve_of
-from localora.lab.training.folder import FolderError, RunFolder, check_space, open_run_folder, remove
+from localora.lab.training.callbacks import Checkpoints, HeldOutLoss, ProgressBar, curve_of
+from localora.lab.training.folder import FolderError, RunFolder, check_space, open_run_folder, remove, steps_of
+from localora.lab.training.lock import check_unlocked, locked
 from localora.lab.training.memory import PeakMemory
 from localora.lab.training.processes import is_main_process, join_processes
 from localora.lab.training.record import Evaluation, Parameters, RunRecord
-from localora.lab.training.setup import Setup, load_setup
 from localora.lab.training.trainer import build_trainer
 from localora.lifecycle.processes import decide_once
 
 BYTES_PER_PARAMETER = 4 * 3 * 3  # float32 weights and two Adam moments; two checkpoints at a time, result and export
+HOW_TO_GO_ON = "--resume continues it from its last checkpoint"
 
 
 def train(
@@ -49,15 +52,27 @@ def train(
         before: the untrained model's evaluation, when an earlier run on the same model and data has it already.
 
     Raises:
-        FolderError: the output folder cannot be used; raised before anything is loaded.
+        FolderError: the output folder cannot be used, or another process uses it; raised before anything is loaded.
+        StorageError: the disk is full, or the folder was taken away; the run can be continued, or says that it is lost.
         DataError, ModelError, RecipeError: raised before training.
         CalibrationError, TrainingError: raised in training; the record then says `failed` and why.
     """
     join_processes()
     console = console or Console(quiet=not is_main_process())
-    if recipe.output.plots and find_spec("matplotlib") is None:
-        raise RecipeError("output.plots", ["needs matplotlib (pip install 'localora[plots]'), or set it to false"])
-    folder, earlier = decide_once(lambda: _open(recipe, overwrite=overwrite, resume=resume))
+    with ExitStack() as held:
+        folder, earlier = decide_once(lambda: _open(recipe, held, overwrite=overwrite, resume=resume))
+        return _run(recipe, folder, earlier, before, console, overwrite=overwrite)
+
+
+def _run(
+    recipe: Recipe,
+    folder: RunFolder,
+    earlier: RunRecord | None,
+    before: Evaluation | None,
+    console: Console,
+    *,
+    overwrite: bool,
+) -> RunRecord:
     adaptation = adaptation_of(recipe, folder)
     with PeakMemory() as memory:
         record, setup, model = _prepare(recipe, adaptation, earlier, before, console)
@@ -72,18 +87,30 @@ def train(
             if is_main_process():
                 _save(recipe, record, setup, adaptation, model, folder)
         except Exception as error:
-            record.status, record.error = "failed", str(error)
-            _write(record, folder)
-            raise
+            said = storage_reason(error, folder.path)
+            failure = error if said is None else StorageError(f"{said} (the run in {folder.path}: {HOW_TO_GO_ON})")
+            record.status, record.error = "failed", str(failure)
+            with suppress(StorageError):  # the disk that is full, or the folder that is gone, is what we tell of
+                _write(record, folder)
+            raise failure from error
         record.peak_memory_mib = max(record.peak_memory_mib, memory.mib)
     record.status = "finished"
     _write(record, folder)
+    if is_main_process():
+        remove(folder.checkpoints)  # not before the record says that they are not needed
     return record
 
 
-def _open(recipe: Recipe, *, overwrite: bool, resume: bool) -> tuple[RunFolder, RunRecord | None]:
-    folder = open_run_folder(recipe.output.folder or "runs/run", overwrite=overwrite, resume=resume)
-    return folder, _earlier_record(folder, recipe) if resume else None
+def _open(recipe: Recipe, held: ExitStack, *, overwrite: bool, resume: bool) -> tuple[RunFolder, RunRecord | None]:
+    """The folder, with its lock `held`. What is wrong with it is said before anything is made."""
+    path = Path(recipe.output.folder or "runs/run")
+    check_unlocked(path)
+    open_run_folder(path, overwrite=overwrite, resume=resume)
+    held.enter_context(locked(path))
+    folder = open_run_folder(path, overwrite=overwrite, resume=resume)  # another may have come and gone
+    earlier = _earlier_record(folder, recipe) if resume else None
+    folder.sweep()
+    return folder, earlier
 
 
 def _prepare(
@@ -150,14 +177,14 @@ def _train(
 
     checkpoint = decide_once(folder.last_checkpoint)
     if checkpoint is not None:
-        record.resumed_at.append(int(checkpoint.name.removeprefix("checkpoint-")))
+        record.resumed_at.append(steps_of(checkpoint))
     trainer = build_trainer(
         recipe,
         folder.checkpoints,
         model=model,
         train_dataset=setup.train,
         data_collator=Collator(setup.pad_id),
-        callbacks=[bar, *adaptation.callbacks(record), held_out, OnSave(keep)],
+        callbacks=[bar, *adaptation.callbacks(record), held_out, Checkpoints(folder, keep)],
     )
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -174,25 +201,13 @@ def _write(record: RunRecord, folder: RunFolder) -> None:
 def _save(
     recipe: Recipe, record: RunRecord, setup: Setup, adaptation: Adaptation, model: Trainee, folder: RunFolder
 ) -> None:
-    placed = isinstance(recipe.method, LocalizedMethod)
     with _timed(record, "save"):
-        adaptation.save(setup, model)
-        if recipe.output.plots:
-            _draw(record, folder, placed=placed)
-        if recipe.output.export and placed:
+        folder.check_there()
+        with written_folder(adaptation.result) as beside:
+            adaptation.save(setup, model, beside)
+        if recipe.output.export and isinstance(recipe.method, LocalizedMethod):
             assert isinstance(model, PeftModel)
             record.export = export_and_verify(model, setup.test[0], folder.adapter, folder.lora)
-        remove(folder.checkpoints)
-
-
-def _draw(record: RunRecord, folder: RunFolder, *, placed: bool) -> None:
-    from localora.lab.report.curves import draw_losses  # matplotlib is an extra, and not needed without pictures
-    from localora.lab.report.pictures import draw_placements, load_partitions
-
-    draw_losses({record.method: record.curve}, folder.loss_picture)
-    partitions = load_partitions(folder.adapter) if placed else {}
-    if partitions:  # LoRA as a placement has none
-        draw_placements(partitions, folder.placement_picture)
 
 
 def _earlier_record(folder: RunFolder, recipe: Recipe) -> RunRecord:

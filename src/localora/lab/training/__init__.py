@@ -1,1 +1,1 @@
-"""One Trainer set-up, from a recipe to a run record."""
+"""One Trainer set-up: methods, checkpoints, a run's folder, lock and record. Nothing is measured on test data."""

@@ -9,10 +9,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from localora.files import to_disk, write_file
+from localora.lab.training.folder import COMPLETE, RunFolder, remove
+from localora.lab.training.processes import is_main_process
 from localora.lab.training.record import Curve, Point
 from localora.lab.training.trainer import finite
-from localora.lifecycle.processes import decide_once
+from localora.lifecycle.processes import decide_once, failing_together
 
 HELD_OUT = "held_out_loss"  # its key in the Trainer's log history, which checkpoints keep
 
@@ -41,14 +45,32 @@ class HeldOutLoss(TrainerCallback):
         state.log_history.append({HELD_OUT: loss, "step": state.global_step})
 
 
-class OnSave(TrainerCallback):
-    """Calls `keep(state)` after every checkpoint, so that the record on disk is never far behind."""
+class Checkpoints(TrainerCallback):
+    """Ends each checkpoint, calls `keep(state)`, and only then lets the one before go. The last of the callbacks.
 
-    def __init__(self, keep: Callable[[TrainerState], None]) -> None:
-        self.keep = keep
+    A checkpoint is what Trainer and the other callbacks wrote; it counts once all of that is on the disk.
+    """
+
+    def __init__(self, folder: RunFolder, keep: Callable[[TrainerState], None]) -> None:
+        self.folder, self.keep = folder, keep
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if is_main_process():
+            self.folder.check_there()  # Trainer would make it anew
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        with failing_together():  # the others have written their part
+            pass
+        if is_main_process():
+            checkpoint = self.folder.checkpoints / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            for path in (*checkpoint.iterdir(), checkpoint):
+                to_disk(path)
+            write_file(checkpoint / COMPLETE, "")
         self.keep(state)
+        if is_main_process():
+            for other in self.folder.checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+                if other != checkpoint:
+                    remove(other)
 
 
 class ProgressBar(TrainerCallback):

@@ -4,6 +4,7 @@ run.json        the record            loss.png, placement.png   pictures
 adapter/        the trained adapter   lora/                     the exact plain-LoRA copy
 model/          the trained model, where a method has no adapter
 checkpoints/    what --resume continues from
+.lock           held by the process that works here
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 
 from localora.errors import LocaloraError
 
+LOCK = ".lock"
+COMPLETE = "complete"  # the file that ends a checkpoint
 MIN_FREE_BYTES = 256 * 2**20  # a small adapter, its export and two checkpoints with optimizer state
 
 
@@ -70,9 +73,20 @@ class RunFolder:
         return self.record.exists() or self.checkpoints.exists()
 
     def last_checkpoint(self) -> Path | None:
-        """The complete checkpoint with the most steps (Trainer writes its state file last but for the RNG's)."""
-        found = [p for p in self.checkpoints.glob("checkpoint-*") if (p / "trainer_state.json").exists()]
-        return max(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), default=None)
+        """The complete checkpoint with the most steps."""
+        found = [p for p in self.checkpoints.glob("checkpoint-*") if (p / COMPLETE).exists()]
+        return max(found, key=steps_of, default=None)
+
+    def check_there(self) -> None:
+        """Raise FolderError when the folder was removed or replaced under the run that holds its lock."""
+        if not (self.path / LOCK).exists():
+            raise FolderError(f"{self.path} was removed while the run was writing into it; nothing of it is left")
+
+    def sweep(self) -> None:
+        """Remove what a killed process had begun to write."""
+        for pattern in (".*.partial-*", ".*.old-*"):
+            for path in self.path.glob(pattern):
+                remove(path)
 
     def clear(self) -> None:
         """Remove what an earlier run left here."""
@@ -98,13 +112,17 @@ def open_run_folder(path: str | Path, *, overwrite: bool = False, resume: bool =
             "or choose another folder with --out"
         )
     _check_writable(folder.path)
-    strangers = [p.name for p in folder.path.iterdir() if p not in folder.owned]
+    strangers = [p.name for p in folder.path.iterdir() if p not in folder.owned and not p.name.startswith(".")]
     if strangers and not folder.holds_run():
         raise FolderError(
             f"{folder.path} is not empty and holds no run (found {strangers[0]}); choose another folder with --out"
         )
     check_space(folder.path, MIN_FREE_BYTES)
     return folder
+
+
+def steps_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def remove(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 from collections.abc import Sequence
@@ -11,11 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from localora.errors import LocaloraError
+from localora.files import write_file
 from localora.lab.data.example import Example, item_id
 from localora.lab.machine import describe_machine
+from localora.lab.recipe.schema import METHODS
 
 RECORD_FORMAT: Literal[1] = 1  # raise it when a field changes its meaning
 PACKAGES = ("localora", "torch", "transformers", "peft", "accelerate", "safetensors")
@@ -104,18 +105,25 @@ class RunRecord(Part):
     export: dict[str, Any] | None = None
     resumed_at: list[int] = []  # steps at which the run was taken up again
 
+    @field_validator("recipe")
+    @classmethod
+    def _names_its_method(cls, recipe: dict[str, Any]) -> dict[str, Any]:
+        method = recipe.get("method")
+        if not isinstance(method, dict) or method.get("name") not in METHODS:
+            raise ValueError("method.name is missing or no method of ours")
+        return recipe
+
     @property
     def method(self) -> str:
         return str(self.recipe["method"]["name"])
 
     def write(self, path: Path) -> None:
-        """Atomic: a reader, or a crash, sees the old record or the new one."""
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(_compact(json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        """A reader, or a crash, sees the old record or the new one.
+
+        Raises:
+            StorageError: the disk is full, read-only or gone.
+        """
+        write_file(path, _compact(json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False)) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> RunRecord:
@@ -125,7 +133,7 @@ class RunRecord(Part):
             RecordError: the file is missing, damaged, or of another format.
         """
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+            return cls.model_validate_json(path.read_bytes())
         except OSError as error:
             raise RecordError(f"{path} cannot be read: {error.strerror}") from error
         except ValidationError as error:

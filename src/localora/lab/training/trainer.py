@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from torch.nn.utils import get_total_norm
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from localora.errors import LocaloraError
@@ -37,19 +39,64 @@ def finite(loss: float, of: str) -> float:
 
 
 class CheckedTrainer(Trainer):
-    """Looks at each loss before the optimizer uses its gradient, so the weights and checkpoints stay sound."""
+    """Stops at the first number that is none, before it can reach the weights or a checkpoint."""
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(model, inputs, *args, **kwargs)
         total = loss.clone()
         sum_over_processes([total])  # so that they stop together, whoever met it
         if not math.isfinite(total.item()):
-            raise TrainingError(
-                f"the loss became {total.item()} at step {self.state.global_step + 1}; lower training.learning_rate "
-                f"(now {self.args.learning_rate:g}), lengthen training.warmup, or train in float32 "
-                "(model.dtype: float32, training.precision: fp32)"
-            )
+            self._stop(f"the loss became {total.item()}")
         return loss
+
+    def check_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Before the optimizer uses them. A loss can be a number and its gradient none."""
+        if not _all_finite([p.grad for p in parameters if p.grad is not None]):
+            self._stop("the gradient became infinite or no number")
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        assert isinstance(self.model, nn.Module)
+        if not _all_finite([p.detach() for p in self.model.parameters() if p.requires_grad]):
+            self._stop("the weights became infinite or no numbers", done=True)
+        super().save_model(output_dir, _internal_call)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        """None where a run is resumed that has all its steps: Trainer would train one more."""
+        if self.state.global_step >= self.state.max_steps:
+            return [], None
+        return super().get_batch_samples(*args, **kwargs)
+
+    def _stop(self, what: str, *, done: bool = False) -> NoReturn:
+        raise TrainingError(
+            f"{what} at step {self.state.global_step + (not done)}; lower training.learning_rate "
+            f"(now {self.args.learning_rate:g}), lengthen training.warmup, or train in float32 "
+            "(model.dtype: float32, training.precision: fp32)"
+        )
+
+
+class Guard(TrainerCallback):
+    """What CheckedTrainer looks at between its own steps."""
+
+    def __init__(self, trainer: CheckedTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_training_stop = True
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.check_gradients(kwargs["model"].parameters())
+
+
+def _all_finite(tensors: list[torch.Tensor]) -> bool:
+    """The same answer on every process; one number is read off the device, whatever the number of tensors."""
+    largest = get_total_norm([t for t in tensors if t.numel()], norm_type=math.inf)
+    sum_over_processes([largest])
+    return math.isfinite(largest.item())
 
 
 def build_trainer(recipe: Recipe, checkpoints: Path, **parts: Any) -> CheckedTrainer:
@@ -82,7 +129,6 @@ def build_trainer(recipe: Recipe, checkpoints: Path, **parts: Any) -> CheckedTra
         use_cpu=not torch.accelerator.is_available(),
         seed=training.seed,
         save_steps=training.checkpoint_every,
-        save_total_limit=1,
         logging_steps=math.ceil(training.steps / LOGGED_POINTS),
         logging_nan_inf_filter=False,
         disable_tqdm=True,
@@ -92,4 +138,5 @@ def build_trainer(recipe: Recipe, checkpoints: Path, **parts: Any) -> CheckedTra
     )
     trainer = CheckedTrainer(args=arguments, **parts)
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Guard(trainer))
     return trainer

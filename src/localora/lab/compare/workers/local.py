@@ -9,6 +9,7 @@ import time
 
 import torch
 
+from localora.files import write_file
 from localora.lab.compare.runs import RunSpec
 from localora.lab.compare.store import Store, write_text
 from localora.lab.compare.workers.pool import QUIET, RUN_ONE, Done, last_words
@@ -29,6 +30,7 @@ class LocalPool:
         # All at once would else use every core each; the share of one is no more than it would be given.
         threads = max(1, torch.get_num_threads() // self.slots)
         environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **QUIET}
+        write_file(folder / "log.txt", "")  # an error of the disk is ours to name, before the run's own
         with (folder / "log.txt").open("wb") as log:
             self._running[spec] = subprocess.Popen(
                 [sys.executable, "-m", self.module, str(folder / "job.json"), str(os.getpid())],

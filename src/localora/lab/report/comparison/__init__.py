@@ -1,1 +1,1 @@
-"""From records alone to tables, pictures and a page: no model, no GPU, the same bytes of numbers every time."""
+"""A comparison's report: tables, figures, one page. What it says is worked out in compare/."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from localora.files import write_file
 from localora.lab.compare.comparison import Comparison, compare_records
-from localora.lab.compare.store import Store, write_text
+from localora.lab.compare.store import Store
 from localora.lab.report.comparison.figures import TITLES, draw_all
 from localora.lab.report.comparison.html import render_page
 from localora.lab.report.comparison.markdown import render_markdown
@@ -19,12 +20,12 @@ def write_report(folder: Path) -> Comparison:
         PlanError, RecordError: the folder holds no comparison, or damaged records.
     """
     comparison = compare_records(Store(folder))
-    write_text(folder / "summary.csv", summary_csv(comparison))
-    write_text(folder / "contrasts.csv", contrasts_csv(comparison))
-    write_text(folder / "runs.csv", runs_csv(comparison))
+    write_file(folder / "summary.csv", summary_csv(comparison))
+    write_file(folder / "contrasts.csv", contrasts_csv(comparison))
+    write_file(folder / "runs.csv", runs_csv(comparison))
     light, dark = draw_all(comparison, "light"), draw_all(comparison, "dark")
     for name, picture in light.items():
-        (folder / f"{name}.png").write_bytes(picture)
-    write_text(folder / "report.md", render_markdown(comparison, [(f"{name}.png", TITLES[name]) for name in light]))
-    write_text(folder / "index.html", render_page(comparison, light, dark))
+        write_file(folder / f"{name}.png", picture)
+    write_file(folder / "report.md", render_markdown(comparison, [(f"{name}.png", TITLES[name]) for name in light]))
+    write_file(folder / "index.html", render_page(comparison, light, dark))
     return comparison

@@ -20,8 +20,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from localora.lab.training.adaptation.base import Adaptation, Trainee
+from localora.lab.training.prepared import Prepared
 from localora.lab.training.record import RunRecord
-from localora.lab.training.setup import Setup
 from localora.lab.training.trainer import TrainingError
 from localora.lifecycle.processes import processes
 
@@ -34,12 +34,12 @@ Pattern = dict[str, list[bool]]  # parameter name of a layer's E -> which of its
 class AdaLora(Adaptation):
     """Its saved adapter holds the directions that are left, and nothing of the others."""
 
-    def attach(self, setup: Setup, *, resume: bool) -> Trainee:
+    def attach(self, prepared: Prepared, *, resume: bool) -> Trainee:
         config = self._config()
         assert isinstance(config, AdaLoraConfig)
         # PEFT adds the penalty to the loss of every micro-batch on every process, and the Trainer adds those up.
         config.orth_reg_weight /= self.recipe.training.gradient_accumulation * processes()[1]
-        return self._with_adapter(setup, config)
+        return self._with_adapter(prepared, config)
 
     def callbacks(self, record: RunRecord) -> list[TrainerCallback]:
         self._allocation = RankAllocation()
@@ -49,8 +49,8 @@ class AdaLora(Adaptation):
         if self._allocation.pattern is not None:
             record.ranks = {name.removesuffix(SUFFIX): sum(left) for name, left in self._allocation.pattern.items()}
 
-    def save(self, setup: Setup, model: Trainee) -> None:
-        model.save_pretrained(str(self.folder.adapter))
+    def save(self, prepared: Prepared, model: Trainee, to: Path) -> None:
+        model.save_pretrained(str(to))
 
 
 class RankAllocation(TrainerCallback):

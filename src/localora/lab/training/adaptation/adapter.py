@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from localora.lab.training.adaptation.base import Adaptation, Trainee
-from localora.lab.training.setup import Setup
+from localora.lab.training.prepared import Prepared
 
 
 class PlainAdapter(Adaptation):
     """Attached, trained, saved: LoRA and most of its variants."""
 
-    def attach(self, setup: Setup, *, resume: bool) -> Trainee:
-        return self._with_adapter(setup, self._config())
+    def attach(self, prepared: Prepared, *, resume: bool) -> Trainee:
+        return self._with_adapter(prepared, self._config())
 
-    def save(self, setup: Setup, model: Trainee) -> None:
-        model.save_pretrained(str(self.folder.adapter))
+    def save(self, prepared: Prepared, model: Trainee, to: Path) -> None:
+        model.save_pretrained(str(to))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, TrainerCallback
@@ -10,8 +11,8 @@ from transformers import PreTrainedModel, TrainerCallback
 from localora.lab.recipe.schema import Recipe, RecipeError
 from localora.lab.training.adapter import adapter_config, lora_parameters
 from localora.lab.training.folder import RunFolder
+from localora.lab.training.prepared import Prepared
 from localora.lab.training.record import RunRecord
-from localora.lab.training.setup import Setup
 
 Trainee = PreTrainedModel | PeftModel
 
@@ -23,8 +24,8 @@ class Adaptation(ABC):
         self.recipe, self.folder = recipe, folder
 
     @abstractmethod
-    def attach(self, setup: Setup, *, resume: bool) -> Trainee:
-        """Make `setup.model` trainable. `resume`: the Trainer will load a checkpoint over the trained weights.
+    def attach(self, prepared: Prepared, *, resume: bool) -> Trainee:
+        """Make `prepared.model` trainable. `resume`: the Trainer will load a checkpoint over the trained weights.
 
         Raises:
             RecipeError: the method does not fit the model.
@@ -34,6 +35,11 @@ class Adaptation(ABC):
         """Trainable parameters of LoRA at the recipe's r on the same matrices of the attached model."""
         return lora_parameters(model, self.recipe.method.r)
 
+    @property
+    def result(self) -> Path:
+        """Where in the run's folder the result belongs."""
+        return self.folder.adapter
+
     def callbacks(self, record: RunRecord) -> list[TrainerCallback]:
         """What must act during training; `record` holds what an interrupted run did so far."""
         return []
@@ -42,8 +48,8 @@ class Adaptation(ABC):
         """Write into the record what the method did in training so far."""
 
     @abstractmethod
-    def save(self, setup: Setup, model: Trainee) -> None:
-        """Leave the result in the run's folder, such that it gives these logits when it is loaded."""
+    def save(self, prepared: Prepared, model: Trainee, to: Path) -> None:
+        """Write the result into the folder `to`, such that it gives these logits when it is loaded."""
 
     def _config(self) -> PeftConfig:
         training = self.recipe.training
@@ -52,9 +58,9 @@ class Adaptation(ABC):
         except ValueError as error:
             raise RecipeError("method", [str(error)]) from error
 
-    def _with_adapter(self, setup: Setup, config: PeftConfig) -> PeftModel:
+    def _with_adapter(self, prepared: Prepared, config: PeftConfig) -> PeftModel:
         try:
-            model = get_peft_model(setup.model, config)
+            model = get_peft_model(prepared.model, config)
         except ValueError as error:
             raise RecipeError("method", [str(error)]) from error
         assert isinstance(model, PeftModel)

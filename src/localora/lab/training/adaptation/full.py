@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from localora.lab.model.targets import resolve_targets
 from localora.lab.recipe.schema import RecipeError
 from localora.lab.training.adaptation.base import Adaptation, Trainee
-from localora.lab.training.setup import Setup
+from localora.lab.training.prepared import Prepared
 
 
 class FullFineTuning(Adaptation):
@@ -14,18 +16,22 @@ class FullFineTuning(Adaptation):
     In half precision most of Adam's steps would be lost to rounding.
     """
 
-    def attach(self, setup: Setup, *, resume: bool) -> Trainee:
+    def attach(self, prepared: Prepared, *, resume: bool) -> Trainee:
         try:
-            self._targets = resolve_targets(setup.model, self.recipe.method.target_modules)
+            self._targets = resolve_targets(prepared.model, self.recipe.method.target_modules)
         except ValueError as error:
             raise RecipeError("method", [str(error)]) from error
-        model = setup.model.float()
+        model = prepared.model.float()
         model.requires_grad_(True)
         return model
 
     def lora_same_r(self, model: Trainee) -> int:
         return sum(self.recipe.method.r * (target.m + target.n) for target in self._targets)
 
-    def save(self, setup: Setup, model: Trainee) -> None:
-        model.save_pretrained(str(self.folder.model))
-        setup.tokenizer.save_pretrained(str(self.folder.model))
+    @property
+    def result(self) -> Path:
+        return self.folder.model
+
+    def save(self, prepared: Prepared, model: Trainee, to: Path) -> None:
+        model.save_pretrained(str(to))
+        prepared.tokenizer.save_pretrained(str(to))

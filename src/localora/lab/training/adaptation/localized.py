@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from transformers import TrainerCallback
 
 from localora import LocalizationCallback, adapter_size
 from localora.lab.recipe.schema import LocalizedMethod
 from localora.lab.training.adaptation.base import Adaptation, Trainee
+from localora.lab.training.prepared import Prepared
 from localora.lab.training.record import RunRecord
-from localora.lab.training.setup import Setup
 
 
 class LocalizedAdapter(Adaptation):
     """G-LoRA, CPS-LoRA and the hybrid."""
 
-    def attach(self, setup: Setup, *, resume: bool) -> Trainee:
-        self._model = self._with_adapter(setup, self._config())
+    def attach(self, prepared: Prepared, *, resume: bool) -> Trainee:
+        self._model = self._with_adapter(prepared, self._config())
         return self._model
 
     def callbacks(self, record: RunRecord) -> list[TrainerCallback]:
@@ -34,5 +36,5 @@ class LocalizedAdapter(Adaptation):
         size = adapter_size(self._model)
         record.parameters.stored, record.parameters.rank = size.stored, size.rank
 
-    def save(self, setup: Setup, model: Trainee) -> None:
-        model.save_pretrained(str(self.folder.adapter))
+    def save(self, prepared: Prepared, model: Trainee, to: Path) -> None:
+        model.save_pretrained(str(to))

@@ -22,13 +22,13 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from localora.lab.data.batches import Collator
-from localora.lab.evaluation.mode import device_of
+from localora.lab.model.base import device_of
 from localora.lab.model.targets import resolve_targets
 from localora.lab.recipe.schema import LoraGaMethod, LoraMethod, MethodBase, RecipeError
 from localora.lab.training.adaptation.base import Adaptation, Trainee
 from localora.lab.training.folder import FolderError, RunFolder
+from localora.lab.training.prepared import Prepared
 from localora.lab.training.record import RunRecord
-from localora.lab.training.setup import Setup
 from localora.lab.training.trainer import finite
 from localora.lifecycle.processes import processes
 
@@ -40,14 +40,14 @@ def moves_base(method: MethodBase) -> bool:
 class MovedBaseAdapter(Adaptation):
     """PiSSA, and LoRA-GA, whose gradient comes from training examples alone."""
 
-    def attach(self, setup: Setup, *, resume: bool) -> Trainee:
+    def attach(self, prepared: Prepared, *, resume: bool) -> Trainee:
         config = self._config()
         assert isinstance(config, LoraConfig)
         if resume:
             config.init_lora_weights = True
         elif isinstance(self.recipe.method, LoraGaMethod):
-            self._estimate_gradient(setup, config, self.recipe.method.calibration_steps)
-        model = self._with_adapter(setup, config)
+            self._estimate_gradient(prepared, config, self.recipe.method.calibration_steps)
+        model = self._with_adapter(prepared, config)
         if resume:
             move_base(model, start_folder(self.folder))
         return model
@@ -55,24 +55,24 @@ class MovedBaseAdapter(Adaptation):
     def callbacks(self, record: RunRecord) -> list[TrainerCallback]:
         return [_KeepStart(start_folder(self.folder))]
 
-    def save(self, setup: Setup, model: Trainee) -> None:
+    def save(self, prepared: Prepared, model: Trainee, to: Path) -> None:
         assert isinstance(model, PeftModel)
         start = str(start_folder(self.folder))
-        model.save_pretrained(str(self.folder.adapter), path_initial_model_for_weight_conversion=start)
+        model.save_pretrained(str(to), path_initial_model_for_weight_conversion=start)
 
-    def _estimate_gradient(self, setup: Setup, config: LoraConfig, batches: int) -> None:
+    def _estimate_gradient(self, prepared: Prepared, config: LoraConfig, batches: int) -> None:
         """Leave on each adapted layer the mean gradient of its weight, where PEFT looks for it.
 
         Every process looks at the same batches, so all of them start alike.
         """
-        model, size = setup.model, self.recipe.training.batch_size
-        collate = Collator(setup.pad_id)
+        model, size = prepared.model, self.recipe.training.batch_size
+        collate = Collator(prepared.pad_id)
         drawn = torch.Generator().manual_seed(self.recipe.training.seed)
-        order = torch.randperm(len(setup.train), generator=drawn).tolist()[: batches * size]
+        order = torch.randperm(len(prepared.train), generator=drawn).tolist()[: batches * size]
 
         def backward() -> None:
             for at in range(0, len(order), size):
-                batch = collate([setup.train[i] for i in order[at : at + size]])
+                batch = collate([prepared.train[i] for i in order[at : at + size]])
                 loss = model(**{name: tensor.to(device_of(model)) for name, tensor in batch.items()}).loss
                 finite(loss.item(), "that LoRA-GA takes its gradient of")
                 loss.backward()

@@ -1,4 +1,4 @@
-"""All that a run needs before it has an adapter: the task, the base model, the token sequences."""
+"""All that a run needs before it has an adapter: the task, the base model, the token sequences, what measures it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import cast
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from localora.lab.data.batches import Encoded, encode_examples
 from localora.lab.data.example import Example, Scorer, TaskData
@@ -20,6 +20,7 @@ from localora.lab.evaluation.sandbox import Sandbox
 from localora.lab.evaluation.score import CODE_IS_OFF, evaluate_task
 from localora.lab.model.base import load_base_model
 from localora.lab.recipe.schema import EvaluationSection, Recipe
+from localora.lab.training.prepared import Prepared
 from localora.lab.training.record import Evaluation, Items
 from localora.lab.training.trainer import finite
 
@@ -27,7 +28,7 @@ Progress = Callable[[int, int], None]  # (done, total)
 
 
 @dataclass
-class Setup:
+class Setup(Prepared):
     """A loaded task and base model. `validation` is for looking during training, `test` for the final numbers only.
 
     `questions` are the examples that `test` encodes. They and those of `validation` are drawn from all of their split:
@@ -35,20 +36,11 @@ class Setup:
     """
 
     task: TaskData
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    train: list[Encoded]
     validation: list[Encoded]
     test: list[Encoded]
     questions: list[Example]
     evaluation: EvaluationSection
     sandbox: Sandbox | None = None  # None: generated code is not run
-
-    @property
-    def pad_id(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        assert pad is not None  # load_base_model sets one
-        return int(pad)
 
     def measure(self, model: PreTrainedModel | PeftModel, progress: Progress | None = None) -> Evaluation:
         """Loss and task score of `model` on the test split.

@@ -1,0 +1,28 @@
+"""`localora train`: check, run, draw, and print what came of it."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from localora.lab.recipe.schema import Recipe
+from localora.lab.report.console import print_record
+from localora.lab.report.run_pictures import check_drawable, draw_run
+from localora.lab.run.train import train
+from localora.lab.training.processes import is_main_process, leave_processes
+from localora.lab.training.record import RunRecord
+
+
+def train_and_report(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -> RunRecord:
+    """Run `recipe`; the pictures come after it, so that what was trained is safe before they are drawn.
+
+    Raises:
+        RecipeError: matplotlib is missing; and as :func:`localora.lab.run.train.train`.
+    """
+    check_drawable(recipe)
+    console = Console(quiet=not is_main_process())
+    record = train(recipe, overwrite=overwrite, resume=resume, console=console)
+    if is_main_process():
+        draw_run(recipe, record)
+    print_record(record, console)
+    leave_processes()
+    return record

@@ -1,0 +1,221 @@
+"""What a run survives: kills after its last step, NaN, another process, a disk that is full or gone."""
+
+from __future__ import annotations
+
+import errno
+import io
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from localora.files import StorageError
+from localora.lab.recipe.file import validate_recipe
+from localora.lab.recipe.schema import Recipe
+from localora.lab.run import train as run_module
+from localora.lab.run.setup import Setup
+from localora.lab.run.train import train
+from localora.lab.training.folder import FolderError
+from localora.lab.training.trainer import CheckedTrainer, TrainingError
+from tiny_runs import recipe_values
+
+ADAPTER = "adapter/adapter_model.safetensors"
+RESULT = {"full": "model/model.safetensors"}
+
+
+def recipe(model: Path, out: Path, method: str = "lora", **training: Any) -> Recipe:
+    return validate_recipe(recipe_values(model, out, method, **training))
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+@pytest.mark.parametrize(
+    ("method", "where"),
+    [("lora", "measured"), ("cps-lora", "exported"), ("pissa", "saved"), ("adalora", "saved"), ("full", "saved")],
+)
+def test_a_run_that_has_all_its_steps_trains_nothing_more(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, where: str
+) -> None:
+    """11 steps of 2 in 24 examples end within an epoch, so that Trainer finds another batch; at a constant rate."""
+    settings = {"steps": 11, "schedule": "constant", "warmup": 0.0, "checkpoint_every": 11}
+    straight = train(recipe(model_folder, tmp_path / "straight", method, **settings), console=quiet())
+    broken = recipe(model_folder, tmp_path / "broken", method, **settings)
+    with monkeypatch.context() as patch:
+        _plug_pulled(patch, where)
+        with pytest.raises(RuntimeError, match="plug pulled"):
+            train(broken, console=quiet())
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckedTrainer, "training_step", lambda *_, **__: pytest.fail("trained a step more"))
+        resumed = train(broken, resume=True, console=quiet())
+    assert resumed.status == "finished"
+    assert resumed.curve == straight.curve
+    assert resumed.after is not None
+    assert straight.after is not None
+    assert resumed.after.loss == straight.after.loss
+    ours, theirs = (load_file(tmp_path / name / RESULT.get(method, ADAPTER)) for name in ("broken", "straight"))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert not list((tmp_path / "broken").glob(".*partial*"))
+    assert not (tmp_path / "broken" / "checkpoints").exists()
+
+
+def _plug_pulled(patch: pytest.MonkeyPatch, where: str) -> None:
+    def pulled(*_: Any, **__: Any) -> None:
+        raise RuntimeError("plug pulled")
+
+    if where == "measured":
+        measure, calls = Setup.measure, iter((measure_first, pulled))
+        patch.setattr(Setup, "measure", lambda *args: next(calls)(measure, *args))
+    else:
+        patch.setattr(run_module, "_save" if where == "saved" else "export_and_verify", pulled)
+
+
+def measure_first(measure: Any, *args: Any) -> Any:
+    return measure(*args)
+
+
+def test_a_kill_before_the_checkpoint_is_whole_keeps_the_one_before(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = train(recipe(model_folder, tmp_path / "straight", "cps-lora", checkpoint_every=2), console=quiet())
+    chosen = recipe(model_folder, tmp_path / "run", "cps-lora", checkpoint_every=2)
+    save = CheckedTrainer._save_checkpoint
+
+    def killed(self: CheckedTrainer, *args: Any) -> None:
+        save(self, *args)
+        if self.state.global_step == 4:
+            raise RuntimeError("killed after Trainer's files, before the callbacks'")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckedTrainer, "_save_checkpoint", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(chosen, console=quiet())
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"checkpoint-2", "checkpoint-4"}
+    resumed = train(chosen, resume=True, console=quiet())
+    assert resumed.resumed_at == [2]
+    assert resumed.curve == straight.curve
+
+
+@pytest.mark.parametrize(("method", "value"), [("cps-lora", math.nan), ("full", math.inf)])
+def test_a_gradient_that_is_no_number_never_reaches_a_checkpoint(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, value: float
+) -> None:
+    """The loss is finite, and so is every loss that is logged."""
+    step = CheckedTrainer.training_step
+
+    def poisoned(self: CheckedTrainer, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        loss = step(self, model, *args, **kwargs)
+        if self.state.global_step == 3:
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            gradients[-1].view(-1)[0] = value
+        return loss
+
+    chosen = recipe(model_folder, tmp_path / "run", method, checkpoint_every=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckedTrainer, "training_step", poisoned)
+        with pytest.raises(TrainingError, match=r"the gradient became .* at step 4; lower training.learning_rate"):
+            train(chosen, console=quiet())
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("checkpoint-*")
+    assert checkpoint.name == "checkpoint-2"
+    weights = load_file(next(checkpoint.glob("*model*.safetensors")))
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    assert train(chosen, resume=True, console=quiet()).status == "finished"
+
+
+def test_weights_that_are_no_numbers_never_reach_a_checkpoint(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever made them so: here the optimizer's own step."""
+    step = torch.optim.AdamW.step
+
+    def overflows(self: torch.optim.AdamW, *args: Any) -> Any:
+        result = step(self, *args)
+        self.param_groups[0]["params"][0].data.view(-1)[0] = math.nan
+        return result
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", overflows)
+    with pytest.raises(TrainingError, match=r"the weights became .* at step 1; lower"):
+        train(recipe(model_folder, tmp_path / "run", checkpoint_every=1), console=quiet())
+    assert not list((tmp_path / "run" / "checkpoints").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("how", [{}, {"resume": True}, {"overwrite": True}])
+def test_one_process_a_folder(model_folder: Path, tmp_path: Path, how: dict[str, bool]) -> None:
+    chosen = recipe(model_folder, tmp_path / "run", steps=1)
+    train(chosen, console=quiet())
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    hold = (
+        "import sys, pathlib\n"
+        "from localora.lab.training.lock import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])):\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(FolderError, match=rf"is in use by another process \(process {other.pid} on .*stop it"):
+            train(chosen, console=quiet(), **how)
+        other.kill()
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    assert train(chosen, overwrite=True, console=quiet()).status == "finished"  # the lock fell with its process
+
+
+def test_a_folder_removed_during_the_run_is_an_error_at_once(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, steps = CheckedTrainer.training_step, []
+
+    def removed(self: CheckedTrainer, *args: Any, **kwargs: Any) -> Tensor:
+        steps.append(self.state.global_step)
+        if len(steps) == 2:
+            shutil.rmtree(tmp_path / "run")
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(CheckedTrainer, "training_step", removed)
+    with pytest.raises(FolderError, match="was removed while the run was writing into it"):
+        train(recipe(model_folder, tmp_path / "run"), console=quiet())
+    assert steps == [0, 1]
+    assert not (tmp_path / "run").exists()
+
+
+WRITERS: dict[str, tuple[Any, str, str]] = {  # who writes, and a part of what it is called with
+    "checkpoint": (CheckedTrainer, "save_model", "checkpoint-4"),
+    "record": (Path, "replace", ".run.json.partial"),
+    "adapter": (PeftModel, "save_pretrained", ".adapter.partial"),
+}
+
+
+@pytest.mark.parametrize("stage", WRITERS)
+def test_a_disk_that_is_full_is_said_so(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    owner, name, target = WRITERS[stage]
+    original = getattr(owner, name)
+    chosen = recipe(model_folder, tmp_path / "run", checkpoint_every=2)
+
+    def full(self: Any, *args: Any, **kwargs: Any) -> Any:
+        begun = any((tmp_path / "run" / "checkpoints").glob("checkpoint-*"))
+        if begun and target in f"{self if isinstance(self, Path) else ''} {args}":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, full)
+        with pytest.raises(StorageError, match=r"No space left on device; free some space.*--resume continues it"):
+            train(chosen, console=quiet())
+    assert not list((tmp_path / "run").glob(".*partial*"))
+    assert train(chosen, resume=True, console=quiet()).status == "finished"

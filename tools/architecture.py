@@ -1,0 +1,76 @@
+"""`make architecture`: docs/architecture.md again, each file's role from the first sentence of its docstring."""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "localora"
+PAGE = ROOT / "docs" / "architecture.md"
+INTRODUCTION = """# Architecture
+
+Two halves. The **core** is what a training script imports: it needs torch, peft, transformers, safetensors and numpy,
+and knows nothing of the lab. The **lab** runs experiments with it: there, imports run one way, from recipes over data,
+models, training, evaluation, runs and comparisons to reports and commands, and none climbs. `make check` holds both
+(contracts in `pyproject.toml`).
+
+Every file of `src/localora`, with the first sentence of its docstring; made by `make architecture`.
+"""
+FOLDERS = (
+    "", "placement", "adapter", "lifecycle", "export", "lab", "lab/pages", "lab/recipe", "lab/data", "lab/model",
+    "lab/inspect", "lab/cost", "lab/training", "lab/evaluation", "lab/run", "lab/compare", "lab/report", "lab/commands",
+)  # fmt: skip
+
+
+def render(source: Path = SOURCE) -> str:
+    """The page: a section a folder, a line a file.
+
+    Raises:
+        ValueError: a folder that FOLDERS does not know, or a module without a docstring.
+    """
+    parts = [INTRODUCTION]
+    for folder in _sections(source):
+        parts.append(f"## {'localora' if not folder else f'{folder}/'}\n\n{_role(source / folder / '__init__.py')}\n")
+        parts.append("".join(_lines(source, folder)))
+    return "\n".join(parts)
+
+
+def _sections(source: Path) -> Iterator[str]:
+    """FOLDERS, each followed by the folders inside it that have no place of their own in the list."""
+    found = sorted(path.parent.relative_to(source).as_posix() for path in source.rglob("__init__.py"))
+    found = ["" if name == "." else name for name in found]
+    unknown = [name for name in found if _top(name) not in FOLDERS]
+    if unknown:
+        raise ValueError(f"tools/architecture.py does not say where {', '.join(unknown)} belongs")
+    for top in FOLDERS:
+        yield from (name for name in found if _top(name) == top)
+
+
+def _top(name: str) -> str:
+    parts = name.split("/")
+    return "/".join(parts[:2] if parts[0] == "lab" else parts[:1])
+
+
+def _lines(source: Path, folder: str) -> Iterator[str]:
+    """The folder's own files, and those of folders in it that are no packages."""
+    own = [path for path in (source / folder).glob("*.py") if path.name != "__init__.py"]
+    inner = [path for path in (source / folder).glob("*/*.py") if not (path.parent / "__init__.py").exists()]
+    for path in sorted(own) + sorted(inner):
+        line = f"- `{path.relative_to(source / folder).as_posix()}`: {_role(path)}"
+        yield textwrap.fill(line, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False) + "\n"
+
+
+def _role(path: Path) -> str:
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    if not text:
+        raise ValueError(f"{path} has no docstring that says what belongs in it")
+    first = " ".join(text.split("\n\n")[0].split())
+    return re.split(r"(?<=[.!?])\s+(?=[A-Z`])", first)[0] if path.name != "__init__.py" else first
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(), encoding="utf-8")
