@@ -16,6 +16,7 @@ from localora.lab.inspect.checkpoints import CheckpointPair
 from localora.lab.inspect.errors import InspectionError
 from localora.lab.inspect.matrix import Dense, Factors, Matrix
 from localora.lab.inspect.peft_lora import lora_factors, read_lora_folder
+from localora.lab.model.targets import depth_order
 
 Inspectable = nn.Module | str | Path | Mapping[str, Tensor]
 
@@ -133,9 +134,4 @@ def _chosen(names: Sequence[str], layers: Sequence[str] | None) -> tuple[str, ..
             shown = ", ".join(list(names)[:3])
             raise InspectionError(f"no layer matches {pattern!r}; there are {len(names)}, such as {shown}")
     matching = [name for name in names if not layers or any(fnmatchcase(name, pattern) for pattern in layers)]
-    return tuple(sorted(matching, key=_depth_order))
-
-
-def _depth_order(name: str) -> list[tuple[int, str]]:
-    """Sorts layers.9 before layers.10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+    return tuple(sorted(matching, key=depth_order))

@@ -62,3 +62,8 @@ def _matrices(model: nn.Module) -> list[Target]:
 
 def _matches(module: str, name: str) -> bool:
     return module == name or module.endswith(f".{name}")
+
+
+def depth_order(name: str) -> list[tuple[int, str]]:
+    """The key that sorts layers by depth: layers.9 comes before layers.10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]

@@ -15,6 +15,7 @@ from matplotlib.colors import ListedColormap
 from safetensors.torch import load_file
 from torch import Tensor
 
+from localora.lab.model.targets import depth_order
 from localora.placement.partition import UNCOVERED, Partition
 
 LAYERS = 3  # drawn: the first, the middle and the last
@@ -36,7 +37,7 @@ def load_partitions(adapter: Path) -> dict[str, Partition]:
     """Each layer's local partition in a saved adapter, by name, in order of depth; empty for plain LoRA."""
     tensors = load_file(adapter / "adapter_model.safetensors")
     partitions = {}
-    for key in sorted(tensors, key=_depth_order):
+    for key in sorted(tensors, key=depth_order):
         name, found, _ = key.partition(".localized_row_labels")
         if found:
             rows, cols = tensors[key], tensors[f"{name}.localized_col_labels"]
@@ -104,11 +105,6 @@ def _sizes(partition: Partition) -> str:
     blocks = [f"{m} x {n}" for m, n in zip(partition.row_sizes, partition.col_sizes, strict=True)]
     shown = ", ".join(blocks[:4]) + (", ..." if len(blocks) > 4 else "")
     return f"{partition.clusters} clusters: {shown}"
-
-
-def _depth_order(key: str) -> list[tuple[int, str]]:
-    """Sorts layers.9 before layers.10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in key.split(".")]
 
 
 def short_name(name: str) -> str:
