@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test test-fast test-lower-bounds check format bench theory results architecture docs clean
+.PHONY: help quickstart test test-fast test-lower-bounds check format bench theory ordeal results architecture docs clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -32,6 +32,9 @@ bench: $(VENV)/train.done        ## time and memory beside PEFT's LoRA, on a qui
 
 theory: $(VENV)/dev.done         ## planted teachers: how many parameters each method needs; resumable
 	$(BIN)/python -m benchmarks.theory $(THEORY_ARGS)
+
+ordeal: $(VENV)/dev.done         ## kills, full disks, second writers, damaged files; an hour; ORDEAL_ARGS='--short'
+	$(BIN)/python -m benchmarks.ordeal $(ORDEAL_ARGS)
 
 results: $(VENV)/train.done      ## docs/results.md again, from the records in results/
 	$(BIN)/python -m benchmarks.results

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,7 +18,6 @@ import pytest
 import torch
 import yaml
 from click.testing import Result
-from filelock import FileLock
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -30,6 +30,8 @@ from localora.lab.compare.runs import sweep_run
 from localora.lab.compare.schedule import Schedule
 from localora.lab.compare.store import Store
 from localora.lab.compare.workers.local import LocalPool
+from localora.lab.training.folder import FolderError
+from localora.lab.training.lock import locked
 from patience import PATIENCE, wait_until
 from planned import BEST, GRID, plan_values, resolved_plan
 
@@ -162,7 +164,7 @@ def test_two_comparisons_in_one_folder_are_refused(
 ) -> None:
     closed: list[LocalPool] = []
     monkeypatch.setattr(LocalPool, "close", lambda pool: closed.append(pool))
-    with FileLock(tmp_path / ".lock"), pytest.raises(PlanError, match="another comparison is running in this folder"):
+    with locked(tmp_path), pytest.raises(FolderError, match=rf"in use by another process \(process {os.getpid()} on"):
         run(resolved, tmp_path)
     assert len(closed) == 1  # it may be a connection to a cluster
     assert not (tmp_path / "plan.json").exists()

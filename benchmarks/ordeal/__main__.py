@@ -1,0 +1,84 @@
+"""`make ordeal`: everything that can be done to a run, and a table of what was left; docs/reliability.md shows it.
+
+The long form takes about an hour on two cores; `--short` about five minutes, as the tests do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from benchmarks.ordeal.adapters import damage_adapters
+from benchmarks.ordeal.disks import fill_disks
+from benchmarks.ordeal.kills import kill_comparisons, kill_exports, kill_runs
+from benchmarks.ordeal.outcome import Tally, table
+from benchmarks.ordeal.tiny import save_model
+from benchmarks.ordeal.writers import two_writers
+
+from localora.lab.machine import describe_machine
+
+Ordeal = Callable[[Path, Path, int, int], Tally]
+ORDEALS: dict[str, tuple[Ordeal, int, int]] = {  # cases of the short form and of the long one
+    "runs": (kill_runs, 8, 50),
+    "exports": (kill_exports, 10, 100),
+    "disks": (fill_disks, 6, 40),
+    "writers": (two_writers, 4, 20),
+    "comparisons": (kill_comparisons, 1, 5),
+    "adapters": (damage_adapters, 100, 2000),
+}
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "reliability.md"
+RESULTS = Path(__file__).parent / "results" / "ordeal.json"
+BLOCK = re.compile(r"(<!-- ordeal -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def undergo(names: list[str], short: bool, seed: int) -> list[Tally]:
+    """Each ordeal in a folder of its own, one after the other."""
+    torch.set_num_threads(1)
+    tallies = []
+    with tempfile.TemporaryDirectory() as work:
+        model = save_model(Path(work) / "model")
+        for name in names:
+            ordeal, few, many = ORDEALS[name]
+            folder = Path(work) / name
+            folder.mkdir()
+            start = time.perf_counter()
+            tally = ordeal(model, folder, few if short else many, seed)
+            tallies.append(tally)
+            print(f"{tally.ordeal}: {tally.cases} cases in {time.perf_counter() - start:.0f} s", flush=True)
+            for failure in tally.failures[:20]:
+                print(f"    {failure}", flush=True)
+    return tallies
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ordeal", description=__doc__.splitlines()[0])
+    parser.add_argument("--short", action="store_true", help="about five minutes; docs are left as they are")
+    parser.add_argument("--only", choices=ORDEALS, nargs="+", default=list(ORDEALS))
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    tallies = undergo(arguments.only, arguments.short, arguments.seed)
+    print(table(tallies))
+    if not arguments.short and arguments.only == list(ORDEALS):
+        RESULTS.parent.mkdir(exist_ok=True)
+        values = {
+            "machine": describe_machine(),
+            "seed": arguments.seed,
+            "ordeals": [asdict(tally) for tally in tallies],
+        }
+        RESULTS.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        page = PAGE.read_text(encoding="utf-8")
+        PAGE.write_text(BLOCK.sub(lambda match: f"{match[1]}{table(tallies)}\n{match[2]}", page), encoding="utf-8")
+    return 0 if all(tally.held for tally in tallies) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
