@@ -185,7 +185,7 @@ class GlobalLocalLoraConfig(LocalizedConfig):
         refine: times the scores are taken again within the chosen block, rows over chosen columns and columns over
             chosen rows; each costs another pass over the calibration batches.
 
-    Reference: Xiong et al., G-LoRA, Findings of ACL 2026.
+    Reference: Jiahao Xiong et al., G-LoRA: Global-Local Decoupled Low-Rank Adaptation, Findings of ACL 2026.
     """
 
     method: str = field(default="g-lora", metadata={"help": "Which method this config is; do not change."})  # type: ignore[misc]
@@ -224,7 +224,7 @@ class CpsLoraConfig(LocalizedConfig):
         repartition_signal: what an event co-clusters: "gradient", the sketch at that moment; "delta", the update since
             the last event; or "both", update and gradient step together, each at equal weight.
 
-    Reference: Xiong et al., CPS-LoRA, ACL 2026.
+    Reference: Jiahao Xiong et al., Localized Low-Rank Adaptation within Clustered Parameter Subspaces, ACL 2026.
     """
 
     method: str = field(default="cps-lora", metadata={"help": "Which method this config is; do not change."})  # type: ignore[misc]
