@@ -9,7 +9,7 @@ from typing import Any
 from localora.lab.compare.budgets import resolve
 from localora.lab.compare.plan import ResolvedPlan
 from localora.lab.compare.plan_file import validate_plan
-from localora.lab.compare.runs import RunSpec, final_run, sweep_run
+from localora.lab.compare.runs import RunSpec, final_run, sweep_runs
 from localora.lab.compare.store import Store, Update, write_text
 from localora.lab.training.record import Curve, Evaluation, Parameters, Point, RunRecord
 
@@ -79,8 +79,8 @@ def fill(
     for task in resolved.plan.tasks:
         for contender in resolved.contenders:
             for rate in contender.grid:
-                spec = sweep_run(resolved, task, contender, resolved.plan.training.steps, rate)
-                leave(store, spec, record_of(spec, validation=1.0 if rate == BEST else 1.5))
+                for spec in sweep_runs(resolved, task, contender, resolved.plan.training.steps, rate):
+                    leave(store, spec, record_of(spec, validation=1.0 if rate == BEST else 1.5))
             for place, seed in enumerate(resolved.plan.seeds):
                 spec = final_run(resolved, task, contender, BEST, seed)
                 answers = right[contender.label][place] if right else ()

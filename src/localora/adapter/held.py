@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
-from localora.adapter.factors import Factors
+Factors = tuple[Tensor, Tensor]
 
 
 class FactorHold:

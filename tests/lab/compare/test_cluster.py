@@ -134,7 +134,7 @@ class Scene:
         return [note for note in found if all(note.get(key) == value for key, value in wanted.items())]
 
     def spec(self, rate: float) -> RunSpec:
-        return sweep_run(self.resolved, "sums", self.resolved.contenders[0], 5, rate)
+        return sweep_run(self.resolved, "sums", self.resolved.contenders[0], 5, rate, 1000)
 
     def pool(self, cluster: Any, **arguments: Any) -> ClusterPool:
         return ClusterPool(self.store, cluster.address, self.resolved.plan, module="fake_run", **arguments)

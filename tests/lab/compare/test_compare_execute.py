@@ -40,7 +40,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def resolved(model_folder: Path) -> ResolvedPlan:
-    return resolved_plan(model_folder)
+    """One seed chooses the rates: these tests are of how runs are made, and half as many will do."""
+    rates = plan_values()["learning_rates"] | {"seeds": [1000]}
+    return resolved_plan(model_folder, learning_rates=rates)
 
 
 @pytest.fixture
@@ -97,7 +99,7 @@ def test_the_untrained_model_is_measured_once_for_all_final_runs(
     first, *others = (job(label, f"seed-{seed}-rate-0.01") for label in ("lora", "g-lora") for seed in (0, 1))
     assert first["before"] is None
     assert [other["before"]["seconds"] for other in others] == [7.5] * 3  # what the first one measured
-    sweep = job("lora", "rate-0.01-steps-4")
+    sweep = job("lora", "rate-0.01-steps-4-seed-1000")
     assert (sweep["before"], sweep["keep_adapter"], first["keep_adapter"]) == (None, False, True)
 
 
@@ -106,11 +108,11 @@ def test_a_crash_costs_one_run_and_is_tried_once_more(
 ) -> None:
     acts["lora 0.1"] = "crash"
     state, said = run(resolved, tmp_path)
-    crashed = sweep_run(resolved, "sums", resolved.contender("lora"), 4, 1e-1)
+    crashed = sweep_run(resolved, "sums", resolved.contender("lora"), 4, 1e-1, 1000)
     assert state.failed == [crashed]
     assert state.due == [crashed]
     assert len(state.finished) == 2 + 5  # all of g-lora; of lora what does not wait for the crashed one
-    assert "sums/lora/rate-0.1-steps-4: FAILED (try 1): about to crash" in said
+    assert "sums/lora/rate-0.1-steps-4-seed-1000: FAILED (try 1): about to crash" in said
     failure = json.loads((tmp_path / crashed.folder / "failure.json").read_text())
     assert failure == {"error": "about to crash\n(killed by signal 9)", "diverged": False, "attempts": 1}
     made = records(tmp_path)
@@ -134,8 +136,8 @@ def test_a_run_that_crashes_twice_is_given_up(resolved: ResolvedPlan, tmp_path: 
 def test_a_diverged_run_is_a_result(resolved: ResolvedPlan, tmp_path: Path, acts: dict[str, str]) -> None:
     acts["lora 0.1"] = "diverge"
     state, said = run(resolved, tmp_path)
-    assert "sums/lora/rate-0.1-steps-4: diverged: the loss became nan" in said
-    assert [str(spec.folder) for spec in state.diverged] == ["sums/lora/rate-0.1-steps-4"]
+    assert "sums/lora/rate-0.1-steps-4-seed-1000: diverged: the loss became nan" in said
+    assert [str(spec.folder) for spec in state.diverged] == ["sums/lora/rate-0.1-steps-4-seed-1000"]
     assert (len(state.finished), state.due, state.failed) == (9, [], [])
     assert (state.choices["sums", "lora"].rate, state.choices["sums", "lora"].at_edge) == (BEST, False)
     assert "diverged" not in run(resolved, tmp_path)[1]  # it is not made again
@@ -175,8 +177,9 @@ def test_another_plan_does_not_replace_the_folders(
     resolved: ResolvedPlan, model_folder: Path, tmp_path: Path, acts: dict[str, str]
 ) -> None:
     run(resolved, tmp_path)
+    rates = resolved.plan.learning_rates.model_dump()
     with pytest.raises(PlanError, match="finished under another plan"):
-        run(resolved_plan(model_folder, training={"steps": 4, "batch_size": 3}), tmp_path)
+        run(resolved_plan(model_folder, training={"steps": 4, "batch_size": 3}, learning_rates=rates), tmp_path)
     assert Store(tmp_path).load_plan() == resolved
 
 
@@ -202,10 +205,10 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(model_folder: Path, tm
     result = compare(plan, "--out", tmp_path / "out", "--dry-run", "--jobs", "2", "--set", "training.steps=7")
     assert result.exit_code == 0, result.output
     lines = [line.split() for line in result.stdout.splitlines()]
-    assert ["lora", "0.001,", "0.01,", "0.1", "640", "100.0%", "0", "3", "2"] in lines
-    assert ["lora-r8", "0.001,", "0.01,", "0.1", "1,280", "200.0%", "0", "3", "2"] in lines
+    assert ["lora", "0.001,", "0.01,", "0.1", "640", "100.0%", "0", "6", "2"] in lines
+    assert ["lora-r8", "0.001,", "0.01,", "0.1", "1,280", "200.0%", "0", "6", "2"] in lines
     assert "steps   7 to choose a learning rate; 7 for each final seed" in result.stdout
-    assert "runs    0 done, 9 now, 6 later" in result.stdout
+    assert "runs    0 done, 18 now, 6 later" in result.stdout
     assert "time    unknown until a run has finished" in result.stdout
     assert not (tmp_path / "out").exists()
 
@@ -239,8 +242,8 @@ def test_the_command_from_plan_to_report(model_folder: Path, tmp_path: Path, qui
 
     quick.clear()
     dry = compare(plan, "--out", out, "--dry-run")
-    assert "runs    7 done, 1 now, 2 later" in dry.stdout
-    assert "time    about 33 s left, 1 run(s) at a time" in dry.stdout  # 10 s of training and 1 s of loading each
+    assert "runs    12 done, 2 now, 2 later" in dry.stdout
+    assert "time    about 44 s left, 1 run(s) at a time" in dry.stdout  # 10 s of training and 1 s of loading each
     result = compare(plan, "--out", out)
     assert result.exit_code == 0, result.output
     assert "against lora, of 1 comparisons: tie 1" in result.stdout
@@ -268,7 +271,7 @@ def test_a_cluster_is_told_what_each_run_takes(
     result = compare(plan, "--out", tmp_path / "out", "--cluster", "there:6379", "--cpus", "2", "--gpus", "0.5")
     assert result.exit_code == 0, result.output
     assert asked == [("there:6379", 4, {"cpus": 2.0, "gpus": 0.5})]
-    assert len(records(tmp_path / "out")) == 10
+    assert len(records(tmp_path / "out")) == 16
     dry = compare(plan, "--out", tmp_path / "out", "--cluster", "there:6379", "--dry-run", "--set", "seeds=[0, 1, 2]")
     assert "about 22 s left, one run at a time; divide by how many the cluster has room for" in dry.stdout
 
@@ -314,13 +317,13 @@ def test_an_interrupt_ends_the_runs_and_says_how_to_go_on(
     assert all(process.poll() is not None for process in started)
     assert not list(out.rglob("failure.json"))  # nothing went wrong with the run that was stopped
     kept = records(out)
-    assert len(kept) == 2
+    assert len(kept) == 4
 
     quick.clear()
     monkeypatch.setattr(LocalPool, "wait", wait)
     assert compare(plan, "--out", out, "--jobs", "2").exit_code == 0
     assert {path: seen for path, seen in records(out).items() if path in kept} == kept
-    assert len(records(out)) == 10
+    assert len(records(out)) == 16
 
 
 def test_a_killed_comparison_of_real_runs_continues(model_folder: Path, tmp_path: Path) -> None:
@@ -352,20 +355,19 @@ def test_a_killed_comparison_of_real_runs_continues(model_folder: Path, tmp_path
     with (out / "runs.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["measure"] in ("", "test loss")]
     assert [(row["stage"], row["status"]) for row in rows] == [
-        ("sweep", "finished"),
-        ("sweep", "finished"),
-        ("final", "finished"),
-        ("final", "finished"),
-        ("sweep", "diverged"),
+        *[("sweep", "finished")] * 4,
+        *[("final", "finished")] * 2,
+        *[("sweep", "diverged")] * 2,
     ]
     finals = [row for row in rows if row["stage"] == "final"]
     assert [row["seed"] for row in finals] == ["0", "1"]
     assert finals[0]["value"] != finals[1]["value"]
-    assert "sums/lora/rate-1e+30-steps-4: diverged, the loss stopped being a number" in result.stdout
-    for row, place in zip(rows, ("rate-0.01-steps-4", "rate-0.03-steps-4"), strict=False):
+    assert "sums/lora/rate-1e+30-steps-4-seed-1000: diverged, the loss stopped being a number" in result.stdout
+    for row, place in zip(rows, ("rate-0.01-steps-4-seed-1000", "rate-0.01-steps-4-seed-1001"), strict=False):
         record = json.loads((out / "sums" / "lora" / place / "run" / "run.json").read_text())
         assert float(row["validation_loss"]) == record["curve"]["held_out"][-1]["loss"]
-    assert not (out / "sums" / "lora" / "rate-0.01-steps-4" / "run" / "adapter").exists()  # only final ones are kept
+    sweep = out / "sums" / "lora" / "rate-0.01-steps-4-seed-1000"
+    assert not (sweep / "run" / "adapter").exists()  # only final ones are kept
     chosen = float(finals[0]["learning_rate"])
     assert (out / "sums" / "lora" / f"seed-0-rate-{chosen:g}" / "run" / "adapter").exists()
     update = json.loads((out / "sums" / "lora" / f"seed-0-rate-{chosen:g}" / "update.json").read_text())

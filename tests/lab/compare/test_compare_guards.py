@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from localora.lab.compare.errors import PlanError
-from localora.lab.compare.guards import check_budgets, check_data
+from localora.lab.compare.guards import check_budgets, check_data, check_rate_seeds
 from localora.lab.compare.plan import ResolvedPlan
 from planned import plan_values, resolved_plan
 
@@ -146,3 +146,10 @@ def test_too_little_validation_data_and_missing_files(model_folder: Path, tmp_pa
     assert missing.startswith("tasks.gone: ")
     assert "gone.jsonl" in missing
     assert few.startswith("tasks.sums: has 3 validation examples, and learning_rates.validation_examples is 4")
+
+
+def test_learning_rates_are_chosen_with_two_seeds_or_more(model_folder: Path) -> None:
+    rates = plan_values()["learning_rates"]
+    check_rate_seeds(resolved_plan(model_folder, learning_rates=rates | {"seeds": [7, 8]}))
+    with pytest.raises(PlanError, match=r"learning_rates\.seeds: \[7\] is one seed.*; give two or more"):
+        check_rate_seeds(resolved_plan(model_folder, learning_rates=rates | {"seeds": [7]}))

@@ -34,7 +34,10 @@ REFUSED = {
     "two learning rates": (rates(grid=[1e-3, 1e-2]), "at least 3"),
     "three that are two": (rates(grid=[1e-3, 1e-2, 1e-2]), "needs at least 3 different learning rates"),
     "a rate chosen on the test split": (rates(choose_on="test"), "makes its numbers worthless; choose on validation"),
-    "a seed that has chosen the rate": (rates(seed=1), "seed 1 chooses the learning rates and is among the final"),
+    "a seed that has chosen the rate": (
+        rates(seeds=[1, 7]),
+        "seed 1 chooses the learning rates and is among the final",
+    ),
     "the same seed twice": ({"seeds": [3, 3]}, "seeds holds the same seed twice"),
     "a single seed": ({"seeds": [3]}, "seeds: List should have at least 2 items"),
     "a baseline that does not run": ({"baseline": "dora"}, "baseline names dora, which is not among the methods"),
@@ -153,9 +156,9 @@ def test_all_else_is_the_same_for_all(model_folder: Path) -> None:
 
 def test_a_run_that_chooses_a_rate_sees_one_test_example_and_no_final_seed(model_folder: Path) -> None:
     resolved = resolved_plan(model_folder)
-    recipe = sweep_run(resolved, "sums", resolved.contender("g-lora"), 4, 1e-2).recipe
+    recipe = sweep_run(resolved, "sums", resolved.contender("g-lora"), 4, 1e-2, 1001).recipe
     assert (recipe.evaluation.examples, recipe.evaluation.curve_examples) == (1, 4)
-    assert recipe.training.seed == 1000
+    assert recipe.training.seed == 1001
     assert not recipe.output.export
 
 

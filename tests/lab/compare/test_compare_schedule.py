@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from localora.lab.compare.errors import PlanError
 from localora.lab.compare.estimate import Timings, seconds_left, spell, timings
 from localora.lab.compare.plan import ResolvedPlan
-from localora.lab.compare.runs import RunSpec, final_run, sweep_run
+from localora.lab.compare.runs import RunSpec, final_run, sweep_run, sweep_runs
 from localora.lab.compare.schedule import schedule
 from localora.lab.compare.store import MAX_ATTEMPTS, Store
 from localora.lab.training.record import RecordError
@@ -27,14 +28,14 @@ def store(tmp_path: Path) -> Store:
 
 
 def sweeps(resolved: ResolvedPlan, label: str) -> list[RunSpec]:
-    return [sweep_run(resolved, "sums", resolved.contender(label), 4, rate) for rate in GRID]
+    return [spec for rate in GRID for spec in sweep_runs(resolved, "sums", resolved.contender(label), 4, rate)]
 
 
 def test_at_first_all_sweeps_are_due_and_the_rest_is_foreseen(resolved: ResolvedPlan, store: Store) -> None:
     state = schedule(resolved, store.read)
     assert state.due == [*sweeps(resolved, "lora"), *sweeps(resolved, "g-lora")]
     assert state.later == {("sums", "lora", 4): 2, ("sums", "g-lora", 4): 2}  # the final seeds
-    assert state.total == 10
+    assert state.total == 16
 
 
 def test_a_chosen_rate_makes_the_final_runs_of_that_method_due(resolved: ResolvedPlan, store: Store) -> None:
@@ -46,36 +47,38 @@ def test_a_chosen_rate_makes_the_final_runs_of_that_method_due(resolved: Resolve
     finals = [final_run(resolved, "sums", lora, BEST, seed) for seed in (0, 1)]
     assert state.due == [*finals, *sweeps(resolved, "g-lora")]
     assert [str(spec.folder) for spec in finals] == ["sums/lora/seed-0-rate-0.01", "sums/lora/seed-1-rate-0.01"]
-    assert state.total == 10
+    assert state.total == 16
 
 
 def test_a_best_at_the_edge_adds_a_run(resolved: ResolvedPlan, store: Store) -> None:
     for spec in sweeps(resolved, "lora"):
         leave(store, spec, record_of(spec, validation=spec.rate))
     state = schedule(resolved, store.read)
-    assert [spec.rate for spec in state.due if spec.label == "lora"] == [1e-4]
+    assert [spec.rate for spec in state.due if spec.label == "lora"] == [1e-4, 1e-4]
 
 
 def test_rungs_foresee_three_runs_of_full_length(model_folder: Path, store: Store) -> None:
     rates = plan_values()["learning_rates"] | {"rungs": [2]}
     resolved = resolved_plan(model_folder, learning_rates=rates, methods={"lora": None})
     state = schedule(resolved, store.read)
-    assert [spec.steps for spec in state.due] == [2, 2, 2]
-    assert state.later == {("sums", "lora", 4): 3 + 2}
+    assert [spec.steps for spec in state.due] == [2] * 6
+    assert state.later == {("sums", "lora", 4): 3 * 2 + 2}
     for spec in state.due:
         leave(store, spec, record_of(spec, validation=1.0 if spec.rate == BEST else 1.5))
-    assert [(spec.steps, spec.rate) for spec in schedule(resolved, store.read).due] == [(4, rate) for rate in GRID]
+    assert [(spec.steps, spec.rate) for spec in schedule(resolved, store.read).due] == [
+        (4, rate) for rate in GRID for _ in range(2)
+    ]
 
 
 def test_a_failed_run_is_due_once_more_and_a_diverged_one_is_a_result(resolved: ResolvedPlan, store: Store) -> None:
-    crashed, _, diverged = sweeps(resolved, "lora")
+    crashed, *_, diverged = sweeps(resolved, "lora")
     store.fail(crashed, "killed", diverged=False)
     store.fail(diverged, "nan", diverged=True)
     state = schedule(resolved, store.read)
     assert (state.failed, state.diverged) == ([crashed], [diverged])
     assert crashed in state.due
     assert diverged not in state.due
-    assert state.total == 10
+    assert state.total == 16
     assert store.fail(crashed, "killed", diverged=False).attempts == MAX_ATTEMPTS
     assert crashed not in schedule(resolved, store.read).due
     leave(store, crashed, record_of(crashed, 1.0))  # a record goes before an earlier failure
@@ -113,9 +116,9 @@ def test_more_seeds_and_methods_keep_what_is_there(resolved: ResolvedPlan, model
     fill(store, resolved, {"lora": [1.0, 1.1], "g-lora": [1.0, 1.1]})
     methods = {**plan_values()["methods"], "rslora": None}
     state = schedule(resolved_plan(model_folder, seeds=[0, 1, 2], methods=methods), store.read)
-    assert len(state.finished) == 10
+    assert len(state.finished) == 16
     due = [(spec.label, spec.seed) for spec in state.due]
-    assert due == [("lora", 2), ("g-lora", 2), ("rslora", 1000), ("rslora", 1000), ("rslora", 1000)]
+    assert due == [("lora", 2), ("g-lora", 2), *[("rslora", 1000), ("rslora", 1001)] * 3]
 
 
 def test_damaged_files_are_named(resolved: ResolvedPlan, store: Store) -> None:
@@ -142,7 +145,7 @@ def test_a_folder_without_a_plan_or_with_an_old_one(resolved: ResolvedPlan, stor
 
 
 def test_the_estimate_scales_with_steps_and_prefers_the_method_itself(resolved: ResolvedPlan) -> None:
-    lora, ours = (sweep_run(resolved, "sums", c, 4, BEST) for c in resolved.contenders)
+    lora, ours = (sweep_run(resolved, "sums", c, 4, BEST, 1000) for c in resolved.contenders)
     last = final_run(resolved, "sums", resolved.contenders[1], BEST, 0)
 
     def taking(spec: RunSpec, train: float, after: float) -> tuple[RunSpec, object]:
@@ -164,9 +167,9 @@ def test_seconds_left_counts_what_is_due_and_what_is_foreseen(resolved: Resolved
         leave(store, spec, record_of(spec, validation=1.0 if spec.rate == BEST else 1.5))
     state = schedule(resolved, store.read)
     each = 10.0 + 1.0 + 2.0 + 2.5 + 3.0 + 0.5  # calibration is part of training
-    # 2 finals of lora and 3 sweeps of g-lora are due, 2 finals of g-lora come later
-    assert seconds_left(state, timings(state, store.read)) == pytest.approx(7 * each)
-    assert seconds_left(state, timings(state, store.read), slots=2) == pytest.approx(7 * each / 2)
+    # 2 finals of lora and 6 sweeps of g-lora are due, 2 finals of g-lora come later
+    assert seconds_left(state, timings(state, store.read)) == pytest.approx(10 * each)
+    assert seconds_left(state, timings(state, store.read), slots=2) == pytest.approx(10 * each / 2)
     fill(store, resolved, {"lora": [1.0, 1.1], "g-lora": [1.0, 1.1]})
     state = schedule(resolved, store.read)
     assert seconds_left(state, timings(state, store.read)) == 0
@@ -177,3 +180,70 @@ def test_seconds_left_counts_what_is_due_and_what_is_foreseen(resolved: Resolved
 )
 def test_times_are_spelt(seconds: float | None, text: str) -> None:
     assert spell(seconds) == text
+
+
+def test_a_rate_is_chosen_by_the_mean_over_the_seeds(resolved: ResolvedPlan, store: Store) -> None:
+    losses = {(1e-3, 1000): 1.0, (1e-3, 1001): 1.6, (1e-2, 1000): 1.2, (1e-2, 1001): 1.2}
+    for spec in sweeps(resolved, "lora"):
+        leave(store, spec, record_of(spec, validation=losses.get((spec.rate, spec.seed), 1.5)))
+    choice = schedule(resolved, store.read).choices["sums", "lora"]
+    assert choice.rate == 1e-2  # the first seed alone would have 1e-3
+    assert choice.tried == pytest.approx({1e-3: 1.3, 1e-2: 1.2, 1e-1: 1.5})
+
+
+def test_a_rate_at_which_one_seed_diverged_is_passed_over(resolved: ResolvedPlan, store: Store) -> None:
+    for spec in sweeps(resolved, "lora"):
+        if (spec.rate, spec.seed) == (1e-2, 1001):
+            store.fail(spec, "nan", diverged=True)
+        else:
+            leave(store, spec, record_of(spec, validation={1e-3: 1.4, 1e-2: 1.0, 1e-1: 1.5}[spec.rate]))
+    state = schedule(resolved, store.read)
+    assert state.choices == {} or state.choices["sums", "lora"].rate != 1e-2
+
+
+def test_a_loss_that_is_no_number_is_a_diverged_run_and_an_empty_curve_is_named(
+    resolved: ResolvedPlan, store: Store
+) -> None:
+    spec, other, *_ = sweeps(resolved, "lora")
+    path = leave(store, spec, record_of(spec, 1.0))
+    path.write_text(path.read_text().replace('"loss": 1.0', '"loss": NaN'))
+    assert store.read(spec).status == "diverged"
+    record = record_of(other, 1.0)
+    record.curve.held_out = []
+    leave(store, other, record)
+    with pytest.raises(PlanError, match=r"has no validation loss; remove the folder"):
+        store.read(other)
+
+
+def test_a_plan_without_a_budget_is_refused(resolved: ResolvedPlan, store: Store) -> None:
+    store.save_plan(resolved)
+    path = store.folder / "plan.json"
+    path.write_text(path.read_text().replace(f'"budget": {resolved.contenders[0].budget}', '"budget": 0'))
+    with pytest.raises(PlanError, match=r"contenders\.0\.budget: Input should be greater than or equal to 1"):
+        store.load_plan()
+
+
+def test_a_plan_of_one_seed_for_learning_rates_is_still_read(resolved: ResolvedPlan, store: Store) -> None:
+    store.save_plan(resolved)
+    path = store.folder / "plan.json"
+    values = json.loads(path.read_text())
+    del values["plan"]["learning_rates"]["seeds"]
+    values["plan"]["learning_rates"]["seed"] = 1000
+    path.write_text(json.dumps(values))
+    assert store.load_plan().plan.learning_rates.seeds == [1000]
+
+
+def test_changes_of_the_plan_are_kept_once_there_are_results(
+    resolved: ResolvedPlan, model_folder: Path, store: Store
+) -> None:
+    store.save_plan(resolved)
+    more = resolved_plan(model_folder, methods={**plan_values()["methods"], "rslora": None}, seeds=[0, 1, 2])
+    store.save_plan(more, results=0)
+    assert store.history() == []
+    store.save_plan(resolved, results=5)
+    store.save_plan(resolved, results=5)
+    (change,) = store.history()
+    assert change.results == 5
+    assert change.changed == ["methods.rslora was taken out", "seeds was [0, 1, 2], is [0, 1]"]
+    fill(store, resolved, {"lora": [1.0, 1.1], "g-lora": [1.0, 1.1]})
+    assert store.finished_finals() == 4

@@ -183,7 +183,7 @@ def test_a_cluster_node_needs_their_files(model_folder: Path, data: Path, tmp_pa
 
 def test_only_final_runs_measure_them(model_folder: Path, data: Path, tmp_path: Path) -> None:
     resolved = plan_of(model_folder, data, tmp_path / "mixture.jsonl")
-    sweep = sweep_run(resolved, "mixture", resolved.contender("lora"), 4, BEST)
+    sweep = sweep_run(resolved, "mixture", resolved.contender("lora"), 4, BEST, 1000)
     assert json.loads(job_text(sweep, None))["published"]["tasks"] == []
     assert json.loads(job_text(final(resolved), None))["published"]["tasks"] == ["boolq:likelihood", NAMES[1]]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from localora.lab.compare.comparison import compare_records
 from localora.lab.compare.errors import PlanError
 from localora.lab.compare.plan import ResolvedPlan
 from localora.lab.compare.runs import RunSpec, final_run
-from localora.lab.compare.same_data import check_same_data
+from localora.lab.compare.same_data import check_same_data, check_same_version
 from localora.lab.compare.store import Outcome, Store, Tasks, TaskScores, write_text
 from planned import BEST, fill, leave, record_of, resolved_plan
 
@@ -81,3 +82,21 @@ def test_a_key_that_is_new_since_a_record_was_made_is_at_its_default(model_folde
     methods["g-lora"]["refine"] = 1
     with pytest.raises(PlanError, match=r"another plan \(method\.refine was 0, is 1\)"):
         Store(tmp_path).read(finals(resolved_plan(model_folder, methods=methods))[2])
+
+
+def test_records_of_a_method_with_other_keys_are_reported_and_not_added_to(model_folder: Path, tmp_path: Path) -> None:
+    methods: dict[str, Any] = {"lora": None, "g-lora": {"local_size": 0.5}}
+    resolved, store = resolved_plan(model_folder, methods=methods), Store(tmp_path)
+    fill(store, resolved, {"lora": [1.0, 1.1], "g-lora": [1.0, 1.1]})
+    spec = finals(resolved)[2]
+    record = record_of(spec, 1.0)
+    record.recipe["method"]["settle"] = 0.98
+    leave(store, spec, record)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    plan["contenders"][1]["method"]["settle"] = 0.98
+    plan["plan"]["statistics"] |= {"draws": 5000, "seed": 0}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    comparison = compare_records(Store(tmp_path))
+    assert "1 run(s) are of an earlier version, whose methods had other keys (settle)" in comparison.notes
+    with pytest.raises(PlanError, match=r"g-lora/seed-0-rate-0\.01: made by an earlier version, .* had settle;"):
+        check_same_version({spec: Store(tmp_path).read(spec)})

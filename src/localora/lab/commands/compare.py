@@ -11,9 +11,9 @@ from localora.lab.compare.budgets import resolve
 from localora.lab.compare.comparison import Comparison
 from localora.lab.compare.errors import PlanError
 from localora.lab.compare.execute import execute
-from localora.lab.compare.guards import check_budgets, check_data
+from localora.lab.compare.guards import check_budgets, check_data, check_rate_seeds
 from localora.lab.compare.plan_file import load_plan
-from localora.lab.compare.same_data import check_same_data
+from localora.lab.compare.same_data import check_same_data, check_same_version
 from localora.lab.compare.same_machine import check_same_machine, this_machine
 from localora.lab.compare.schedule import schedule
 from localora.lab.compare.store import Store
@@ -54,12 +54,14 @@ def run_comparison(
     plan = load_plan(path, overrides, folder=out)
     resolved = resolve(plan, path.stem)
     check_budgets(resolved)
+    check_rate_seeds(resolved)
     tasks = check_data(resolved)
     store = Store(Path(str(plan.folder)))
     state = schedule(resolved, store.read)
     check_same_data(
         {spec: store.read(spec) for spec in state.finished}, {name: task.hashes for name, task in tasks.items()}
     )
+    check_same_version({spec: store.read(spec) for spec in state.finished})
     check_same_machine(
         {spec: store.read(spec) for spec in state.finished},
         None if cluster else this_machine(),

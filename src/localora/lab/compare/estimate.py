@@ -9,7 +9,7 @@ from localora.lab.compare.runs import RunSpec
 from localora.lab.compare.schedule import Read, Schedule
 from localora.lab.training.record import RunRecord
 
-ALONE = ("load", "before", "attach", "after", "save", "published")  # stages that do not grow with the steps
+ALONE = ("load", "before", "attach", "after", "save", "published", "watched")  # stages that do not grow with the steps
 
 
 class Timings:

@@ -35,8 +35,8 @@ def execute(resolved: ResolvedPlan, store: Store, pool: Pool, console: Console) 
     try:
         make_folder(store.folder)
         with locked(store.folder):
-            schedule(resolved, store.read)  # refuses records of another plan, before that plan is replaced
-            store.save_plan(resolved)
+            state = schedule(resolved, store.read)  # refuses records of another plan, before that plan is replaced
+            store.save_plan(resolved, results=store.finished_finals() if state.finished else 0)
             return _loop(resolved, store, pool, console)
     finally:
         pool.close()
@@ -52,7 +52,7 @@ def _loop(resolved: ResolvedPlan, store: Store, pool: Pool, console: Console) ->
             state = schedule(resolved, store.read)
             for spec in state.due:
                 if spec not in tried and len(running) < pool.slots:
-                    pool.submit(spec, job_text(spec, _before(state, store, spec)))
+                    pool.submit(spec, job_text(spec, _before(state, store, spec), _watched_before(state, store, spec)))
                     tried.add(spec)
                     running.add(spec)
             left = spell(seconds_left(state, timings(state, store.read), slots=min(pool.slots, max(1, len(running)))))
@@ -87,3 +87,12 @@ def _before(state: Schedule, store: Store, spec: RunSpec) -> Evaluation | None:
         if other.stage == "final" and other.task == spec.task and (record := store.read(other).record):
             return record.before
     return None
+
+
+def _watched_before(state: Schedule, store: Store, spec: RunSpec) -> dict[str, Evaluation]:
+    """The untrained model's evaluation of the watched tasks, whatever it was then trained on."""
+    if spec.watch:
+        for other in state.finished:
+            if other.stage == "final" and (watched := store.read(other).watched):
+                return watched.before
+    return {}

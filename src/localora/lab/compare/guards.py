@@ -42,6 +42,23 @@ def check_budgets(resolved: ResolvedPlan) -> None:
         raise PlanError(resolved.name, problems)
 
 
+def check_rate_seeds(resolved: ResolvedPlan) -> None:
+    """Learning rates are chosen with at least two seeds.
+
+    Raises:
+        PlanError: fewer.
+    """
+    seeds = resolved.plan.learning_rates.seeds
+    if len(set(seeds)) < 2:
+        raise PlanError(
+            resolved.name,
+            [
+                f"learning_rates.seeds: {seeds} is one seed, and a rate that one seed's luck has chosen makes methods "
+                "differ that do not; give two or more"
+            ],
+        )
+
+
 def check_data(resolved: ResolvedPlan) -> dict[str, TaskData]:
     """Load every task; no prompt that is trained, calibrated or tuned on, in any task, occurs in any task's test.
 
@@ -61,6 +78,11 @@ def check_data(resolved: ResolvedPlan) -> dict[str, TaskData]:
         except DataError as error:
             problems.append(f"tasks.{name}: {error}")
     held_out: dict[str, Sequence[Example]] = {name: task.test for name, task in tasks.items()}
+    for name, spec in resolved.plan.watch.items():
+        try:
+            held_out[f"watch.{name}"] = load_task(spec).test
+        except DataError as error:
+            problems.append(f"watch.{name}: {error}")
     try:
         held_out |= _published(resolved.plan.published)
     except DataError as error:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from localora.lab.compare.plan import ResolvedPlan
-from localora.lab.compare.statistics.paired import Difference
-from localora.lab.compare.statistics.verdict import Judged, judge
+from localora.lab.compare.statistics.verdict import Judged
 
 
 @dataclass(frozen=True)
@@ -18,17 +15,6 @@ class Headroom:
     base: str
     r: int
     judged: Judged
-
-
-def measure_headroom(
-    resolved: ResolvedPlan, difference: Callable[[str, str], Difference | None], higher_is_better: bool, margin: float
-) -> list[Headroom]:
-    """Judge every headroom run for which `difference(label, base)`, to its method at r, is known."""
-    runs = [(resolved.contender(label), base) for label, (base, _) in resolved.plan.headroom_labels.items()]
-    known = [(c, base, found) for c, base in runs if (found := difference(c.label, base)) is not None]
-    confidence = resolved.plan.statistics.confidence
-    verdicts = judge([found for *_, found in known], margin, confidence, higher_is_better=higher_is_better)
-    return [Headroom(c.label, base, c.method.r, verdict) for (c, base, _), verdict in zip(known, verdicts, strict=True)]
 
 
 def headroom_sentence(found: list[Headroom], planned: bool) -> str:

@@ -45,7 +45,9 @@ class LearningRates(Section):
     rungs: list[PositiveInt] = Field(
         default=[], description="steps of short runs that narrow the grid first; the last ones have training.steps"
     )
-    seed: Seed = Field(default=1000, description="of these runs; none of the plan's seeds")
+    seeds: list[Seed] = Field(
+        default=[1000, 1001], min_length=1, description="of these runs, two or more; none of the plan's seeds"
+    )
     validation_examples: PositiveInt = Field(default=100, description="that the choice is made on")
     choose_on: Literal["validation"] = "validation"
 
@@ -68,8 +70,6 @@ class Statistics(Section):
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     score_margin: Rate = Field(default=0.01, description="scores that differ by less are a tie")
     loss_margin: Rate = Field(default=0.005, description="losses (nats a token) that differ by less are a tie")
-    draws: PositiveInt = Field(default=5000, description="of the bootstrap")
-    seed: Seed = 0
 
 
 class Published(Section):
@@ -101,6 +101,10 @@ class Plan(Section):
     )
     headroom_of: list[Name] = Field(default=["lora"], description="methods whose headroom is measured")
     baseline: Name = Field(default="lora", description="what the others are held against")
+    primary: list[tuple[Name, Name]] = Field(
+        default=[],
+        description="the pairs that the comparison is made for, decided before it runs: a family of tests of their own",
+    )
     contrasts: list[tuple[Name, Name]] = Field(
         default=[],
         description="pairs such as [cps-lora, cps-lora-random]: the first over the second",
@@ -112,6 +116,9 @@ class Plan(Section):
     )
     evaluation: EvaluationSection = EvaluationSection()
     published: Published = Published()
+    watch: dict[Name, DataSpec] = Field(
+        default={}, description="tasks whose test split is measured before and after each final run: what was forgotten"
+    )
     statistics: Statistics = Statistics()
     export: StrictBool = Field(default=True, description="of our methods' final runs, as plain LoRA")
     allow_mixed_machines: StrictBool = Field(
@@ -149,12 +156,13 @@ class Plan(Section):
             missing = [name for name in names if name not in self.methods]
             if missing:
                 raise ValueError(f"{key} names {', '.join(missing)}, which is not among the methods")
-        strangers = [name for pair in self.contrasts for name in pair if name not in self.methods]
-        if strangers:
-            raise ValueError(f"contrasts names {', '.join(strangers)}, which is not among the methods")
-        idle = [pair[0] for pair in self.contrasts if pair[0] == pair[1]]
-        if idle or len(set(self.contrasts)) < len(self.contrasts):
-            raise ValueError("contrasts holds a method against itself" if idle else "contrasts holds a pair twice")
+        for key, pairs in (("primary", self.primary), ("contrasts", self.contrasts)):
+            strangers = [name for pair in pairs for name in pair if name not in {*self.methods, *self.headroom_labels}]
+            if strangers:
+                raise ValueError(f"{key} names {', '.join(strangers)}, which is not among the methods")
+            idle = [pair[0] for pair in pairs if pair[0] == pair[1]]
+            if idle or len(set(pairs)) < len(pairs):
+                raise ValueError(f"{key} holds a method against itself" if idle else f"{key} holds a pair twice")
         taken = [name for name in self.headroom_labels if name in self.methods]
         if taken:
             raise ValueError(f"methods.{taken[0]} has the name of a headroom run; give it another")
@@ -162,10 +170,10 @@ class Plan(Section):
             raise ValueError("headroom holds the same multiple twice")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds holds the same seed twice; each must be a run of its own")
-        if self.learning_rates.seed in self.seeds:
+        if shared := set(self.learning_rates.seeds) & set(self.seeds):
             raise ValueError(
-                f"seed {self.learning_rates.seed} chooses the learning rates and is among the final seeds; the final "
-                "ones must be fresh (learning_rates.seed)"
+                f"seed {min(shared)} chooses the learning rates and is among the final seeds; the final "
+                "ones must be fresh (learning_rates.seeds)"
             )
         return self
 
@@ -185,8 +193,8 @@ class Contender(Section):
     method: MethodSection
     budget_label: str | None = Field(default=None, description="admits another budget, and is shown in every table")
     grid: list[Rate]
-    trainable: int
-    budget: int = Field(description="trainable parameters of LoRA at the plan's r")
+    trainable: Annotated[int, Field(ge=0)]
+    budget: PositiveInt = Field(description="trainable parameters of LoRA at the plan's r")
 
     @property
     def budget_ratio(self) -> float:

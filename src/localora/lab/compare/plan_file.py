@@ -53,5 +53,5 @@ def _explain(problem: Mapping[str, Any]) -> str:
 def _known(loc: list[Any]) -> list[str]:
     if len(loc) == 1:
         return list(Plan.model_fields)
-    section = DataSpec if loc[0] == "tasks" else SECTIONS.get(str(loc[0]), Plan)
+    section = DataSpec if loc[0] in ("tasks", "watch") else SECTIONS.get(str(loc[0]), Plan)
     return list(section.model_fields)

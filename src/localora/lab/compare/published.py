@@ -12,7 +12,7 @@ from localora.lab.compare.plan import Published
 from localora.lab.compare.store import Tasks, TaskScores
 from localora.lab.data.example import Example
 from localora.lab.evaluation.tasks import TaskResult, evaluate_tasks, load_tasks
-from localora.lab.model.adapted import load_adapted
+from localora.lab.model.adapted import Loaded, load_adapted
 from localora.lab.recipe.schema import Recipe
 from localora.lab.training.folder import RunFolder
 from localora.lab.training.record import Items
@@ -25,10 +25,7 @@ def measure_published(recipe: Recipe, folder: RunFolder, published: Published) -
         DataError, ModelError, SandboxError: as in `localora evaluate`.
     """
     tasks = load_tasks(published.tasks, published.data, published.examples)
-    has_adapter = folder.result == folder.adapter
-    base = recipe.model.name if has_adapter else None
-    dtype = getattr(torch, recipe.model.dtype) if has_adapter else torch.float32  # in which every weight was trained
-    loaded = load_adapted(str(folder.result), base, dtype)
+    loaded = load_result(recipe, folder)
     results = evaluate_tasks(
         cast(PreTrainedModel, loaded.model),
         loaded.tokenizer,
@@ -40,6 +37,14 @@ def measure_published(recipe: Recipe, folder: RunFolder, published: Published) -
     return Tasks(
         measured=published, tasks=[_scores(result, task.examples) for result, task in zip(results, tasks, strict=True)]
     )
+
+
+def load_result(recipe: Recipe, folder: RunFolder) -> Loaded:
+    """What a run made: the base model with its adapter, or the model that was trained as a whole."""
+    has_adapter = folder.result == folder.adapter
+    base = recipe.model.name if has_adapter else None
+    dtype = getattr(torch, recipe.model.dtype) if has_adapter else torch.float32  # in which every weight was trained
+    return load_adapted(str(folder.result), base, dtype)
 
 
 def _scores(result: TaskResult, examples: Sequence[Example]) -> TaskScores:

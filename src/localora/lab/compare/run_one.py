@@ -11,6 +11,7 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -18,8 +19,10 @@ from rich.console import Console
 from localora.lab.compare.plan import Published
 from localora.lab.compare.published import measure_published
 from localora.lab.compare.store import Update, write_text
+from localora.lab.compare.watched import measure_watched
 from localora.lab.inspect.source import open_source
 from localora.lab.inspect.spectrum import effective_rank, stable_rank
+from localora.lab.recipe.data_spec import DataSpec
 from localora.lab.recipe.file import validate_recipe
 from localora.lab.recipe.schema import Recipe, with_folder
 from localora.lab.run.train import train
@@ -37,8 +40,11 @@ def main(job: Path, parent: int) -> int:
     folder = job.parent
     recipe = with_folder(validate_recipe(values["recipe"]), folder / "run")
     before = Evaluation.model_validate(values["before"]) if values["before"] else None
+    known = {name: Evaluation.model_validate(found) for name, found in values.get("watched_before", {}).items()}
+    watch = {name: DataSpec.model_validate(data) for name, data in values.get("watch", {}).items()}
+    published = Published.model_validate(values["published"])
     try:
-        run(recipe, before, Published.model_validate(values["published"]), keep_adapter=values["keep_adapter"])
+        run(recipe, before, published, watch, known, keep_adapter=values["keep_adapter"])
     except TrainingError as error:
         print(error, file=sys.stderr)
         return DIVERGED_EXIT
@@ -46,11 +52,18 @@ def main(job: Path, parent: int) -> int:
 
 
 def run(
-    recipe: Recipe, before: Evaluation | None, published: Published | None = None, *, keep_adapter: bool
+    recipe: Recipe,
+    before: Evaluation | None,
+    published: Published | None = None,
+    watch: Mapping[str, DataSpec] | None = None,
+    watched_before: Mapping[str, Evaluation] | None = None,
+    *,
+    keep_adapter: bool,
 ) -> RunRecord:
     """Train, or continue what a killed process left, be it only the measuring.
 
-    Beside the run's folder it leaves tasks.json, where tasks are `published`, and update.json as the last.
+    Beside the run's folder it leaves tasks.json, where tasks are `published`, watched.json, where the plan has tasks
+    to `watch`, and update.json as the last.
     """
     folder = RunFolder(Path(str(recipe.output.folder)))
     record = _trained(folder)
@@ -64,6 +77,12 @@ def run(
         record.seconds["published"] = time.perf_counter() - start
         record.write(folder.record)
         write_text(folder.path.parent / "tasks.json", tasks.model_dump_json(indent=2) + "\n")
+    if watch:
+        start = time.perf_counter()
+        watched = measure_watched(recipe, folder, watch, watched_before or {})
+        record.seconds["watched"] = time.perf_counter() - start
+        record.write(folder.record)
+        write_text(folder.path.parent / "watched.json", watched.model_dump_json(indent=2) + "\n")
     write_text(folder.path.parent / "update.json", measure_update(recipe, folder).model_dump_json(indent=2) + "\n")
     if not keep_adapter or folder.result == folder.model:  # as large as the base model: its numbers are enough
         remove(folder.result)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from localora.lab.compare.plan import Contender, Published, ResolvedPlan
+from localora.lab.recipe.data_spec import DataSpec
 from localora.lab.recipe.file import validate_recipe
 from localora.lab.recipe.schema import LocalizedMethod, Recipe
 
@@ -25,30 +27,37 @@ class RunSpec:
     seed: int
     recipe: Recipe = field(compare=False, repr=False)
     published: Published = field(compare=False, repr=False, default=Published())  # measured after the run
+    watch: Mapping[str, DataSpec] = field(compare=False, repr=False, default_factory=dict)  # before it and after it
 
     @property
     def folder(self) -> PurePosixPath:
         """Relative to the comparison's folder."""
         last = (
-            f"rate-{self.rate:g}-steps-{self.steps}"
+            f"rate-{self.rate:g}-steps-{self.steps}-seed-{self.seed}"
             if self.stage == "sweep"
             else f"seed-{self.seed}-rate-{self.rate:g}"
         )
         return PurePosixPath(self.task, self.label, last)
 
 
-def sweep_run(resolved: ResolvedPlan, task: str, contender: Contender, steps: int, rate: float) -> RunSpec:
+def sweep_runs(resolved: ResolvedPlan, task: str, contender: Contender, steps: int, rate: float) -> list[RunSpec]:
+    """Those that help to choose the rate, one a seed of `learning_rates.seeds`."""
+    return [sweep_run(resolved, task, contender, steps, rate, seed) for seed in resolved.plan.learning_rates.seeds]
+
+
+def sweep_run(resolved: ResolvedPlan, task: str, contender: Contender, steps: int, rate: float, seed: int) -> RunSpec:
     """A run that helps to choose the rate. Its validation loss counts; of the test split it sees one example."""
     rates = resolved.plan.learning_rates
     evaluation = {"examples": 1, "curve_points": 1, "curve_examples": rates.validation_examples}
-    recipe = _recipe(resolved, task, contender, steps, rate, rates.seed, evaluation)
-    return RunSpec("sweep", task, contender.label, steps, rate, rates.seed, recipe)
+    recipe = _recipe(resolved, task, contender, steps, rate, seed, evaluation)
+    return RunSpec("sweep", task, contender.label, steps, rate, seed, recipe)
 
 
 def final_run(resolved: ResolvedPlan, task: str, contender: Contender, rate: float, seed: int) -> RunSpec:
     steps = resolved.plan.training.steps
     recipe = _recipe(resolved, task, contender, steps, rate, seed, {})
-    return RunSpec("final", task, contender.label, steps, rate, seed, recipe, resolved.plan.published)
+    plan = resolved.plan
+    return RunSpec("final", task, contender.label, steps, rate, seed, recipe, plan.published, plan.watch)
 
 
 def _recipe(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import mean
 
 from localora.lab.compare.learning_rates import DIVERGED, Choice, Needs, choose_rate
 from localora.lab.compare.plan import Contender, ResolvedPlan
-from localora.lab.compare.runs import RunSpec, final_run, sweep_run
+from localora.lab.compare.runs import RunSpec, final_run, sweep_runs
 from localora.lab.compare.store import MAX_ATTEMPTS, Outcome
 
 Read = Callable[[RunSpec], Outcome]
@@ -57,24 +58,31 @@ def rungs(resolved: ResolvedPlan) -> list[int]:
 def _sweep(
     resolved: ResolvedPlan, task: str, contender: Contender, read: Read, state: Schedule, retry_failed: bool
 ) -> Choice | None:
-    seen: dict[tuple[int, float], RunSpec] = {}
+    seen: dict[tuple[int, float], list[RunSpec]] = {}
 
     def loss(steps: int, rate: float) -> float | None:
-        spec = seen.setdefault((steps, rate), sweep_run(resolved, task, contender, steps, rate))
-        outcome = read(spec)
-        if outcome.status == "diverged":
-            return DIVERGED
-        return outcome.record.curve.held_out[-1].loss if outcome.status == "finished" and outcome.record else None
+        """Mean over the seeds; one that diverged is enough to pass a rate over."""
+        specs = seen.setdefault((steps, rate), sweep_runs(resolved, task, contender, steps, rate))
+        losses = [validation_loss(read(spec)) for spec in specs]
+        return None if None in losses else mean(loss for loss in losses if loss is not None)
 
     rates = resolved.plan.learning_rates
     result = choose_rate(contender.grid, rungs(resolved), rates.widen, loss)
-    for spec in seen.values():
-        _note(spec, read, state, retry_failed)
+    for specs in seen.values():
+        for spec in specs:
+            _note(spec, read, state, retry_failed)
     if isinstance(result, Choice):
         state.choices[task, contender.label] = result
         return result
     _foresee(resolved, task, contender, result, state)
     return None
+
+
+def validation_loss(outcome: Outcome) -> float | None:
+    """By which a rate is chosen; None where it is not known."""
+    if outcome.status == "diverged":
+        return DIVERGED
+    return outcome.record.curve.held_out[-1].loss if outcome.status == "finished" and outcome.record else None
 
 
 def _note(spec: RunSpec, read: Read, state: Schedule, retry_failed: bool) -> None:
@@ -95,6 +103,7 @@ def _foresee(resolved: ResolvedPlan, task: str, contender: Contender, needs: Nee
     now = needs.runs[0][0]
     steps = rungs(resolved)
     for later in steps[steps.index(now) + 1 :]:
-        state.later[task, contender.label, later] = 3  # the best and its neighbours
+        rates = 3  # the best and its neighbours
+        state.later[task, contender.label, later] = rates * len(resolved.plan.learning_rates.seeds)
     key = (task, contender.label, steps[-1])
     state.later[key] = state.later.get(key, 0) + len(resolved.plan.seeds)

@@ -1,29 +1,34 @@
 """A comparison's folder: the resolved plan, and one folder a run.
 
-plan.json                                      the resolved plan
-<task>/<method>/rate-<rate>-steps-<n>/         a run that helps to choose the learning rate
-<task>/<method>/seed-<seed>-rate-<rate>/       a final run
+plan.json                                            the resolved plan
+plan-changes.json                                    what was changed in it after results were there
+<task>/<method>/rate-<rate>-steps-<n>-seed-<seed>/   a run that helps to choose the learning rate
+<task>/<method>/seed-<seed>-rate-<rate>/             a final run
     run/run.json   its record          update.json   ranks of the update it made; written last, so the run is over
                                        tasks.json    published tasks, where the plan names some
+                                       watched.json  tasks before and after, where the plan watches some
     failure.json   why it has none     log.txt       what its process printed
 """
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from localora.files import make_folder, write_file
+from localora.lab.compare.earlier import known_method, known_plan
 from localora.lab.compare.errors import PlanError
-from localora.lab.compare.plan import Published, ResolvedPlan
+from localora.lab.compare.plan import Plan, Published, ResolvedPlan
 from localora.lab.compare.runs import RunSpec
+from localora.lab.recipe.data_spec import DataSpec
 from localora.lab.recipe.file import validate_recipe
 from localora.lab.recipe.schema import differences
-from localora.lab.training.record import Items, RunRecord
+from localora.lab.training.record import Evaluation, Items, RunRecord
 
 MAX_ATTEMPTS = 2  # a failed run is tried once more, when the comparison is called again
 
@@ -65,10 +70,27 @@ class TaskScores(BaseModel):
     data_hash: str
 
 
+class Watched(BaseModel):
+    """The tasks that a plan watches, measured on the base model and on what a final run made of it."""
+
+    model_config = ConfigDict(extra="forbid")
+    tasks: dict[str, DataSpec]
+    before: dict[str, Evaluation]
+    after: dict[str, Evaluation]
+
+
 class Tasks(BaseModel):
     model_config = ConfigDict(extra="forbid")
     measured: Published
     tasks: list[TaskScores]
+
+
+class PlanChange(BaseModel):
+    """What was changed in a plan when some of its results were known."""
+
+    model_config = ConfigDict(extra="forbid")
+    results: int  # final runs that were finished by then
+    changed: list[str]  # one line a key
 
 
 @dataclass(frozen=True)
@@ -78,6 +100,7 @@ class Outcome:
     failure: Failure | None = None
     update: Update | None = None
     tasks: tuple[TaskScores, ...] = ()
+    watched: Watched | None = None
 
 
 class Store:
@@ -110,9 +133,19 @@ class Store:
         record = RunRecord.read(path / "run" / "run.json") if (path / "run" / "run.json").exists() else None
         if record is not None and record.status == "finished":
             self._check_recipe(spec, record)
-            update, tasks = _load(Update, path / "update.json"), self._tasks(spec)
-            if update is not None and tasks is not None:
-                return Outcome("finished", record, update=update, tasks=tasks)
+            if not _finite(record):
+                return Outcome(
+                    "diverged", record, Failure(error="its record holds a loss that is no number", diverged=True)
+                )
+            if record.after is None or (spec.stage == "sweep" and not record.curve.held_out):
+                missing = "evaluation" if record.after is None else "validation loss"
+                raise PlanError(
+                    str(path),
+                    [f"its record says finished and has no {missing}; remove the folder, and it is run again"],
+                )
+            update, tasks, watched = _load(Update, path / "update.json"), self._tasks(spec), self._watched(spec)
+            if update is not None and tasks is not None and (watched is not None or not spec.watch):
+                return Outcome("finished", record, update=update, tasks=tasks, watched=watched)
         failure = _load(Failure, path / "failure.json")
         if failure is None:
             return Outcome("missing", record)
@@ -125,8 +158,15 @@ class Store:
         found = _load(Tasks, self.path(spec) / "tasks.json")
         return tuple(found.tasks) if found is not None and found.measured.same_items(spec.published) else None
 
+    def _watched(self, spec: RunSpec) -> Watched | None:
+        """What was measured of the tasks that the plan watches; None where it watches none, or they are to come."""
+        found = _load(Watched, self.path(spec) / "watched.json") if spec.watch else None
+        return found if found is not None and found.tasks == dict(spec.watch) else None
+
     def _check_recipe(self, spec: RunSpec, record: RunRecord) -> None:
-        recorded = validate_recipe(record.recipe, str(self.path(spec)))  # keys that are new since then at their default
+        method, _ = known_method(record.recipe["method"])
+        # Keys that are new since then are at their default.
+        recorded = validate_recipe(record.recipe | {"method": method}, str(self.path(spec)))
         changed = list(differences(recorded.resolved(), spec.recipe.resolved()))
         if changed:
             raise PlanError(
@@ -134,14 +174,39 @@ class Store:
                 [f"finished under another plan ({'; '.join(changed[:3])}); give the new one its own folder (--out)"],
             )
 
+    def finished_finals(self) -> int:
+        """Final runs in the folder that have their result, of this plan or of an earlier one."""
+        return len(list(self.folder.glob("*/*/seed-*/update.json")))
+
     def fail(self, spec: RunSpec, error: str, diverged: bool) -> Failure:
         earlier = _load(Failure, self.path(spec) / "failure.json")
         failure = Failure(error=error, diverged=diverged, attempts=1 + (earlier.attempts if earlier else 0))
         write_text(self.path(spec) / "failure.json", failure.model_dump_json(indent=2) + "\n")
         return failure
 
-    def save_plan(self, resolved: ResolvedPlan) -> None:
+    def save_plan(self, resolved: ResolvedPlan, results: int = 0) -> None:
+        """Keep the plan; a change that comes when `results` final runs are there is noted for the report."""
+        if results and (self.folder / "plan.json").exists():
+            changed = changes(self.load_plan().plan, resolved.plan)
+            if changed:
+                history = [*self.history(), PlanChange(results=results, changed=changed)]
+                text = json.dumps([change.model_dump() for change in history], indent=2)
+                write_text(self.folder / "plan-changes.json", text + "\n")
         write_text(self.folder / "plan.json", json.dumps(resolved.model_dump(mode="json"), indent=2) + "\n")
+
+    def history(self) -> list[PlanChange]:
+        """Changes of the plan after results were seen, the first ones first.
+
+        Raises:
+            PlanError: the file cannot be read.
+        """
+        path = self.folder / "plan-changes.json"
+        try:
+            return TypeAdapter(list[PlanChange]).validate_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return []
+        except (OSError, ValidationError) as error:
+            raise PlanError(str(path), [f"cannot be read: {error}"]) from None
 
     def load_plan(self) -> ResolvedPlan:
         """The plan of this folder.
@@ -151,12 +216,40 @@ class Store:
         """
         path = self.folder / "plan.json"
         try:
-            return ResolvedPlan.model_validate_json(path.read_text(encoding="utf-8"))
+            return ResolvedPlan.model_validate(known_plan(json.loads(path.read_text(encoding="utf-8"))))
+        except json.JSONDecodeError as error:
+            raise PlanError(str(path), [f"is no JSON ({error})"]) from None
         except OSError as error:
             raise PlanError(str(self.folder), ["holds no comparison (no plan.json)"]) from error
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            raise PlanError(str(path), [f"is no plan of this version ({first['loc']}: {first['msg']})"]) from None
+            where = ".".join(map(str, first["loc"]))
+            raise PlanError(str(path), [f"is no plan of this version ({where}: {first['msg']})"]) from None
+
+
+def _finite(record: RunRecord) -> bool:
+    losses = [point.loss for point in record.curve.held_out] + [e.loss for e in (record.before, record.after) if e]
+    return all(math.isfinite(loss) for loss in losses)
+
+
+def changes(old: Plan, new: Plan) -> list[str]:
+    """In words, what two plans do not share; where they are kept does not count."""
+    before, after = (plan.model_dump(mode="json", exclude={"folder"}) for plan in (old, new))
+    lines = []
+    for key in before:
+        if before[key] == after[key]:
+            continue
+        if isinstance(before[key], dict):
+            lines += [f"{key}.{name} was added" for name in after[key].keys() - before[key].keys()]
+            lines += [f"{key}.{name} was taken out" for name in before[key].keys() - after[key].keys()]
+            lines += [
+                f"{key}.{name} was {before[key][name]}, is {after[key][name]}"
+                for name in before[key].keys() & after[key].keys()
+                if before[key][name] != after[key][name]
+            ]
+        else:
+            lines.append(f"{key} was {before[key]}, is {after[key]}")
+    return sorted(lines)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -21,6 +21,7 @@ def draw_losses(curves: Mapping[str, Curve], path: Path) -> None:
     """The curves of one run or of several, in a figure of their own."""
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
     plot_losses(axes, curves)
+    axes.set_title(f"Loss of {', '.join(curves)}", fontsize="medium")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from localora.lab.data.batches import Encoded, encode_examples
 from localora.lab.data.example import Example, Scorer, TaskData
@@ -48,31 +48,58 @@ class Setup(Prepared):
         Raises:
             TrainingError: the loss is not finite.
         """
-        start = time.perf_counter()
-        sums, tokens = completion_losses(model, self.test, self.evaluation.batch_size)
-        loss = finite(sum(sums) / sum(tokens), "on test examples")
-        result = Evaluation(loss=loss, examples=len(self.test), items=Items.of(self.questions, sums, tokens))
-        if self.task.scorer is Scorer.code and self.sandbox is None:
-            result.score_name = CODE_IS_OFF
-        elif self.task.scorer is not Scorer.none:
-            score = evaluate_task(
-                cast(PreTrainedModel, model),
-                self.tokenizer,
-                self.questions,
-                self.task.scorer,
-                batch_size=self.evaluation.batch_size,
-                max_new_tokens=self.evaluation.max_new_tokens,
-                sandbox=self.sandbox,
-                progress=progress,
-            )
-            result.score_name, result.score, result.score_examples = score.name, score.value, score.count
-            result.right = score.items
-        result.seconds = time.perf_counter() - start
-        return result
+        return measure_task(
+            model,
+            self.tokenizer,
+            self.test,
+            self.questions,
+            self.task.scorer,
+            self.evaluation,
+            self.sandbox,
+            progress,
+        )
 
     def held_out_loss(self, model: torch.nn.Module) -> float:
         """Loss on validation examples, for the curve."""
         return mean_loss(model, self.validation, self.evaluation.batch_size)
+
+
+def measure_task(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[Encoded],
+    questions: Sequence[Example],
+    scorer: Scorer,
+    evaluation: EvaluationSection,
+    sandbox: Sandbox | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Loss and task score of `model` on `questions`, which `encoded` holds as tokens; without a sandbox no code is run.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
+    start = time.perf_counter()
+    sums, tokens = completion_losses(model, encoded, evaluation.batch_size)
+    loss = finite(sum(sums) / sum(tokens), "on test examples")
+    result = Evaluation(loss=loss, examples=len(encoded), items=Items.of(questions, sums, tokens))
+    if scorer is Scorer.code and sandbox is None:
+        result.score_name = CODE_IS_OFF
+    elif scorer is not Scorer.none:
+        score = evaluate_task(
+            cast(PreTrainedModel, model),
+            tokenizer,
+            questions,
+            scorer,
+            batch_size=evaluation.batch_size,
+            max_new_tokens=evaluation.max_new_tokens,
+            sandbox=sandbox,
+            progress=progress,
+        )
+        result.score_name, result.score, result.score_examples = score.name, score.value, score.count
+        result.right = score.items
+    result.seconds = time.perf_counter() - start
+    return result
 
 
 def load_setup(recipe: Recipe) -> Setup:

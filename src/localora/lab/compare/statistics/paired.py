@@ -1,18 +1,22 @@
 """The difference of two methods that ran with the same seeds on the same items.
 
 Shape legend
+    G   methods of a table
     S   seeds
-    N   test items
-    d_SN (S, N)   difference of the two methods' scores: on one seed and item -1, 0 or 1 for right and wrong answers
-    d_S  (S,)     difference of their losses, one a seed
+    N   test items; 1 where only a run's mean is known
+    y_GSN (G, S, N)   what each method measured: a loss, or 0 and 1 for wrong and right answers
+    d_SN  (S, N)      the difference of two of them
 
-The model is d_si = mu + a_s + b_i + e_si: training differs by seed, items by kind, and the rest is noise. Seeds and
-items are crossed, so that neither is counted more often than it was drawn. With the mean squares of the two-way
-analysis of variance, MS_S (seeds), MS_N (items) and MS_E (rest),
+The model is y_gsi = mu_g + (seed s) + (item i) + a_gs + b_gi + e_gsi: how a method trains differs by seed (a), what it
+is good at by item (b), and the rest is noise (e). Seeds and items are crossed, so that neither is counted more often
+than it was drawn. For the difference d of two methods, with the mean squares of the two-way analysis of variance,
 
-    Var(mean) = (MS_N + max(0, MS_S - MS_E)) / (S N)
+    Var(mean of d) = (MS_N + max(0, MS_S - MS_E)) / (S N)
 
-and its degrees of freedom are Satterthwaite's. Few seeds make the interval wide, as they should.
+where MS_N (items) is the pair's own, of N - 1 degrees of freedom. MS_S (seeds) has only S - 1 of them, so that one pair
+in ten would be called certain by the luck of three seeds that agree: it is pooled over the methods of the table, and
+the pair's own is taken where that is larger, since methods do differ in how steadily they train. Degrees of freedom are
+Satterthwaite's, and never fewer than S - 1. `benchmarks/verdicts.py` shows how often this errs, and what it finds.
 """
 
 from __future__ import annotations
@@ -22,8 +26,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
-
-COUNTS_AT_A_TIME = 4_000_000  # how often each item is in each draw: 32 MB of them
 
 
 @dataclass(frozen=True)
@@ -45,83 +47,68 @@ class Difference:
     p: float
 
 
-def paired_scores(d_SN: np.ndarray, confidence: float, draws: int, seed: int) -> Difference:
-    """Bootstrap interval of the mean of `d_SN` over items, clustered by seed.
+@dataclass(frozen=True)
+class Spread:
+    """What seeds do to a difference of two methods: mean squares of the method-by-seed effect, and of what is left."""
 
-    Each draw takes items with replacement, all seeds of an item together, and adds seed effects drawn from those
-    found, shrunken to the variance the analysis gives them. The draws give the interval its shape; since they know
-    nothing of how few seeds there were, it is stretched by the ratio of Student's quantile to the normal one.
+    seeds: float
+    rest: float
+    df: int
 
-    Where all of `d_SN` is the same number nothing was seen to vary, which N items do not prove of all others: the
-    standard error is then 1 / (N + 2), what adding half an item for and half one against leaves of it (Agresti and Min
-    2005, Statistics in Medicine 24:729).
+
+def pooled_spread(y_GSN: np.ndarray) -> Spread:
+    """Of a difference of any two of the methods, from all of them; of two methods it is that of their difference.
 
     Raises:
-        ValueError: fewer than two seeds or two items, for which there is no spread.
+        ValueError: fewer than two methods or two seeds.
     """
-    S, N = _checked(d_SN)
+    if y_GSN.ndim != 3 or min(y_GSN.shape[:2]) < 2:
+        raise ValueError(f"a spread needs at least 2 methods and 2 seeds, got {y_GSN.shape}")
+    G, S, N = y_GSN.shape
+    r_GSN = y_GSN - y_GSN.mean(axis=0)
+    r_GSN = r_GSN - r_GSN.mean(axis=(1, 2), keepdims=True)
+    a_GS, b_GN = r_GSN.mean(axis=2), r_GSN.mean(axis=1)
+    e_GSN = r_GSN - a_GS[:, :, None] - b_GN[:, None, :]
+    df = (G - 1) * (S - 1)
+    # Twice: of a difference of two methods, not of one.
+    rest = 2 * float((e_GSN**2).sum()) / (df * (N - 1)) if N > 1 else 0.0
+    return Spread(2 * N * float((a_GS**2).sum()) / df, rest, df)
+
+
+def difference(d_SN: np.ndarray, spread: Spread, confidence: float, floor: float = 0.0) -> Difference:
+    """Student's interval of the mean of `d_SN` over seeds and items.
+
+    Args:
+        spread: of the table that the two methods belong to.
+        floor: least standard error; see :func:`floor_of_answers`.
+
+    Where nothing was seen to vary there is no standard error to judge by: p is then that of all S seeds agreeing in
+    sign by chance, 2 / 2^S.
+
+    Raises:
+        ValueError: fewer than two seeds, for which there is no spread.
+    """
+    if d_SN.ndim != 2 or len(d_SN) < 2:
+        raise ValueError(f"a difference needs at least 2 seeds, got {d_SN.shape}")
+    S, N = d_SN.shape
     mean = float(d_SN.mean())
-    seed_effects, item_means = d_SN.mean(axis=1) - mean, d_SN.mean(axis=0)
-    rest = d_SN - item_means - seed_effects[:, None]
-    MS_S = N * float((seed_effects**2).sum()) / (S - 1)
-    MS_N = S * float(((item_means - mean) ** 2).sum()) / (N - 1)
-    MS_E = float((rest**2).sum()) / ((S - 1) * (N - 1))
-    seed_part = max(0.0, MS_S - MS_E)
-    se = math.sqrt((MS_N + seed_part) / (S * N))
+    MS_S = max(spread.seeds, N * float(d_SN.mean(axis=1).var(ddof=1)))
+    MS_N = S * float(d_SN.mean(axis=0).var(ddof=1)) if N > 1 else 0.0
+    V = MS_N + max(0.0, MS_S - spread.rest)
+    se = max(floor, math.sqrt(V / (S * N)))
     if se == 0:
-        return _student(mean, 1 / (N + 2), N - 1, confidence)
-    df = (MS_N + seed_part) ** 2 / (MS_S**2 / (S - 1) + MS_N**2 / (N - 1))
-
-    random = np.random.default_rng(seed)
-    shrunken = seed_effects * math.sqrt(seed_part / MS_S * S / (S - 1)) if MS_S > 0 else seed_effects
-    drawn = _drawn_means(item_means, draws, random) + shrunken[random.integers(S, size=(draws, S))].mean(axis=1)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    stretch = stats.t.ppf(1 - tail, df) / stats.norm.ppf(1 - tail)
-    p = 2 * stats.t.sf(abs(mean) / se, df)
-    return Difference(mean, mean + (low - mean) * stretch, mean + (high - mean) * stretch, se, df, float(p))
-
-
-def paired_losses(d_S: np.ndarray, confidence: float) -> Difference:
-    """Student's paired interval over seeds; losses are known a run, not an item.
-
-    Raises:
-        ValueError: fewer than two seeds.
-    """
-    if d_S.ndim != 1 or len(d_S) < 2:
-        raise ValueError(f"a difference of losses needs at least 2 seeds, got {len(d_S)}")
-    S, mean, se = len(d_S), float(d_S.mean()), float(d_S.std(ddof=1)) / math.sqrt(len(d_S))
-    return _certain(mean) if se == 0 else _student(mean, se, S - 1, confidence)
-
-
-def _student(mean: float, se: float, df: int, confidence: float) -> Difference:
+        return Difference(mean, mean, mean, 0.0, S - 1, 1.0 if mean == 0 else 2.0 ** (1 - S))
+    parts = [(MS_N, N - 1), *([(MS_S, spread.df), (spread.rest, spread.df * (N - 1))] if V > MS_N else [])]
+    of_parts = sum(square**2 / df for square, df in parts if df)
+    df = max(S - 1.0, V**2 / of_parts if of_parts else 0.0)
     half = float(stats.t.ppf((1 + confidence) / 2, df)) * se
     return Difference(mean, mean - half, mean + half, se, df, float(2 * stats.t.sf(abs(mean) / se, df)))
 
 
-def _drawn_means(item_means: np.ndarray, draws: int, random: np.random.Generator) -> np.ndarray:
-    """Means of `draws` samples of the items with replacement.
+def floor_of_answers(N: int) -> float:
+    """The least standard error of a difference of right and wrong answers to N items: 1 / (N + 2).
 
-    Items of the same mean are drawn as one class, as often as all of them together: the same distribution, and of
-    right and wrong answers there are only a few classes, however many items.
+    That the same answers were given to all of them does not prove it of others; adding half an item for and half one
+    against leaves so much (Agresti and Min 2005, Statistics in Medicine 24:729).
     """
-    N = len(item_means)
-    classes, sizes = np.unique(item_means, return_counts=True)
-    at_a_time = max(1, COUNTS_AT_A_TIME // len(classes))
-    parts = [
-        random.multinomial(N, sizes / N, size=min(at_a_time, draws - done)) @ classes
-        for done in range(0, draws, at_a_time)
-    ]
-    return np.concatenate(parts) / N
-
-
-def _checked(d_SN: np.ndarray) -> tuple[int, int]:
-    if d_SN.ndim != 2 or min(d_SN.shape) < 2:
-        raise ValueError(f"a difference of scores needs at least 2 seeds and 2 items, got {d_SN.shape}")
-    S, N = d_SN.shape
-    return S, N
-
-
-def _certain(mean: float) -> Difference:
-    """The same difference of losses with every seed."""
-    return Difference(mean, mean, mean, 0.0, math.inf, 1.0 if mean == 0 else 0.0)
+    return 1 / (N + 2)

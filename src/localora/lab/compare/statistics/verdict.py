@@ -1,4 +1,4 @@
-"""From differences to one word a method."""
+"""From differences to one word each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from localora.lab.compare.statistics.paired import Difference
 
 Verdict = Literal["better", "tie", "worse", "undecided"]
 MEANINGS: dict[str, str] = {
-    "better": "differs for the better, all methods' tests taken together, and by more than the margin can hide",
+    "better": "differs for the better, all tests of its family taken together, and is larger than the margin",
     "tie": "the difference is smaller than the margin, whichever way it goes",
     "worse": "differs for the worse, in the same sense",
     "undecided": "neither is shown: more seeds or more test items would be needed",
@@ -20,8 +20,17 @@ MEANINGS: dict[str, str] = {
 
 
 @dataclass(frozen=True)
+class Case:
+    """A difference to be judged: below `margin` it does not matter."""
+
+    difference: Difference
+    margin: float
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
 class Judged:
-    """A method's difference from the baseline, with p-values corrected over all methods, and the verdict."""
+    """A difference between two methods, with p-values corrected over its family, and the verdict."""
 
     difference: Difference
     p_holm: float
@@ -29,22 +38,22 @@ class Judged:
     verdict: Verdict
 
 
-def judge(
-    differences: Sequence[Difference], margin: float, confidence: float, *, higher_is_better: bool
-) -> list[Judged]:
-    """A verdict for each difference; both tests are corrected over all of them by Holm's method.
+def judge(cases: Sequence[Case], confidence: float) -> list[Judged]:
+    """A verdict for each case of a family of tests; both tests are corrected over all of them by Holm's method.
 
-    A difference that is significant and yet shown to be within the margin is a tie.
+    A difference that is significant and yet shown to be within the margin is a tie; one that is significant and was
+    found to be within the margin, without being shown to be, is undecided.
     """
     level = 1 - confidence
-    p_differs = holm([difference.p for difference in differences])
-    p_ties = holm([equivalence_p(difference, margin) for difference in differences])
+    p_differs = holm([case.difference.p for case in cases])
+    p_ties = holm([equivalence_p(case.difference, case.margin) for case in cases])
     judged = []
-    for difference, p_differ, p_tie in zip(differences, p_differs, p_ties, strict=True):
+    for case, p_differ, p_tie in zip(cases, p_differs, p_ties, strict=True):
+        mean = case.difference.mean
         verdict: Verdict = "undecided"
         if p_tie < level:
             verdict = "tie"
-        elif p_differ < level:
-            verdict = "better" if (difference.mean > 0) == higher_is_better else "worse"
-        judged.append(Judged(difference, p_differ, p_tie, verdict))
+        elif p_differ < level and abs(mean) > case.margin:
+            verdict = "better" if (mean > 0) == case.higher_is_better else "worse"
+        judged.append(Judged(case.difference, p_differ, p_tie, verdict))
     return judged

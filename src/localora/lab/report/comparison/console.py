@@ -9,13 +9,25 @@ from rich.table import Table
 from localora.lab.compare.comparison import Comparison
 from localora.lab.compare.headroom import headroom_sentence
 from localora.lab.report.comparison.markdown import title
-from localora.lab.report.comparison.text import HEADINGS, contrast_cells, headline, line_cells, problems
+from localora.lab.report.comparison.text import (
+    HEADINGS,
+    balance_headings,
+    balance_rows,
+    contrast_cells,
+    headline,
+    items_sentence,
+    line_cells,
+    primary_rows,
+    problems,
+)
 
 SHOWN = ("method", "verdict", "mean", "difference", "interval", "learning rate")  # 80 columns wide
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
     plan = comparison.resolved.plan
+    for (task, _), (measure, _), (pair, _), (verdict, _), (mean, _), (interval, _), *_ in primary_rows(comparison):
+        _say(console, f"PRIMARY {task} {measure}, {pair}: {mean} {interval}, {verdict}")
     columns = [HEADINGS.index(name) for name in SHOWN]
     for found in comparison.tables:
         table = Table(title=title(found), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -28,7 +40,13 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         for contrast in found.contrasts:
             (pair, _), (verdict, _), (mean, _), (interval, _), *_ = contrast_cells(found, contrast)
             _say(console, f"{pair}: {mean} {interval}, {verdict}")
-        _say(console, headroom_sentence(found.headroom, bool(plan.headroom)))
+        if note := items_sentence(found):
+            _say(console, note)
+        if not found.watched:
+            _say(console, headroom_sentence(found.headroom, bool(plan.headroom)))
+    for (task, _), (method, _), *values in balance_rows(comparison):
+        named = zip(balance_headings(comparison)[2:], values, strict=True)
+        _say(console, f"{task} {method}: " + ", ".join(f"{name} {shown}" for name, (shown, _) in named))
     for problem in problems(comparison):
         _say(console, problem)
     _say(console, headline(comparison))

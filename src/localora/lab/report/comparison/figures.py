@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from colorsys import hls_to_rgb
 from functools import partial
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
-from localora.lab.compare.comparison import Comparison, Table
+from localora.lab.compare.comparison import Comparison
 from localora.lab.compare.measures import LOSS
+from localora.lab.compare.tables import Table
 from localora.lab.pages.theme import INK, Theme, png
 
-COLOURS = {  # told apart by colour-blind readers too
-    "light": ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7f3c8d", "#5b5b5b"),
-    "dark": ("#56b4e9", "#ff8c42", "#2fd6a3", "#e6a5cb", "#f0c24b", "#9ad0f5", "#c9a0dc", "#b0b0b0"),
-}
+COLOURS = {  # the first eight told apart by colour-blind readers too; markers and labels tell all apart
+    "light": (
+        "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7f3c8d", "#5b5b5b",
+        "#8b0000", "#3cb44b", "#000080", "#ff69b4", "#808000", "#20b2aa", "#a0522d", "#9370db",
+    ),
+    "dark": (
+        "#56b4e9", "#ff8c42", "#2fd6a3", "#e6a5cb", "#f0c24b", "#9ad0f5", "#c9a0dc", "#b0b0b0",
+        "#ff6b6b", "#7ee787", "#8c9eff", "#ff5fa2", "#cddc39", "#26c6da", "#d7a06f", "#e0e0ff",
+    ),
+}  # fmt: skip
 MARKERS = "osD^vPX*<>hp"
 TITLES = {
     "differences": "Difference from the baseline, with its interval; the band is a tie",
     "learning_rates": "Validation loss by learning rate: who was tuned, and how wide each plateau is",
     "parameters": "Test measures by trainable parameters",
+    "frontier": "What was gained on the task, and what watched tasks lost for it",
     "costs": "Time and memory of training",
 }
 
@@ -34,33 +44,33 @@ def draw_all(comparison: Comparison, theme: Theme) -> dict[str, bytes]:
         "differences": (any(line.judged for table in comparison.tables for line in table.lines), draw_differences),
         "learning_rates": (bool(comparison.choices), draw_rates),
         "parameters": (bool(comparison.tables), draw_parameters),
+        "frontier": (bool(comparison.balances), draw_frontier),
         "costs": (bool(comparison.costs), draw_costs),
     }
     return {name: png(partial(draw, comparison, theme), theme) for name, (drawn, draw) in pictures.items() if drawn}
 
 
 def draw_differences(comparison: Comparison, theme: Theme) -> Figure:
-    """A panel a table: a dot and an interval a method; to the right is better."""
+    """A panel a table: a dot and an interval a method, with the sign that the table has."""
     tables = [table for table in comparison.tables if any(line.judged for line in table.lines)]
     most = max(sum(line.judged is not None for line in table.lines) for table in tables)
     figure, grid = _grid(len(tables), height=1.3 + 0.3 * most)
     for axes, table in zip(grid, tables, strict=False):
         lines = [line for line in table.lines if line.judged is not None]
-        sign = 1 if table.higher_is_better else -1
         axes.axvspan(-table.margin, table.margin, color=INK[theme], alpha=0.1, linewidth=0)
         axes.axvline(0, color=INK[theme], linewidth=1)
         for place, line in enumerate(lines):
             assert line.judged is not None
             d = line.judged.difference
-            low, high = sorted((sign * d.low, sign * d.high))
             colour = _colour(comparison, line.contender.label, theme)
-            axes.plot([low, high], [place, place], color=colour, linewidth=2)
-            axes.plot(sign * d.mean, place, "o", color=colour)
+            axes.plot([d.low, d.high], [place, place], color=colour, linewidth=2)
+            axes.plot(d.mean, place, "o", color=colour)
         axes.set_yticks(range(len(lines)), [line.contender.label for line in lines])
         axes.invert_yaxis()
         axes.set_title(f"{table.task}: {table.measure}", fontsize="medium")
         axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.set_xlabel(f"better than {comparison.resolved.plan.baseline} by")
+        side = "better \u2192" if table.higher_is_better else "\u2190 better"
+        axes.set_xlabel(f"minus {comparison.resolved.plan.baseline}   ({side})")
         axes.grid(axis="x", alpha=0.2)
     return figure
 
@@ -127,6 +137,36 @@ def _parameters(axes: Axes, comparison: Comparison, table: Table, theme: Theme) 
     axes.grid(alpha=0.2)
 
 
+def draw_frontier(comparison: Comparison, theme: Theme) -> Figure:
+    """A panel a task and watched task: up is a larger gain, left is less forgetting; bars are the spread over seeds."""
+    watched = list(comparison.resolved.plan.watch)
+    tasks = list(dict.fromkeys(balance.task for balance in comparison.balances))
+    panels = [(task, name) for task in tasks for name in watched]
+    figure, grid = _grid(len(panels), height=4.0)
+    for axes, (task, name) in zip(grid, panels, strict=False):
+        for balance in comparison.balances:
+            if balance.task != task or name not in balance.changes:
+                continue
+            label, (lost, lost_sd), (gain, gain_sd) = balance.contender.label, balance.changes[name], balance.gain
+            axes.errorbar(
+                lost,
+                gain,
+                xerr=lost_sd or 0.0,
+                yerr=gain_sd or 0.0,
+                fmt=_marker(comparison, label),
+                color=_colour(comparison, label, theme),
+                ms=6,
+                capsize=2,
+                label=label,
+            )
+        axes.axvline(0, color=INK[theme], linewidth=1)
+        axes.set(xlabel=f"loss of {name} grew by   (\u2190 better)", ylabel="test loss fell by   (better \u2192)")
+        axes.set_title(task, fontsize="medium")
+        axes.grid(alpha=0.2)
+    _legend(figure, grid[0])
+    return figure
+
+
 def draw_costs(comparison: Comparison, theme: Theme) -> Figure:
     """Seconds of training and peak memory of each method, the first task's."""
     first = comparison.costs[0].task
@@ -163,7 +203,12 @@ def _place(comparison: Comparison, label: str) -> int:
 
 
 def _colour(comparison: Comparison, label: str, theme: Theme) -> str:
-    return COLOURS[theme][_place(comparison, label) % len(COLOURS[theme])]
+    """One a method, however many there are."""
+    place, known = _place(comparison, label), COLOURS[theme]
+    if place < len(known):
+        return known[place]
+    hue = (place - len(known)) / max(1, len(comparison.resolved.contenders) - len(known))
+    return to_hex(hls_to_rgb(hue, 0.4 if theme == "light" else 0.7, 0.55))
 
 
 def _marker(comparison: Comparison, label: str) -> str:

@@ -18,12 +18,17 @@ from localora.lab.report.comparison.text import (
     CONTRAST_HEADINGS,
     COST_HEADINGS,
     HEADINGS,
+    PRIMARY_HEADINGS,
     RATE_HEADINGS,
     Cell,
+    balance_headings,
+    balance_rows,
     contrast_cells,
     cost_rows,
     headline,
+    items_sentence,
     line_cells,
+    primary_rows,
     problems,
     rate_rows,
     summary,
@@ -60,13 +65,21 @@ def _head(comparison: Comparison) -> str:
 def _tables(comparison: Comparison) -> list[str]:
     plan = comparison.resolved.plan
     sections = []
+    if primary := primary_rows(comparison):
+        sections.append(_section("Primary comparisons", _grid(PRIMARY_HEADINGS, primary)))
     for table in comparison.tables:
         rows = [line_cells(table, line, plan.baseline) for line in table.lines]
         body = _grid(HEADINGS, rows)
         if table.contrasts:
             body += _grid(CONTRAST_HEADINGS, [contrast_cells(table, contrast) for contrast in table.contrasts])
-        note = escape(headroom_sentence(table.headroom, bool(plan.headroom)))
-        sections.append(_section(title(table), f'{body}<p class="note">{note}</p>'))
+        notes = [items_sentence(table)]
+        if not table.watched:
+            notes.append(headroom_sentence(table.headroom, bool(plan.headroom)))
+        body += "".join(f'<p class="note">{escape(note)}</p>' for note in notes if note)
+        sections.append(_section(title(table), body))
+    if comparison.balances:
+        body = _grid(balance_headings(comparison), balance_rows(comparison))
+        sections.append(_section("Gain and forgetting", body))
     return sections
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -45,12 +47,16 @@ def _facts(resolved: ResolvedPlan, state: Schedule, store: Store, slots: int | N
     return {
         "tasks": ", ".join(plan.tasks),
         "steps": f"{', then '.join(map(str, [*short, full]))} to choose a learning rate; {full} for each final seed",
-        "seeds": f"{', '.join(map(str, plan.seeds))}; {plan.learning_rates.seed} to choose learning rates",
+        "seeds": f"{_list(plan.seeds)}; {_list(plan.learning_rates.seeds)} to choose learning rates",
         "runs": f"{over} done, {len(state.due)} now, {later} later; while the best rate is at the grid's edge, up to "
         f"{plan.learning_rates.widen} more a method and rung",
         "time": _time(state, store, slots),
         "folder": str(store.folder),
     }
+
+
+def _list(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def _title(resolved: ResolvedPlan) -> str:

@@ -7,15 +7,22 @@ from localora.lab.compare.statistics.verdict import MEANINGS
 READING: dict[str, str] = {
     **MEANINGS,
     "difference, interval": (
-        "method minus baseline, paired by seed and, where answers are known, by test item; the interval accounts for "
-        "both being samples. Losses that are known a run only are paired by seed: with three seeds the interval is wide"
+        "method minus baseline, paired by seed and by test item; the interval accounts for both being samples. What "
+        "seeds do is pooled over the methods of the table"
     ),
-    "contrast": "two methods of the plan against each other; p corrected over the contrasts of the table",
-    "p (Holm)": "of no difference, corrected over all methods of the table",
+    "primary comparison": "a pair that the plan names as what it is made for; p corrected over these alone",
+    "contrast": "two further methods of the plan against each other",
+    "p (Holm)": "of no difference, corrected over all tests of the report: methods, headroom, contrasts, every table",
     "p (tie)": "of a difference of at least the margin (two one-sided tests), corrected the same way; small for a tie",
     "McNemar by seed": "exact p of each seed alone, uncorrected; it knows nothing of the spread between seeds",
-    "of LoRA": "trainable parameters over those of LoRA at the plan's r; in brackets the label of one that differs",
+    "trainable": (
+        "parameters, and their share of LoRA's at the plan's r; a method of another budget wears a label in brackets"
+    ),
+    "stored": "parameters of the adapter in the end, with the frozen terms of its events",
     "plateau": "the rates whose validation loss is within the margin of the best, and the ratio of its ends",
     "effective rank": "median over layers of exp(entropy of the singular values) of the update",
-    "exported rank": "of the exact plain-LoRA copy; LoRA's own for LoRA",
+    "exported rank": (
+        "of the update as plain LoRA, exactly; in brackets the rank that the file is padded to with zeros, if another"
+    ),
+    "gain, loss": "of a watched plan: by how much the test loss fell, and by how much those of watched tasks grew",
 }

@@ -13,7 +13,20 @@ SUMMARY = (
     "task", "measure", "method", "role", "budget_label", "trainable", "budget_ratio", "learning_rate", "seeds", "mean",
     "sd", "difference", "low", "high", "p", "p_holm", "p_tie", "verdict",
 )  # fmt: skip
-CONTRASTS = ("task", "measure", "method", "over", "difference", "low", "high", "p", "p_holm", "p_tie", "verdict")
+CONTRASTS = (
+    "kind",
+    "task",
+    "measure",
+    "method",
+    "over",
+    "difference",
+    "low",
+    "high",
+    "p",
+    "p_holm",
+    "p_tie",
+    "verdict",
+)
 RUNS = (
     "stage", "task", "method", "steps", "learning_rate", "seed", "status", "validation_loss", "measure", "value",
     "train_seconds", "peak_memory_mib",
@@ -36,13 +49,14 @@ def summary_csv(comparison: Comparison) -> str:
 
 
 def contrasts_csv(comparison: Comparison) -> str:
-    """A line a pair and measure; the heading alone where the plan names no pairs."""
+    """A line a pair and measure, the primary ones first; the heading alone where the plan names no pairs."""
     rows = []
-    for table in comparison.tables:
-        for contrast in table.contrasts:
-            judged, d = contrast.judged, contrast.judged.difference
-            row = [table.task, table.measure, contrast.label, contrast.base, d.mean, d.low, d.high, d.p]
-            rows.append([*row, judged.p_holm, judged.p_tie, judged.verdict])
+    pairs = [("primary", table, contrast) for table in comparison.tables for contrast in table.primary]
+    pairs += [("contrast", table, contrast) for table in comparison.tables for contrast in table.contrasts]
+    for kind, table, contrast in pairs:
+        judged, d = contrast.judged, contrast.judged.difference
+        row = [kind, table.task, table.measure, contrast.label, contrast.base, d.mean, d.low, d.high, d.p]
+        rows.append([*row, judged.p_holm, judged.p_tie, judged.verdict])
     return _csv(CONTRASTS, rows)
 
 
@@ -62,9 +76,14 @@ def runs_csv(comparison: Comparison) -> str:
     return _csv(RUNS, rows)
 
 
+def _inert(cell: Any) -> Any:
+    """Words from outside begin with an apostrophe where a spreadsheet would take them for a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+
+
 def _csv(headings: tuple[str, ...], rows: list[list[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(headings)
-    writer.writerows(rows)
+    writer.writerows([_inert(cell) for cell in row] for row in rows)
     return text.getvalue()

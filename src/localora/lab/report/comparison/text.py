@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from localora.lab.compare.comparison import Comparison, Contrast, Line, Table
+from html import escape
+
+from localora.lab.compare.comparison import Comparison
 from localora.lab.compare.plan import Contender
 from localora.lab.compare.statistics.verdict import Judged
+from localora.lab.compare.tables import Contrast, Line, Table
 
 HEADINGS = (
     "method", "verdict", "mean", "sd", "difference", "interval", "p (Holm)", "p (tie)", "McNemar by seed",
-    "learning rate", "parameters", "of LoRA",
+    "learning rate", "trainable",
 )  # fmt: skip
 CONTRAST_HEADINGS = ("contrast", "verdict", "difference", "interval", "p (Holm)", "p (tie)")
+PRIMARY_HEADINGS = ("task", "measure", *CONTRAST_HEADINGS)
 COST_HEADINGS = (
-    "task", "method", "training, s", "calibration, s", "peak memory, MiB", "exported rank", "effective rank",
-    "stable rank",
+    "task", "method", "training, s", "calibration, s", "peak memory, MiB", "trainable", "stored", "exported rank",
+    "effective rank", "stable rank",
 )  # fmt: skip
 RATE_HEADINGS = ("task", "method", "chosen", "plateau", "how")
 
@@ -30,13 +34,9 @@ def line_cells(table: Table, line: Line, baseline: str) -> list[Cell]:
         compared: list[Cell] = [("-", None)] * 5
     else:
         verdict = judged.verdict
-        compared = [
-            *_judged_cells(judged, digits),
-            (
-                ", ".join(f"{m.exact:.2f}" for m in line.mcnemar) or "-",
-                min((m.exact for m in line.mcnemar), default=None),
-            ),
-        ]
+        exact = sorted(m.exact for m in line.mcnemar)
+        by_seed = f"{exact[0]:.2f} to {exact[-1]:.2f}" if exact else "-"
+        compared = [*_judged_cells(judged, digits), (by_seed, exact[0] if exact else None)]
     return [
         (name_of(c), c.label),
         (verdict, verdict),
@@ -44,8 +44,7 @@ def line_cells(table: Table, line: Line, baseline: str) -> list[Cell]:
         optional(line.sd, f".{digits}f"),
         *compared,
         (f"{line.rate:g}", line.rate),
-        (f"{c.trainable:,}", c.trainable),
-        (share_of(c), c.budget_ratio),
+        (f"{c.trainable:,} ({share_of(c)})", c.trainable),
     ]
 
 
@@ -53,6 +52,57 @@ def contrast_cells(table: Table, contrast: Contrast) -> list[Cell]:
     """One cell a heading of CONTRAST_HEADINGS."""
     said, verdict = f"{contrast.label} over {contrast.base}", contrast.judged.verdict
     return [(said, said), (verdict, verdict), *_judged_cells(contrast.judged, 3 if table.higher_is_better else 4)]
+
+
+def primary_rows(comparison: Comparison) -> list[list[Cell]]:
+    """One row a primary pair and table, of PRIMARY_HEADINGS."""
+    return [
+        [(table.task, table.task), (table.measure, table.measure), *contrast_cells(table, contrast)]
+        for table in comparison.tables
+        for contrast in table.primary
+    ]
+
+
+def balance_headings(comparison: Comparison) -> tuple[str, ...]:
+    """Of the table of what was gained and what was forgotten."""
+    return ("task", "method", "gain", *(f"{name}: loss" for name in comparison.resolved.plan.watch))
+
+
+def balance_rows(comparison: Comparison) -> list[list[Cell]]:
+    return [
+        [
+            (balance.task, balance.task),
+            (name_of(balance.contender), balance.contender.label),
+            _with_spread(balance.gain),
+            *(
+                _with_spread(balance.changes[name]) if name in balance.changes else ("-", None)
+                for name in comparison.resolved.plan.watch
+            ),
+        ]
+        for balance in comparison.balances
+    ]
+
+
+def _with_spread(value: tuple[float, float | None]) -> Cell:
+    mean, sd = value
+    return f"{mean:+.4f}" + (f" (sd {sd:.4f})" if sd is not None else ""), mean
+
+
+def items_sentence(table: Table) -> str:
+    """Of what the differences are a sample."""
+    if not any(line.judged for line in table.lines) and not table.contrasts and not table.primary:
+        return ""
+    if table.items is None:
+        return (
+            "Test items count as fixed: the records hold none, so the intervals say nothing of other items, "
+            "and differences are found too often."
+        )
+    return f"Seeds and the {table.items} test items are both counted as samples."
+
+
+def plain(text: str) -> str:
+    """Words from outside, for Markdown: no HTML, no link."""
+    return escape(text, quote=False).replace("](", "]\\(")
 
 
 def _judged_cells(judged: Judged, digits: int) -> list[Cell]:
@@ -73,12 +123,19 @@ def cost_rows(comparison: Comparison) -> list[list[Cell]]:
             (f"{costs.train_seconds:.1f}", costs.train_seconds),
             optional(costs.calibrate_seconds, ".1f"),
             (f"{costs.peak_memory_mib:.0f}", costs.peak_memory_mib),
-            optional(costs.exported_rank, "d"),
+            (f"{costs.trainable:,}", costs.trainable),
+            (f"{costs.stored:,}", costs.stored),
+            _rank(costs.exported_rank, costs.padded_rank),
             optional(costs.effective_rank, ".1f"),
             optional(costs.stable_rank, ".1f"),
         ]
         for costs in comparison.costs
     ]
+
+
+def _rank(exact: int | None, padded: int | None) -> Cell:
+    shown, value = optional(exact, "d")
+    return (shown if padded is None else f"{shown} (file: {padded})"), value
 
 
 def rate_rows(comparison: Comparison) -> list[list[Cell]]:
@@ -140,13 +197,16 @@ def summary(comparison: Comparison) -> str:
 
 
 def headline(comparison: Comparison) -> str:
-    """The finding in a sentence, over all tables."""
-    count: dict[str, int] = {}
-    for table in comparison.tables:
-        for line in table.lines:
-            if line.judged is not None:
-                count[line.judged.verdict] = count.get(line.judged.verdict, 0) + 1
-    if not count:
-        return "no method could be judged yet"
-    parts = [f"{word} {count[word]}" for word in ("better", "tie", "worse", "undecided") if word in count]
-    return f"against {comparison.resolved.plan.baseline}, of {sum(count.values())} comparisons: {', '.join(parts)}"
+    """The finding in a sentence: the primary pairs first, then all tables."""
+    primary = [contrast.judged for table in comparison.tables for contrast in table.primary]
+    judged = [line.judged for table in comparison.tables for line in table.lines if line.judged is not None]
+    parts = [f"of {len(primary)} primary comparisons: {_counted(primary)}"] if primary else []
+    if judged:
+        against = comparison.resolved.plan.baseline
+        parts.append(f"against {against}, of {len(judged)} comparisons: {_counted(judged)}")
+    return "; ".join(parts) or "no method could be judged yet"
+
+
+def _counted(judged: list[Judged]) -> str:
+    words = [one.verdict for one in judged]
+    return ", ".join(f"{word} {words.count(word)}" for word in ("better", "tie", "worse", "undecided") if word in words)
