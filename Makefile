@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test test-fast test-lower-bounds check format bench theory ordeal results architecture docs clean
+.PHONY: help quickstart test test-fast golden-losses test-lower-bounds check format bench theory ordeal results architecture docs clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -19,6 +19,9 @@ test: $(VENV)/dev.done           ## all tests
 
 test-fast: $(VENV)/dev.done      ## the tests that start no process and train no model to the end: within two minutes
 	$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
+
+golden-losses: $(VENV)/dev.done  ## tests/golden_losses.json again for this platform, after a change that is meant to alter training
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python tests/golden_losses.py
 
 check: $(VENV)/dev.done          ## linter, formatter, types, which way imports run, documentation
 	$(BIN)/ruff check .

@@ -147,3 +147,7 @@ def test_sketch_depends_on_the_seed_alone() -> None:
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     assert torch.equal(torch.random.get_rng_state(), state)
+    Omega, Psi = GradientSketch(M, N, WIDTH, seed=1)._omega(), GradientSketch(M, N, WIDTH, seed=1)._psi()
+    few = min(Omega.numel(), Psi.numel())
+    drawn = torch.stack([Omega.flatten()[:few], Psi.flatten()[:few]])
+    assert torch.corrcoef(drawn)[0, 1].abs() < 0.5  # of one stream they would be the same numbers up to a scale

@@ -25,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+Factors = tuple[Tensor, Tensor]  # A (R, n) and B (m, R), dense
+
 
 def places_of(labels_n: Tensor, covered: int, clusters: int) -> Tensor | None:
     """Where each covered entry goes, int64 `(n',)`: j K + label; None if there is nothing to scatter.
@@ -73,6 +75,20 @@ def write_whole(parameter: Tensor, values: Tensor) -> None:
         mesh: Any = parameter.device_mesh  # type: ignore[attr-defined]
         values = distribute_tensor(values.to(parameter.device), mesh, parameter.placements)  # type: ignore[attr-defined]
     parameter.copy_(values)
+
+
+def joined(first: Factors, second: Factors | None) -> Factors:
+    """The sum of both products as one pair of factors, of the first ones' dtype and device."""
+    if second is None:
+        return first
+    (A, B), (C, D) = first, second
+    return torch.cat([A, C.to(A)]), torch.cat([B, D.to(B)], dim=1)
+
+
+def product(A_cn: Tensor, B_mc: Tensor) -> Tensor:
+    """B A `(m, n)`, in float32 or wider."""
+    wide = torch.promote_types(A_cn.dtype, torch.float32)
+    return B_mc.to(wide) @ A_cn.to(wide)
 
 
 class _Factor(nn.Module):

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from torch import Tensor, nn
+from torch import nn
 
-Factors = tuple[Tensor, Tensor]
+from localora.adapter.factors import Factors
 
 
 class FactorHold:

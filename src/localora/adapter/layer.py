@@ -18,8 +18,8 @@ from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from localora.adapter.factors import ColumnFactor, RowFactor, write_whole
-from localora.adapter.held import FactorHold, Factors
+from localora.adapter.factors import ColumnFactor, Factors, RowFactor, joined, product, write_whole
+from localora.adapter.held import FactorHold
 from localora.adapter.update import Origin, add_update, update_dtype
 from localora.errors import AdapterError, LocaloraError
 from localora.placement.budget import LayerBudget
@@ -451,17 +451,3 @@ def check_fits(partition: Partition, budget: LayerBudget, name: str) -> None:
         what = ("rows", "columns", "clusters", "covered rows", "covered columns")
         wrong = [f"{w} {g} instead of {a}" for w, g, a in zip(what, given, asked, strict=True) if g != a]
         raise PlacementError(f"the labels do not fit the adapter {name!r}: {', '.join(wrong)}")
-
-
-def joined(live: Factors, frozen: Factors | None) -> Factors:
-    """Both as one pair of factors, of the live ones' dtype and device."""
-    if frozen is None:
-        return live
-    (A, B), (A_frozen, B_frozen) = live, frozen
-    return torch.cat([A, A_frozen.to(A)]), torch.cat([B, B_frozen.to(B)], dim=1)
-
-
-def product(A_cn: Tensor, B_mc: Tensor) -> Tensor:
-    """B A `(m, n)`, in float32 or wider."""
-    wide = torch.promote_types(A_cn.dtype, torch.float32)
-    return B_mc.to(wide) @ A_cn.to(wide)

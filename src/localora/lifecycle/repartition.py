@@ -17,14 +17,15 @@ Xia, Qin and Hazan 2024, Chain of LoRA. https://arxiv.org/abs/2401.04151
 from __future__ import annotations
 
 import zlib
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from localora.adapter.config import LocalizedConfig
-from localora.adapter.factors import whole
-from localora.adapter.layer import LocalizedLinear, joined
+from localora.adapter.factors import Factors, joined, whole
+from localora.adapter.layer import LocalizedLinear
 from localora.lifecycle.event import ScheduleError
 from localora.lifecycle.passes import Layers
 from localora.lifecycle.processes import decide_once
@@ -61,9 +62,10 @@ def check_possible(model: nn.Module, layers: Layers, name: str, config: Localize
 def _shapes(layer: LocalizedLinear, name: str) -> list[tuple[int, int]]:
     budget = layer.localized_layout[name].budget
     m, n, r_g, local = budget.m, budget.n, budget.global_rank, budget.local
-    whole = {"global_A": (r_g, n), "global_B": (m, r_g)} if r_g else {}
-    part = {"local_A": (local.rank, local.cols), "local_B": (local.rows, local.rank)} if local else {}
-    return [*whole.values(), *part.values()]
+    return [
+        *([(r_g, n), (m, r_g)] if r_g else []),
+        *([(local.rank, local.cols), (local.rows, local.rank)] if local else []),
+    ]
 
 
 def _check_foldable(model: nn.Module, layers: Layers) -> None:
@@ -115,7 +117,7 @@ def consolidate(layers: Layers, name: str, config: LocalizedConfig) -> tuple[flo
     for layer in layers.values():
         A, B = layer.live_factors(name)
         squares += gram_norm(A.double(), B.double()) ** 2
-        A, B = (nn.functional.pad(A, (0, 0, 0, rank - len(A))), nn.functional.pad(B, (0, rank - len(A))))
+        A, B = _padded(A, B, rank)
         if config.frozen == "merged":
             layer.set_frozen(name, A, B)
             layer.fold(name, rank)
@@ -124,7 +126,9 @@ def consolidate(layers: Layers, name: str, config: LocalizedConfig) -> tuple[flo
         if frozen is not None:
             A, B = joined(frozen, (A, B))
         if bound:
-            A, B, error = decide_once(lambda A=A, B=B: _bounded(A, B, bound))  # type: ignore[misc]
+            device, both = A.device, (A.cpu(), B.cpu())  # one process's device is not another's
+            A, B, error = decide_once(partial(_bounded, *both, bound))
+            A, B = A.to(device), B.to(device)
             errors.append(error)
         layer.set_frozen(name, A, B)
     config.consolidated_rank = bound or config.consolidated_rank + rank
@@ -139,8 +143,12 @@ def live_rank(layers: Layers, name: str) -> int:
 def _bounded(A_cn: Tensor, B_mc: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
     """The nearest factors of at most this rank, and the relative change of their product."""
     A, B, error = truncate_factors(A_cn, B_mc, rank)
+    return *_padded(A, B, rank), error
+
+
+def _padded(A: Tensor, B: Tensor, rank: int) -> Factors:
     missing = rank - len(A)
-    return nn.functional.pad(A, (0, 0, 0, missing)), nn.functional.pad(B, (0, missing)), error
+    return nn.functional.pad(A, (0, 0, 0, missing)), nn.functional.pad(B, (0, missing))
 
 
 def start_anew(layers: Layers, name: str, optimizer: Any, seed: int, step: int) -> None:

@@ -57,6 +57,13 @@ def test_the_table_fits_80_columns_and_holds_the_numbers() -> None:
     assert "g-lora 2,442,240 99.9% - - 62 s 1.5 GiB" in rows
 
 
+def test_what_events_add_is_said_below_the_table() -> None:
+    with_events = record()
+    with_events.parameters.stored, with_events.parameters.rank = 7_326_720, 48
+    text = " ".join(printed(comparison_table([with_events, record("lora")], "title")).split())
+    assert "cps-lora stores 7,326,720 parameters, rank 48; lora stores 2,442,240 parameters" in text
+
+
 def test_a_task_without_a_score_has_no_column_for_it() -> None:
     plain = record()
     plain.before = Evaluation(loss=2.0, examples=4)

@@ -14,11 +14,11 @@ from localora.lab.training.record import Evaluation, RunRecord
 
 
 def comparison_table(records: Sequence[RunRecord], title: str) -> Table:
-    """One line a run: parameters trained and kept, rank, test loss and score before and after, seconds, peak memory."""
+    """One line a run: parameters, test loss and score before and after, seconds, memory; below, what each stores."""
     table = Table(title=f"{title} (before > after training)", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     score = next((r.before.score_name for r in records if r.before.score_name), None)
     table.add_column("method", no_wrap=True)
-    for name in ("params", "of LoRA", "stored", "rank", "test loss", *([score] if score else []), "time", "memory"):
+    for name in ("params", "of LoRA", "test loss", *([score] if score else []), "time", "memory"):
         table.add_column(name, justify="right")
     for record in records:
         own, lora = record.parameters.trainable, record.parameters.lora_same_r
@@ -27,14 +27,20 @@ def comparison_table(records: Sequence[RunRecord], title: str) -> Table:
             record.method,
             f"{own:,}",
             f"{own / lora:.1%}",
-            f"{record.parameters.stored or own:,}",
-            str(record.parameters.rank or "-"),
             f"{before.loss:.3f} > {after.loss:.3f}" if after else "-",
         ]
         if score:
             cells.append(_score(before, after))
         table.add_row(*cells, f"{record.seconds.get('train', 0.0):.0f} s", f"{record.peak_memory_mib / 1024:.1f} GiB")
+    table.caption, table.caption_justify = "; ".join(_kept(record) for record in records), "left"
     return table
+
+
+def _kept(record: RunRecord) -> str:
+    """Stored parameters and rank, which events raise."""
+    parameters = record.parameters
+    rank = f", rank {parameters.rank}" if parameters.rank else ""
+    return f"{record.method} stores {parameters.stored or parameters.trainable:,} parameters{rank}"
 
 
 def _score(before: Evaluation, after: Evaluation | None) -> str:
