@@ -23,6 +23,7 @@ from benchmarks.ordeal.outcome import Tally, table
 from benchmarks.ordeal.tiny import save_model
 from benchmarks.ordeal.writers import two_writers
 
+from localora.files import write_file
 from localora.lab.machine import describe_machine
 
 Ordeal = Callable[[Path, Path, int, int], Tally]
@@ -40,43 +41,44 @@ RESULTS = Path(__file__).parent / "results" / "ordeal.json"
 BLOCK = re.compile(r"(<!-- ordeal -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def undergo(names: list[str], short: bool, seed: int) -> list[Tally]:
-    """Each ordeal in a folder of its own, one after the other."""
+def undergo(name: str, short: bool, seed: int) -> Tally:
+    """One ordeal, in a folder of its own."""
     torch.set_num_threads(1)
-    tallies = []
+    ordeal, few, many = ORDEALS[name]
     with tempfile.TemporaryDirectory() as work:
-        model = save_model(Path(work) / "model")
-        for name in names:
-            ordeal, few, many = ORDEALS[name]
-            folder = Path(work) / name
-            folder.mkdir()
-            start = time.perf_counter()
-            tally = ordeal(model, folder, few if short else many, seed)
-            tallies.append(tally)
-            print(f"{tally.ordeal}: {tally.cases} cases in {time.perf_counter() - start:.0f} s", flush=True)
-            for failure in tally.failures[:20]:
-                print(f"    {failure}", flush=True)
-    return tallies
+        folder = Path(work) / name
+        folder.mkdir()
+        start = time.perf_counter()
+        tally = ordeal(save_model(Path(work) / "model"), folder, few if short else many, seed)
+    print(f"{tally.ordeal}: {tally.cases} cases in {time.perf_counter() - start:.0f} s", flush=True)
+    for failure in tally.failures[:20]:
+        print(f"    {failure}", flush=True)
+    return tally
+
+
+def keep(name: str, tally: Tally, seed: int) -> None:
+    """In place of what the ordeal came to before, in the results and on the page."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    kept[name] = {"tally": asdict(tally), "seed": seed, "machine": describe_machine()}
+    write_file(RESULTS, json.dumps(kept, indent=1) + "\n")
+    tallies = [Tally(**kept[known]["tally"]) for known in ORDEALS if known in kept]
+    page = PAGE.read_text(encoding="utf-8")
+    write_file(PAGE, BLOCK.sub(lambda match: f"{match[1]}{table(tallies)}\n{match[2]}", page))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ordeal", description=__doc__.splitlines()[0])
-    parser.add_argument("--short", action="store_true", help="about five minutes; docs are left as they are")
+    parser.add_argument("--short", action="store_true", help="about five minutes; the page is left as it is")
     parser.add_argument("--only", choices=ORDEALS, nargs="+", default=list(ORDEALS))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    tallies = undergo(arguments.only, arguments.short, arguments.seed)
+    tallies = []
+    for name in arguments.only:
+        tallies.append(undergo(name, arguments.short, arguments.seed))
+        if not arguments.short:
+            keep(name, tallies[-1], arguments.seed)
     print(table(tallies))
-    if not arguments.short and arguments.only == list(ORDEALS):
-        RESULTS.parent.mkdir(exist_ok=True)
-        values = {
-            "machine": describe_machine(),
-            "seed": arguments.seed,
-            "ordeals": [asdict(tally) for tally in tallies],
-        }
-        RESULTS.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        page = PAGE.read_text(encoding="utf-8")
-        PAGE.write_text(BLOCK.sub(lambda match: f"{match[1]}{table(tallies)}\n{match[2]}", page), encoding="utf-8")
     return 0 if all(tally.held for tally in tallies) else 1
 
 

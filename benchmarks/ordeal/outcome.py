@@ -35,7 +35,9 @@ def table(tallies: list[Tally]) -> str:
     """Markdown: a line an ordeal."""
     lines = ["| ordeal | cases | outcomes | broken |", "| --- | --- | --- | --- |"]
     for tally in tallies:
-        outcomes = ", ".join(f"{count} {name}" for name, count in sorted(tally.counts.items()))
+        outcomes = ", ".join(
+            f"{count} {name}" for name, count in sorted(tally.counts.items(), key=lambda pair: -pair[1])
+        )
         broken = "not tried" if tally.skipped else str(len(tally.failures))
         lines.append(f"| {tally.ordeal} | {tally.cases} | {tally.skipped or outcomes} | {broken} |")
     return "\n".join(lines)

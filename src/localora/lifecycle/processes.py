@@ -5,6 +5,7 @@ Every process must come through these functions in the same order.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -58,6 +59,11 @@ def failing_together() -> Iterator[None]:
 def processes() -> tuple[int, int]:
     """This process's number, and how many there are."""
     return (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+
+
+def is_main_process() -> bool:
+    """Whether this is process 0, which measures, writes and prints; known before they have joined."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def decide_once(decide: Callable[[], T]) -> T:

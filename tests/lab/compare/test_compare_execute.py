@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -22,6 +23,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from localora.cli import app
+from localora.files import StorageError
 from localora.lab.commands import compare as command
 from localora.lab.compare.errors import PlanError
 from localora.lab.compare.execute import execute
@@ -171,6 +173,38 @@ def test_two_comparisons_in_one_folder_are_refused(
     assert len(closed) == 1  # it may be a connection to a cluster
     assert not (tmp_path / "plan.json").exists()
     assert len(run(resolved, tmp_path)[0].finished) == 10  # and the lock does not outlive its holder
+
+
+@pytest.mark.parametrize(
+    ("code", "target"),
+    [(errno.ENOSPC, "plan.json"), (errno.ENOSPC, "job.json"), (errno.EROFS, "plan.json"), (errno.ENOSPC, "log.txt")],
+)
+def test_a_disk_that_is_full_or_read_only_is_named(
+    resolved: ResolvedPlan,
+    tmp_path: Path,
+    acts: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    target: str,
+) -> None:
+    replace = Path.replace
+
+    def refuses(path: Path, to: Path) -> Path:
+        if to.name == target:
+            raise OSError(code, os.strerror(code))
+        return replace(path, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", refuses)
+        with pytest.raises(StorageError, match=rf"cannot write .*{target}: {os.strerror(code)}; "):
+            run(resolved, tmp_path)
+    assert len(run(resolved, tmp_path)[0].finished) == 10
+
+
+def test_a_folder_that_cannot_be_made_is_named(resolved: ResolvedPlan, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"cannot make the folder .*/file/comparison: "):
+        run(resolved, tmp_path / "file" / "comparison")
 
 
 def test_another_plan_does_not_replace_the_folders(

@@ -27,6 +27,14 @@ def rates(**changes: Any) -> dict[str, Any]:
 
 
 REFUSED = {
+    "a task in the place of the plan": (
+        {"tasks": {"plan.json": {"task": "facts"}}},
+        "tasks: plan.json would be a folder among the comparison's files; give the task a name without .json",
+    ),
+    "a task in the place of the page": (
+        {"tasks": {"index.html": {"task": "facts"}}},
+        "give the task a name without .html",
+    ),
     "an unknown key": ({"metods": {}}, "metods: unknown key; did you mean methods?"),
     "an unknown key of a section": (rates(girds=[1]), "learning_rates.girds: unknown key; did you mean grid?"),
     "an unknown key of a task": ({"tasks": {"a": {"taks": "facts"}}}, "tasks.a.taks: unknown key; did you mean task?"),

@@ -62,6 +62,31 @@ def test_damage_is_named(tmp_path: Path) -> None:
         RunRecord.read(path)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\xff\xfe\x00r\x00",
+        b'{"recipe": "\xe9"}',
+        b'{"recipe": "\\ud800"}',
+        b"[" * 100_000,
+        b'{"seed": ' + b"1" * 5000 + b"}",
+        b"",
+    ],
+)
+def test_bytes_that_are_no_record(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "run.json").write_bytes(text)
+    with pytest.raises(RecordError, match=r"run\.json is no run record of format 1"):
+        RunRecord.read(tmp_path / "run.json")
+
+
+@pytest.mark.parametrize("recipe", [{}, {"method": "lora"}, {"method": {}}, {"method": {"name": "unheard-of"}}])
+def test_a_record_names_its_method(tmp_path: Path, recipe: dict[str, object]) -> None:
+    values = record().model_dump(mode="json") | {"recipe": recipe}
+    (tmp_path / "run.json").write_text(json.dumps(values))
+    with pytest.raises(RecordError, match=r"\(recipe: .*method.name is missing or no method of ours"):
+        RunRecord.read(tmp_path / "run.json")
+
+
 def test_items_take_a_line_a_list_and_must_be_of_one_length(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     kept = record()

@@ -8,8 +8,9 @@ from localora.lab.recipe.schema import Recipe
 from localora.lab.report.console import print_record
 from localora.lab.report.run_pictures import check_drawable, draw_run
 from localora.lab.run.train import train
-from localora.lab.training.processes import is_main_process, leave_processes
+from localora.lab.training.launch import leave_processes
 from localora.lab.training.record import RunRecord
+from localora.lifecycle.processes import is_main_process
 
 
 def train_and_report(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -> RunRecord:

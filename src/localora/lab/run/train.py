@@ -22,12 +22,12 @@ from localora.lab.training.adaptation.base import Trainee
 from localora.lab.training.adapter import all_parameters, trainable_parameters
 from localora.lab.training.callbacks import Checkpoints, HeldOutLoss, ProgressBar, curve_of
 from localora.lab.training.folder import FolderError, RunFolder, check_space, open_run_folder, remove, steps_of
+from localora.lab.training.launch import join_processes
 from localora.lab.training.lock import check_unlocked, locked
 from localora.lab.training.memory import PeakMemory
-from localora.lab.training.processes import is_main_process, join_processes
 from localora.lab.training.record import Evaluation, Parameters, RunRecord
 from localora.lab.training.trainer import build_trainer
-from localora.lifecycle.processes import decide_once
+from localora.lifecycle.processes import decide_once, is_main_process
 
 BYTES_PER_PARAMETER = 4 * 3 * 3  # float32 weights and two Adam moments; two checkpoints at a time, result and export
 HOW_TO_GO_ON = "--resume continues it from its last checkpoint"

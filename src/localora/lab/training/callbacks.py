@@ -13,10 +13,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from localora.files import to_disk, write_file
 from localora.lab.training.folder import COMPLETE, RunFolder, remove
-from localora.lab.training.processes import is_main_process
 from localora.lab.training.record import Curve, Point
 from localora.lab.training.trainer import finite
-from localora.lifecycle.processes import decide_once, failing_together
+from localora.lifecycle.processes import decide_once, failing_together, is_main_process
 
 HELD_OUT = "held_out_loss"  # its key in the Trainer's log history, which checkpoints keep
 

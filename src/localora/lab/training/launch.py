@@ -1,4 +1,4 @@
-"""One run on several processes, one a GPU, as torchrun and accelerate launch start them.
+"""Join the processes that torchrun or accelerate launch started for one run, one a GPU, and take leave of them.
 
 All of them do the same work on their share of each batch. Process 0 alone measures, writes and prints; what it found
 the others are told, so that all hold the same record.
@@ -26,8 +26,3 @@ def leave_processes() -> None:
     """Take leave of the others at the end of the program."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def is_main_process() -> bool:
-    """Whether this is the one that measures, writes and prints; known before they join."""
-    return int(os.environ.get("RANK", 0)) == 0
