@@ -86,7 +86,7 @@ def test_a_folder_above_that_cannot_be_written(tmp_path: Path, monkeypatch: pyte
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(ExportError, match=r"Permission denied; an export is written beside its folder and renamed"):
+    with pytest.raises(ExportError, match=r"Permission denied; it is written beside its place and renamed"):
         export_lora(adapted(BY_NAME["cps-lora"]), tmp_path / "plain")
 
 
