@@ -1,4 +1,4 @@
-"""Write the reports of all comparisons in results/ again, from their records, and put them into docs/results.md.
+"""Collect the records of all comparisons in results/, write their reports again, and put them into docs/results.md.
 
 A comparison NAME goes between `<!-- comparison NAME -->` and `<!-- end -->`; the rest of the page stays as it is.
 """
@@ -9,6 +9,7 @@ import re
 import sys
 from pathlib import Path
 
+from localora.lab.compare.collected import collect
 from localora.lab.report.comparison.write import write_report
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +35,7 @@ def fill(page: str, results: Path, prefix: str) -> str:
 
 def _report(folder: Path, link: str) -> str:
     """report.md, its headings one level down, and its pictures where they are as seen from the page."""
+    collect(folder)
     write_report(folder)
     text = (folder / "report.md").read_text(encoding="utf-8")
     text = re.sub(r"^#", "##", text, flags=re.MULTILINE)

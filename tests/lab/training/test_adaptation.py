@@ -79,7 +79,7 @@ def test_what_is_saved_gives_the_logits_of_what_was_trained(
     assert record.status == "finished"
     assert record.after is not None
     assert record.after.loss < record.before.loss - 0.1
-    assert {p.name for p in (tmp_path / "run").iterdir()} == {"run.json", folder}
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {".lock", "run.json", folder}
     assert f"{folder:<13}{tmp_path}/run/{folder}" in closing_lines(record, f"{tmp_path}/run")
 
 

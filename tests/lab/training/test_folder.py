@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from localora.lab.training.folder import FolderError, open_run_folder
+from localora.lab.training.folder import COMPLETE, FolderError, open_run_folder
 
 
 def finished_run(path: Path, *, checkpoint: int | None = None) -> Path:
@@ -17,7 +17,7 @@ def finished_run(path: Path, *, checkpoint: int | None = None) -> Path:
     if checkpoint is not None:
         folder = path / "checkpoints" / f"checkpoint-{checkpoint}"
         folder.mkdir(parents=True)
-        (folder / "trainer_state.json").write_text("{}")
+        (folder / COMPLETE).write_text("")
     return path
 
 
@@ -68,7 +68,7 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
 
 def test_an_incomplete_checkpoint_does_not_count(tmp_path: Path) -> None:
     path = finished_run(tmp_path / "run", checkpoint=20)
-    (path / "checkpoints" / "checkpoint-100").mkdir()  # no trainer_state.json: the write was cut off
+    (path / "checkpoints" / "checkpoint-100").mkdir()  # not ended: the write was cut off
     last = open_run_folder(path, resume=True).last_checkpoint()
     assert last is not None
     assert last.name == "checkpoint-20"

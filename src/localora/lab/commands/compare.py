@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from localora.lab.compare.budgets import resolve
+from localora.lab.compare.collected import collect
 from localora.lab.compare.comparison import Comparison
 from localora.lab.compare.errors import PlanError
 from localora.lab.compare.execute import execute
@@ -88,12 +89,13 @@ def _check_place(jobs: int, cluster: str | None, cpus: float, gpus: float) -> No
 
 
 def report(folder: Path, console: Console) -> Comparison:
-    """Write a comparison's report from its records alone, and print the short form.
+    """Write a comparison's report from its records alone, collect these in one file, and print the short form.
 
     Raises:
         PlanError, RecordError: the folder holds no comparison, or damaged records.
     """
     comparison = write_report(folder)
+    collect(folder)
     print_comparison(comparison, console)
     console.print(f"page: {folder / 'index.html'}", highlight=False, soft_wrap=True, markup=False)
     return comparison

@@ -1,6 +1,7 @@
 """A comparison's folder: the resolved plan, and one folder a run.
 
 plan.json                                            the resolved plan
+records.jsonl                                        all that is known of the runs: enough without their folders
 plan-changes.json                                    what was changed in it after results were there
 <task>/<method>/rate-<rate>-steps-<n>-seed-<seed>/   a run that helps to choose the learning rate
 <task>/<method>/seed-<seed>-rate-<rate>/             a final run
@@ -15,12 +16,14 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from localora.files import make_folder, write_file
+from localora.lab.compare.collected import Files, read_collected
 from localora.lab.compare.earlier import known_method, known_plan
 from localora.lab.compare.errors import PlanError
 from localora.lab.compare.plan import Plan, Published, ResolvedPlan
@@ -130,7 +133,8 @@ class Store:
 
     def _read(self, spec: RunSpec) -> Outcome:
         path = self.path(spec)
-        record = RunRecord.read(path / "run" / "run.json") if (path / "run" / "run.json").exists() else None
+        text = self._text(spec, "run/run.json")
+        record = None if text is None else RunRecord.parse(text, path / "run" / "run.json")
         if record is not None and record.status == "finished":
             self._check_recipe(spec, record)
             if not _finite(record):
@@ -143,10 +147,10 @@ class Store:
                     str(path),
                     [f"its record says finished and has no {missing}; remove the folder, and it is run again"],
                 )
-            update, tasks, watched = _load(Update, path / "update.json"), self._tasks(spec), self._watched(spec)
+            update, tasks, watched = self._load(Update, spec, "update.json"), self._tasks(spec), self._watched(spec)
             if update is not None and tasks is not None and (watched is not None or not spec.watch):
                 return Outcome("finished", record, update=update, tasks=tasks, watched=watched)
-        failure = _load(Failure, path / "failure.json")
+        failure = self._load(Failure, spec, "failure.json")
         if failure is None:
             return Outcome("missing", record)
         return Outcome("diverged" if failure.diverged else "failed", record, failure)
@@ -155,12 +159,12 @@ class Store:
         """The scores on the published tasks that the plan names; None while they are not measured."""
         if not spec.published.tasks:
             return ()
-        found = _load(Tasks, self.path(spec) / "tasks.json")
+        found = self._load(Tasks, spec, "tasks.json")
         return tuple(found.tasks) if found is not None and found.measured.same_items(spec.published) else None
 
     def _watched(self, spec: RunSpec) -> Watched | None:
         """What was measured of the tasks that the plan watches; None where it watches none, or they are to come."""
-        found = _load(Watched, self.path(spec) / "watched.json") if spec.watch else None
+        found = self._load(Watched, spec, "watched.json") if spec.watch else None
         return found if found is not None and found.tasks == dict(spec.watch) else None
 
     def _check_recipe(self, spec: RunSpec, record: RunRecord) -> None:
@@ -176,13 +180,41 @@ class Store:
 
     def finished_finals(self) -> int:
         """Final runs in the folder that have their result, of this plan or of an earlier one."""
-        return len(list(self.folder.glob("*/*/seed-*/update.json")))
+        here = {path.parent.relative_to(self.folder).as_posix() for path in self.folder.glob("*/*/seed-*/update.json")}
+        kept = {name for name, files in self._collected.items() if "/seed-" in name and "update.json" in files}
+        return len(here | kept)
 
     def fail(self, spec: RunSpec, error: str, diverged: bool) -> Failure:
-        earlier = _load(Failure, self.path(spec) / "failure.json")
+        earlier = self._load(Failure, spec, "failure.json")
         failure = Failure(error=error, diverged=diverged, attempts=1 + (earlier.attempts if earlier else 0))
         write_text(self.path(spec) / "failure.json", failure.model_dump_json(indent=2) + "\n")
         return failure
+
+    def _load(self, kind: type[Any], spec: RunSpec, name: str) -> Any:
+        text = self._text(spec, name)
+        if text is None:
+            return None
+        try:
+            return kind.model_validate_json(text)
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]["msg"]
+            raise PlanError(str(self.path(spec) / name), [f"cannot be read: {problem}"]) from None
+
+    def _text(self, spec: RunSpec, name: str) -> str | bytes | None:
+        """A file of a run: from its folder where it has one, else from what was collected; None where it is in none."""
+        path = self.path(spec)
+        if not path.is_dir():
+            return self._collected.get(str(spec.folder), {}).get(name)
+        try:
+            return (path / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise PlanError(str(path / name), [f"cannot be read: {error.strerror}"]) from error
+
+    @cached_property
+    def _collected(self) -> dict[str, Files]:
+        return read_collected(self.folder)
 
     def save_plan(self, resolved: ResolvedPlan, results: int = 0) -> None:
         """Keep the plan; a change that comes when `results` final runs are there is noted for the report."""
@@ -256,12 +288,3 @@ def write_text(path: Path, text: str) -> None:
     """As :func:`localora.files.write_file`, in a folder that is made where it is missing."""
     make_folder(path.parent)
     write_file(path, text)
-
-
-def _load(kind: type[Any], path: Path) -> Any:
-    try:
-        return kind.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError:
-        return None
-    except ValidationError as error:
-        raise PlanError(str(path), [f"cannot be read: {error.errors(include_url=False)[0]['msg']}"]) from None

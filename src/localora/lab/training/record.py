@@ -133,13 +133,25 @@ class RunRecord(Part):
             RecordError: the file is missing, damaged, or of another format.
         """
         try:
-            return cls.model_validate_json(path.read_bytes())
+            text = path.read_bytes()
         except OSError as error:
             raise RecordError(f"{path} cannot be read: {error.strerror}") from error
+        return cls.parse(text, path)
+
+    @classmethod
+    def parse(cls, text: str | bytes, source: Path) -> RunRecord:
+        """The record that a text from `source` holds.
+
+        Raises:
+            RecordError: it is damaged, or of another format.
+        """
+        try:
+            return cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "file"
-            raise RecordError(f"{path} is no run record of format {RECORD_FORMAT} ({where}: {first['msg']})") from None
+            message = f"{source} is no run record of format {RECORD_FORMAT} ({where}: {first['msg']})"
+            raise RecordError(message) from None
 
 
 def package_versions() -> dict[str, str]:
