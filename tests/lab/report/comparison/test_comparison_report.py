@@ -455,6 +455,7 @@ def test_what_was_forgotten_stands_beside_what_was_gained(tmp_path: Path, model_
     forgotten = table(comparison, "names: change of loss")
     assert forgotten.lines[1].judged is not None
     assert forgotten.lines[1].judged.difference.mean == pytest.approx(0.3)
+    assert headline(comparison).startswith("against lora, of 1 comparisons")  # what was forgotten stands apart
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "| sums | lora | +1.9000 (sd 0.1414) | +0.3000 (sd 0.0707) |" in report
     assert "(frontier.png)" in report
@@ -482,3 +483,41 @@ def test_every_method_has_a_colour_of_its_own() -> None:
     contenders = [SimpleNamespace(label=label) for label in labels]
     comparison: Any = SimpleNamespace(resolved=SimpleNamespace(contenders=contenders))
     assert len({figures._colour(comparison, label, "light") for label in labels}) == 20
+
+
+def test_trainable_stored_and_exported_rank_are_three_columns(tmp_path: Path, model_folder: Path) -> None:
+    plan = resolved_plan(model_folder, seeds=[0, 1])
+    store = Store(tmp_path)
+    fill(store, plan, {"lora": [1.0, 1.1], "g-lora": [1.0, 1.1]})
+    for seed, (stored, rank) in enumerate([(900, 7), (880, 6)]):
+        spec = final_run(plan, "sums", plan.contender("g-lora"), BEST, seed)
+        record = record_of(spec, 1.0)
+        record.parameters.stored, record.parameters.rank, record.export = stored, rank, {"rank": 8}
+        leave(store, spec, record)
+    report = render_markdown(compare_records(store), [])
+    assert "| trainable | stored | exported rank |" in report
+    assert "| 640 | 900 | 7 (file: 8) |" in report  # the exact rank, and the padded one told apart
+    assert "| 640 | 640 | 4 |" in report
+
+
+@browser.needs_chromium
+def test_no_table_scrolls_sideways_on_a_page_of_1200_pixels(written: tuple[Comparison, Path], tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(
+        driven(
+            written[1] / "index.html",
+            """
+      addEventListener("load", () => {
+        const boxes = [...document.querySelectorAll(".scroll")];
+        const wide = boxes.filter((box) => box.scrollWidth > box.clientWidth).length;
+        const page = document.documentElement.scrollWidth > innerWidth ? "page" : "";
+        document.documentElement.dataset.seen = `${innerWidth} ${boxes.length} ${wide}${page}`;
+      });
+    """,
+        )
+    )
+    seen = browser.visit(page, tmp_path / "profile", "--window-size=1200,2400").dom
+    found = re.search(r'data-seen="(\d+) (\d+) (\w+)"', seen)
+    assert found is not None
+    assert (found[1], found[3]) == ("1200", "0")
+    assert int(found[2]) >= 4

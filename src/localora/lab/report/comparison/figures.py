@@ -66,7 +66,7 @@ def draw_differences(comparison: Comparison, theme: Theme) -> Figure:
             axes.plot([d.low, d.high], [place, place], color=colour, linewidth=2)
             axes.plot(d.mean, place, "o", color=colour)
         axes.set_yticks(range(len(lines)), [line.contender.label for line in lines])
-        axes.invert_yaxis()
+        axes.set_ylim(len(lines) - 0.5, -0.5)
         axes.set_title(f"{table.task}: {table.measure}", fontsize="medium")
         axes.xaxis.set_major_locator(MaxNLocator(6))
         side = "better \u2192" if table.higher_is_better else "\u2190 better"

@@ -199,7 +199,8 @@ def summary(comparison: Comparison) -> str:
 def headline(comparison: Comparison) -> str:
     """The finding in a sentence: the primary pairs first, then all tables."""
     primary = [contrast.judged for table in comparison.tables for contrast in table.primary]
-    judged = [line.judged for table in comparison.tables for line in table.lines if line.judged is not None]
+    trained = [table for table in comparison.tables if not table.watched]
+    judged = [line.judged for table in trained for line in table.lines if line.judged is not None]
     parts = [f"of {len(primary)} primary comparisons: {_counted(primary)}"] if primary else []
     if judged:
         against = comparison.resolved.plan.baseline
