@@ -1,4 +1,4 @@
-"""Files of runs between machines: how they land, what tells them apart, and what the killed leave behind."""
+"""Files of runs between machines: how they arrive, what tells them apart, and what the killed leave behind."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from localora.lab.compare.workers.landing import land
 from localora.lab.compare.workers.node.digest import DIGEST_BYTES, digest_all, digest_file, digest_sources
 from localora.lab.compare.workers.node.folder import PREFIX, YOUNG_SECONDS, own_folder, sweep
+from localora.lab.compare.workers.receive import receive
 
 
 def files(**contents: bytes) -> dict[str, memoryview]:
@@ -21,9 +21,9 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_run_replaces_what_an_earlier_try_left(tmp_path: Path) -> None:
-    land(files(log=b"first", run__record=b"running", run__export__weights=b"old"), tmp_path)
+    receive(files(log=b"first", run__record=b"running", run__export__weights=b"old"), tmp_path)
     (tmp_path / "failure.json").write_bytes(b"kept")
-    land(files(log=b"second", run__record=b"finished", run__empty=b""), tmp_path)
+    receive(files(log=b"second", run__record=b"finished", run__empty=b""), tmp_path)
     assert tree(tmp_path) == {
         "failure.json": b"kept",
         "log": b"second",
@@ -33,8 +33,8 @@ def test_a_run_replaces_what_an_earlier_try_left(tmp_path: Path) -> None:
 
 
 def test_a_run_that_wrote_nothing_leaves_an_earlier_one_alone(tmp_path: Path) -> None:
-    land(files(log=b"first", run__record=b"running"), tmp_path)
-    land(files(log=b"second"), tmp_path)
+    receive(files(log=b"first", run__record=b"running"), tmp_path)
+    receive(files(log=b"second"), tmp_path)
     assert tree(tmp_path) == {"log": b"second", "run/record": b"running"}
 
 
@@ -48,11 +48,11 @@ def test_the_record_comes_last_and_with_all_that_belongs_to_it(tmp_path: Path, m
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", noting)
-    land(files(run__record=b"1", run__adapter__weights=b"2", update=b"3", zlog=b"4"), tmp_path)
+    receive(files(run__record=b"1", run__adapter__weights=b"2", update=b"3", zlog=b"4"), tmp_path)
     assert moved == ["update", "zlog", "run"]
 
 
-def test_a_landing_cut_short_leaves_no_record_and_is_done_again(
+def test_files_received_in_part_leave_no_record_and_is_done_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -61,9 +61,9 @@ def test_a_landing_cut_short_leaves_no_record_and_is_done_again(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="no space"):
-            land(files(run__record=b"half"), tmp_path)
+            receive(files(run__record=b"half"), tmp_path)
     assert not (tmp_path / "run").exists()
-    land(files(run__other=b"whole"), tmp_path)
+    receive(files(run__other=b"whole"), tmp_path)
     assert tree(tmp_path) == {"run/other": b"whole"}
 
 

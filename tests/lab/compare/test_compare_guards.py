@@ -56,7 +56,7 @@ def test_headroom_is_lora_at_higher_ranks_and_says_so(at_full_size: ResolvedPlan
     assert [c.label for c in at_full_size.rivals] == ["dora", "bd-lora", "g-lora", "cps-lora", "miss"]
 
 
-def test_another_budget_is_refused_unless_it_wears_a_label(model_folder: Path) -> None:
+def test_another_budget_is_refused_unless_it_has_a_label(model_folder: Path) -> None:
     methods = {"lora": None, "big": {"name": "lora", "r": 5}}
     with pytest.raises(PlanError) as caught:
         check_budgets(resolved_plan(model_folder, methods=methods))

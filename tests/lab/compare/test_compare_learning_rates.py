@@ -64,7 +64,7 @@ def test_a_best_that_stays_at_the_edge_is_said() -> None:
     choice, runs = run(bowl(1e9))
     assert (choice.rate, choice.at_edge, choice.added) == (10.0, True, (1.0, 10.0))
     assert len(runs) == 5
-    assert "STILL AT THE EDGE" in choice.sentence()
+    assert "still at the edge" in choice.sentence()
     assert run(bowl(1e9), widen=0)[0].added == ()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from localora.lab.compare.errors import PlanError
-from localora.lab.compare.estimate import Timings, seconds_left, spell, timings
+from localora.lab.compare.estimate import Timings, duration_text, seconds_left, timings
 from localora.lab.compare.plan import ResolvedPlan
 from localora.lab.compare.runs import RunSpec, final_run, sweep_run, sweep_runs
 from localora.lab.compare.schedule import schedule
@@ -179,7 +179,7 @@ def test_seconds_left_counts_what_is_due_and_what_is_foreseen(resolved: Resolved
     ("seconds", "text"), [(None, "?"), (11.6, "12 s"), (200, "3 min 20 s"), (3600, "1 h 00 min"), (7530, "2 h 05 min")]
 )
 def test_times_are_spelt(seconds: float | None, text: str) -> None:
-    assert spell(seconds) == text
+    assert duration_text(seconds) == text
 
 
 def test_a_rate_is_chosen_by_the_mean_over_the_seeds(resolved: ResolvedPlan, store: Store) -> None:

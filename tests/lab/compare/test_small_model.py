@@ -14,7 +14,7 @@ from localora.lab.model.base import load_base_model
 PLAN = Path(__file__).parents[3] / "plans" / "small-model.yaml"
 
 
-def test_untrained_it_knows_nothing_and_spells_every_task(tmp_path: Path) -> None:
+def test_untrained_it_knows_nothing_and_tokenizes_every_task(tmp_path: Path) -> None:
     untrained(tmp_path)
     model, tokenizer = load_base_model(str(tmp_path))
     assert len(tokenizer) == VOCABULARY == model.config.vocab_size

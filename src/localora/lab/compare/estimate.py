@@ -56,7 +56,7 @@ def seconds_left(state: Schedule, times: Timings, running: Iterable[RunSpec] = (
     return None if len(known) < len(parts) else sum(known) / max(1, slots)
 
 
-def spell(seconds: float | None) -> str:
+def duration_text(seconds: float | None) -> str:
     """2 h 05 min, 3 min 20 s, 12 s, or a question mark."""
     if seconds is None:
         return "?"

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from localora.files import make_folder
-from localora.lab.compare.estimate import seconds_left, spell, timings
+from localora.lab.compare.estimate import duration_text, seconds_left, timings
 from localora.lab.compare.plan import ResolvedPlan
 from localora.lab.compare.run_one import DIVERGED_EXIT
 from localora.lab.compare.runs import RunSpec
@@ -55,7 +55,9 @@ def _loop(resolved: ResolvedPlan, store: Store, pool: Pool, console: Console) ->
                     pool.submit(spec, job_text(spec, _before(state, store, spec), _watched_before(state, store, spec)))
                     tried.add(spec)
                     running.add(spec)
-            left = spell(seconds_left(state, timings(state, store.read), slots=min(pool.slots, max(1, len(running)))))
+            left = duration_text(
+                seconds_left(state, timings(state, store.read), slots=min(pool.slots, max(1, len(running))))
+            )
             over = len(state.finished) + len(state.diverged)
             names = ", ".join(sorted(f"{s.task} {s.label}" for s in running)[:2])
             bar.update(task, completed=over, total=state.total, left=f"{left} left", description=names or "runs")

@@ -18,7 +18,7 @@ BUDGET_TOLERANCE = 0.01
 
 
 def check_budgets(resolved: ResolvedPlan) -> None:
-    """Every method trains as many parameters as LoRA at the plan's r, within one percent, or wears a label.
+    """Every method trains as many parameters as LoRA at the plan's r, within one percent, or has a `budget_label`.
 
     So does one that trains for more steps than the others, if only a probe.
 

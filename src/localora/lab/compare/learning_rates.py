@@ -46,7 +46,7 @@ class Choice:
         if self.added:
             text += f"; the grid was widened by {', '.join(f'{rate:g}' for rate in self.added)}"
         if self.at_edge:
-            text += "; STILL AT THE EDGE of the grid: a better rate may lie beyond"
+            text += "; still at the edge of the grid: a better rate may lie beyond"
         return text
 
 

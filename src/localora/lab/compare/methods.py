@@ -8,7 +8,7 @@ Shape legend
 
 Most methods cost the budget at q = r. DoRA, BD-LoRA and MiSS do not: each costs `fixed + per_rank * q`, and q is solved
 for. AdaLoRA costs it at its start, which is what counts: those parameters have gradients and optimizer state, although
-not all are left at the end. Full fine-tuning has no rank and is far over, so it wears a label. Where ranks may differ
+not all are left at the end. Full fine-tuning has no rank and is far over, so it has a label. Where ranks may differ
 by layer, what one layer is over or under is carried to the next, so that the sum is right.
 """
 

@@ -15,11 +15,11 @@ from localora.lab.compare.runs import RunSpec
 from localora.lab.compare.store import Store
 from localora.lab.compare.workers import node
 from localora.lab.compare.workers.connection import connect
-from localora.lab.compare.workers.landing import land
 from localora.lab.compare.workers.needs import needs_of
 from localora.lab.compare.workers.node.run import run_remotely
 from localora.lab.compare.workers.nodes import Nodes
 from localora.lab.compare.workers.pool import QUIET, RUN_ONE, Done, last_words
+from localora.lab.compare.workers.receive import receive
 
 RETRIES = 3  # of a run that was lost with its node or worker; one that failed by itself is not started again here
 CANCEL_SECONDS = 10.0  # for runs to end and clean up, before they are killed
@@ -78,7 +78,7 @@ class ClusterPool:
         """As the protocol says; a run that was lost is not over, but started again.
 
         Raises:
-            PlanError: a node that joined later is not fit.
+            PlanError: a node that joined later cannot do the runs.
         """
         over, _ = self._ray.wait(list(self._running), num_returns=1, timeout=seconds)
         self._room = self._nodes.room()
@@ -109,7 +109,7 @@ class ClusterPool:
         if problems:
             raise PlanError("--cluster", [f"node {name}: {problem}" for problem in problems])
         folder = self.store.path(tried.spec)
-        land({path: contents.data for path, contents in files.items()}, folder)
+        receive({path: contents.data for path, contents in files.items()}, folder)
         return Done(tried.spec, code, last_words(folder / "log.txt", code))
 
     def _lost(self, tried: _Try, reason: str) -> Done | None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import localora
 from localora.lab.compare.plan import Plan
+from localora.lab.compare.workers.node.checks import Needs, release
 from localora.lab.compare.workers.node.digest import digest_all, digest_sources
-from localora.lab.compare.workers.node.fitness import Needs, release
 from localora.lab.training.record import PACKAGES
 
 

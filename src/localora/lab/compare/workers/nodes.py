@@ -1,4 +1,4 @@
-"""The nodes of a Ray cluster: how many runs they have room for, and whether they are fit for them."""
+"""The nodes of a Ray cluster: how many runs they have room for, and whether they can do them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from localora.lab.compare.errors import PlanError
-from localora.lab.compare.workers.node.fitness import Needs, unfit
+from localora.lab.compare.workers.node.checks import Needs, node_problems
 
 CHECK_SECONDS = 120.0  # for all of them to answer
 
@@ -28,7 +28,7 @@ class Nodes:
         """Ask every node that runs may be sent to, all at once.
 
         Raises:
-            PlanError: none has room for a run; or names each node that is not fit, and why.
+            PlanError: none has room for a run; or names each node that cannot do the runs, and why.
         """
         nodes = [node for node in self._alive() if self._room(node["Resources"])]
         if not nodes:
@@ -51,7 +51,7 @@ class Nodes:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        return self._ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(unfit).remote(needs)
+        return self._ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(node_problems).remote(needs)
 
     def _answer(self, reference: Any) -> list[str]:
         try:

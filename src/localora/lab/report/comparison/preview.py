@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from localora.lab.compare.estimate import seconds_left, spell, timings
+from localora.lab.compare.estimate import duration_text, seconds_left, timings
 from localora.lab.compare.plan import ResolvedPlan
 from localora.lab.compare.schedule import Schedule, rungs
 from localora.lab.compare.store import Store
@@ -69,5 +69,5 @@ def _time(state: Schedule, store: Store, slots: int | None) -> str:
     if seconds is None:
         return NO_ESTIMATE
     if slots is None:
-        return f"about {spell(seconds)} left, one run at a time; divide by how many the cluster has room for"
-    return f"about {spell(seconds)} left, {slots} run(s) at a time"
+        return f"about {duration_text(seconds)} left, one run at a time; divide by how many the cluster has room for"
+    return f"about {duration_text(seconds)} left, {slots} run(s) at a time"

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from localora.lab.compare.workers.node.fitness import Needs, start_folder, unfit
+from localora.lab.compare.workers.node.checks import Needs, node_problems, start_folder
 from localora.lab.compare.workers.node.folder import own_folder
 
 POLL_SECONDS = 0.1
@@ -24,7 +24,7 @@ Result = tuple[str, list[str], int, Files]  # the node's name, why it cannot do 
 def run_remotely(job: str, module: str, needs: Needs, environment: dict[str, str]) -> Result:
     """`python -m MODULE JOB.json PARENT` on this node. A node that is not fit does nothing, and says why."""
     node = socket.gethostname()
-    if problems := unfit(needs):
+    if problems := node_problems(needs):
         return node, problems, 1, {}
     with own_folder() as folder:
         (folder / "job.json").write_text(job, encoding="utf-8")

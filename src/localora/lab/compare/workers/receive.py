@@ -11,7 +11,7 @@ from localora.lab.training.folder import remove
 RUN = "run"  # holds the record: it comes last, in one step
 
 
-def land(files: Mapping[str, memoryview], folder: Path) -> None:
+def receive(files: Mapping[str, memoryview], folder: Path) -> None:
     """Put `files` (relative path -> contents) into a run's folder. Until all are there, it has no finished record.
 
     What an earlier try left under the same name goes, so that the folder never holds parts of two runs.

@@ -23,7 +23,7 @@ class Needs(TypedDict):
     files: dict[str, dict[str, str]]  # path as the plan names it -> digest of each file
 
 
-def unfit(needs: Needs) -> list[str]:
+def node_problems(needs: Needs) -> list[str]:
     """What is wrong with this node, one line each."""
     return [*_wrong_package(needs), *_wrong_versions(needs["versions"]), *_wrong_files(needs)]
 
