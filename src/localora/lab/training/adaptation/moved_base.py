@@ -78,7 +78,7 @@ class MovedBaseAdapter(Adaptation):
                 loss.backward()
 
         chosen = copy.copy(config)
-        if config.target_modules == "all-linear":  # get_peft_model would duration_text it out, but comes later
+        if config.target_modules == "all-linear":  # get_peft_model would write them out, but comes later
             chosen.target_modules = [target.name for target in resolve_targets(model, "all-linear")]
         with warnings.catch_warnings():
             # PEFT counts batches in hooks, and torch remarks that nothing below the first layer needs a gradient.
