@@ -59,7 +59,7 @@ def save_tiny_model(folder: Path) -> Path:
 def recipe_values(model: Path, out: Path, method: str = "cps-lora", **training: Any) -> dict[str, Any]:
     """A complete recipe of 6 steps, without pictures, for they take long; `training` overrides that section."""
     return {
-        "model": {"name": str(model)},
+        "model": {"name": str(model), "dtype": "float32"},  # the same on every processor
         "data": {"task": "arithmetic", "train_size": 24, "validation_size": 6, "test_size": 6},
         "method": (METHODS | OTHERS)[method],
         "training": {"steps": 6, "batch_size": 2, "learning_rate": 1e-2, "checkpoint_every": 4} | training,

@@ -14,6 +14,8 @@ from benchmarks.speed.page import write_page
 from benchmarks.speed.store import Cells, StoreError, folder_name, run_section
 from benchmarks.speed.workloads import Settings
 
+from localora.lab.model.dtype import why_slow
+
 SECTIONS: dict[str, Callable[[Settings], Cells]] = {
     "training": training.time_cells,
     "saved": training.saved_cells,
@@ -40,8 +42,13 @@ def main() -> None:
     chosen = options.only or [name for name in SECTIONS if name not in CUDA_ONLY or device.type == "cuda"]
     try:
         if not options.report:
-            for name in chosen:
-                cells = {cell: measure for cell, measure in SECTIONS[name](settings).items() if options.cells in cell}
+            sections = {
+                name: {cell: measure for cell, measure in SECTIONS[name](settings).items() if options.cells in cell}
+                for name in chosen
+            }
+            if not (options.tiny or options.emulated):
+                check_dtype(sections, device)
+            for name, cells in sections.items():
                 run_section(name, cells, settings, again=options.again, say=_say)
         if options.tiny or options.out:
             return
@@ -49,6 +56,21 @@ def main() -> None:
         _say(f"tables written to {PAGE.relative_to(ROOT)}")
     except StoreError as error:
         sys.exit(f"error: {error}")
+
+
+def check_dtype(sections: dict[str, Cells], device: torch.device) -> None:
+    """Cells are in bfloat16 unless their name says fp32.
+
+    Raises:
+        StoreError: some are in a dtype that the device emulates; their figures would say nothing of any other.
+    """
+    slow = why_slow("bfloat16", device)
+    refused = [f"{name}: {cell}" for name, cells in sections.items() for cell in cells if "fp32" not in cell]
+    if slow and refused:
+        raise StoreError(
+            f"{len(refused)} cells are in bfloat16 ({refused[0]}, ...), and {slow}. --cells fp32 measures the others, "
+            "--emulated these too"
+        )
 
 
 def _say(text: str) -> None:
@@ -67,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--report", action="store_true", help="measure nothing, only write the tables")
     parser.add_argument("--rounds", type=int, default=7, help="samples of each figure (default 7)")
     parser.add_argument("--random", action="store_true", help="random weights for SmolLM2, so that nothing is fetched")
+    parser.add_argument("--emulated", action="store_true", help="measure bfloat16 also where the machine emulates it")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument("--threads", type=int, help="CPU threads of torch (default: torch's own choice)")
     parser.add_argument("--out", type=Path, help="folder of the JSON files (default: benchmarks/speed/results/DEVICE)")

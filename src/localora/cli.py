@@ -142,7 +142,10 @@ def evaluate(
     ] = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Results, item by item.")] = None,
     base: Annotated[str | None, typer.Option(help="An adapter's base model, if not where its config says.")] = None,
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")] = "float32",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"],
+        typer.Option(help="Of the weights; auto is bfloat16 where the machine multiplies it fast, else float32."),
+    ] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer that is generated.")] = 256,
     seed: Annotated[int, typer.Option(help="That draws --examples.")] = 0,
@@ -153,6 +156,7 @@ def evaluate(
 
         from localora.lab.commands.evaluate import Settings
         from localora.lab.commands.evaluate import evaluate as run
+        from localora.lab.recipe.schema import full_dtype_name
 
         settings = Settings(
             tasks=tuple(name for text in tasks for name in text.split(",") if name),
@@ -161,7 +165,7 @@ def evaluate(
             seed=seed,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
-            dtype=dtype,
+            dtype=full_dtype_name(dtype),
             allow_code_execution=allow_code_execution,
             harness=harness,
         )

@@ -52,8 +52,6 @@ def test_places_every_layer_and_reports_it(method: Method) -> None:
     first = report.to_dict()["layers"][0]
     assert first["shape"] == [32, 32]
     assert sum(first["row_sizes"]) == report.layers[0].partition.covered_rows
-    assert report.layers[0].name in str(report)
-    assert ("importance inside" if method.name == "g-lora" else "energy captured") in str(report)
     model.train()
     model(**token_batch()).loss.backward()
 

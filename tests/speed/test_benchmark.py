@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import torch
 from benchmarks.speed import curves, figures, isolated, training
+from benchmarks.speed.__main__ import check_dtype
 from benchmarks.speed.curves import _fit, _time_terms
 from benchmarks.speed.methods import BY_KEY, OURS, with_shared_weights
 from benchmarks.speed.page import NOT_MEASURED, write_page
-from benchmarks.speed.store import StoreError, run_section
+from benchmarks.speed.store import Cells, StoreError, run_section
 from benchmarks.speed.targets import MAIN_CELL, Target, all_targets
 from benchmarks.speed.timing import Spread, interleave, overhead_ratio, ratio
 from benchmarks.speed.workloads import DTYPES, Settings, smollm2
 
+from localora.lab.model import dtype as dtype_module
 from tiny_models import tiny_llama
 
 CPU = torch.device("cpu")
@@ -128,6 +130,22 @@ def test_a_stopped_run_goes_on_and_another_machine_is_refused(tmp_path: Path) ->
     run_section("some", {"fails": cells["fails"]}, settings(tmp_path), again=True, say=lambda _: None)
     assert measured[7:] == ["fails"]
     assert set(json.loads(path.read_text())["cells"]) == {"first", "fails", "last"}
+
+
+def test_bfloat16_that_the_machine_emulates_is_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def section(*cells: str) -> dict[str, Cells]:
+        return {"training": {cell: lambda: pytest.fail("measured") for cell in cells}}
+
+    monkeypatch.setattr(dtype_module, "times_float32", lambda dtype: 12.0)
+    with pytest.raises(
+        StoreError, match=r"2 cells are in bfloat16 \(training: a, bf16, .*takes 12\.0 times.*--emulated"
+    ):
+        check_dtype(section("a, fp32", "a, bf16", "growth of r"), CPU)
+    check_dtype(section("a, fp32"), CPU)
+    monkeypatch.setattr(dtype_module, "times_float32", lambda dtype: 0.5)
+    check_dtype(section("a, bf16"), CPU)
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
+from statistics import median
 from typing import Any
 
 from localora.placement.partition import Partition
@@ -25,6 +27,35 @@ class LayerReport:
     captured_energy: float | None = None
     subspace_correlation: float | None = None
     seconds: float = 0.0
+
+    @property
+    def held(self) -> float:
+        """Share of the importance, or of the gradient's energy, that the placement holds."""
+        share = self.captured_energy if self.importance_share is None else self.importance_share
+        assert share is not None  # each planner gives one of them
+        return share
+
+    @property
+    def what_is_held(self) -> str:
+        return "energy captured" if self.importance_share is None else "importance inside"
+
+    @property
+    def share_of_entries(self) -> float:
+        """Of all entries of W, those whose row and column have the same label: so much of an even spread is held."""
+        p = self.partition
+        return sum(rows * cols for rows, cols in zip(p.row_sizes, p.col_sizes, strict=True)) / (p.m * p.n)
+
+    def cells(self) -> list[str]:
+        """Name, shape, sizes of rows and columns, and what is held, in words."""
+        p = self.partition
+        held = f"{self.held:.1%}"
+        if self.subspace_correlation is not None:
+            held += f" (correlation {self.subspace_correlation:.2f})"
+        return [self.name, f"{p.m} x {p.n}", "+".join(map(str, p.row_sizes)), "+".join(map(str, p.col_sizes)), held]
+
+    def __str__(self) -> str:
+        name, shape, rows, cols, held = self.cells()
+        return f"{name}: {shape}, rows {rows}, columns {cols}, {self.what_is_held} {held}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without the labels."""
@@ -61,22 +92,38 @@ class CalibrationReport:
         }
 
     def __str__(self) -> str:
-        lines = [
+        return "\n".join(self.summary())
+
+    def summary(self) -> list[str]:
+        """Five lines: what was placed, what the placements hold, and the layers that stand out."""
+        head = (
             f"{self.method}: {len(self.layers)} layers placed from {self.batches} batches in {self.seconds:.1f} s "
             f"(loss {self.loss:.3f})"
+        )
+        layers = sorted(self.layers, key=lambda layer: layer.held)
+        shares = [layer.held for layer in layers]
+        return [
+            head,
+            f"{layers[0].what_is_held}: median {median(shares):.1%}, "
+            f"and {median(layer.share_of_entries for layer in layers):.1%} if it were spread evenly over the matrix",
+            f"range: {shares[0]:.1%} to {shares[-1]:.1%}",
+            f"most:  {layers[-1]}",
+            f"least: {layers[0]}",
         ]
-        for layer in self.layers:
-            p = layer.partition
-            facts = [
-                f"{p.m} x {p.n}",
-                f"rows {'+'.join(map(str, p.row_sizes))}",
-                f"columns {'+'.join(map(str, p.col_sizes))}",
-            ]
-            if layer.importance_share is not None:
-                facts.append(f"importance inside {layer.importance_share:.1%}")
-            if layer.captured_energy is not None:
-                facts.append(f"energy captured {layer.captured_energy:.1%}")
-            if layer.subspace_correlation is not None:
-                facts.append(f"correlation {layer.subspace_correlation:.2f}")
-            lines.append(f"  {layer.name}: {', '.join(facts)}")
-        return "\n".join(lines)
+
+    def table(self) -> str:
+        """Every layer on a line of its own."""
+        return "\n".join([self.summary()[0], *(f"  {layer}" for layer in self.layers)])
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the summary, and every layer below it, folded away."""
+        rows = "".join(
+            f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in layer.cells())}</tr>" for layer in self.layers
+        )
+        head = "".join(
+            f"<th>{escape(name)}</th>" for name in ("layer", "shape", "rows", "columns", self.layers[0].what_is_held)
+        )
+        return (
+            f"<p>{'<br>'.join(map(escape, self.summary()))}</p><details><summary>all layers</summary>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></details>"
+        )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 import tiny_runs
 from localora.lab.commands import quickstart
@@ -41,7 +42,11 @@ def test_three_methods_are_compared_at_equal_parameters(tmp_path: Path, monkeypa
         assert record.after is not None
         assert f"{record.before.loss:.3f} > {record.after.loss:.3f}" in text
     picture = tmp_path / "out" / "quickstart.png"
-    assert str(picture) in text.replace("\n", "")
+    assert f"pictures: {picture}, {tmp_path / 'out' / 'cps-lora' / 'placement.png'}" in text
+    assert f"{quickstart.QUESTIONS} of {quickstart.QUESTIONS} questions are answered word for word alike" in text
+    export = tmp_path / "out" / "cps-lora" / "lora" / "adapter_model.safetensors"
+    save_file({name: 30 * tensor for name, tensor in load_file(export).items()}, export)
+    assert quickstart.same_answers(records[0], tmp_path / "out" / "cps-lora", console) < quickstart.QUESTIONS
     with Image.open(picture) as image:
         assert image.size == (1170, 1378)
 

@@ -79,6 +79,12 @@ def test_a_plan_is_refused(case: str) -> None:
     assert all(line.startswith("p.yaml: ") for line in str(caught.value).splitlines())
 
 
+def test_a_plan_names_its_dtype() -> None:
+    assert validate_plan(plan_values()).model.dtype == "float32"
+    with pytest.raises(PlanError, match=r"model.dtype: a comparison must not depend on the machine .* write float32"):
+        validate_plan(plan_values() | {"model": {"dtype": "auto"}})
+
+
 def test_every_problem_is_said_at_once() -> None:
     with pytest.raises(PlanError) as caught:
         validate_plan(plan_values(r=0, seeds=[3], training={"steps": 0}))

@@ -25,19 +25,34 @@ def test_the_prompt_is_masked_and_eos_ends_the_completion(tokenizer):
     assert len(encoded["labels"]) == 4 + 2 + 1
 
 
-def test_truncation_cuts_the_prompts_start_then_the_completions_end(tokenizer):
-    example = Example("a", "0123456789", "abcde")
+def test_a_cut_takes_the_prompts_start_and_leaves_some_of_it(tokenizer):
+    example = Example("long-7", "0123456789", "abcde")
     assert tokenizer.decode(tokenise(example, tokenizer, 9)["input_ids"]) == "789abcde</s>"
-    short = tokenise(example, tokenizer, 4)
-    assert tokenizer.decode(short["input_ids"]) == "9abc"
-    assert trained_text(short, tokenizer) == "abc"
-
-
-def test_no_label_token_names_the_example_and_the_remedy(tokenizer):
+    assert tokenizer.decode(tokenise(example, tokenizer, 7)["input_ids"]) == "9abcde</s>"
     with pytest.raises(
-        DataError, match=r"'sum-7' has no token to train on within max_length 1 .*raise max_length or drop"
+        DataError, match=r"'long-7' has 16 tokens, 10 of them prompt: a cut to max_length 6 .*raise max_length or drop"
     ):
-        tokenise(Example("sum-7", "2+2=", " 4"), tokenizer, 1)
+        tokenise(example, tokenizer, 6)
+
+
+def test_a_text_without_a_prompt_is_cut_at_its_end(tokenizer):
+    text = tokenise(Example("a", "", "0123456789"), tokenizer, 4)
+    assert tokenizer.decode(text["input_ids"]) == trained_text(text, tokenizer) == "0123"
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    assert tokenizer.decode(tokenise(Example("a", "", "0123456789"), tokenizer, 4)["input_ids"]) == "<s>012"
+    with pytest.raises(DataError, match=r"'sum-7' has no token to train on within max_length 1 .*raise max_length or"):
+        tokenise(Example("sum-7", "", "4"), tokenizer, 1)
+
+
+def test_sequences_tell_how_many_were_cut_and_how_long_they_are(tokenizer):
+    examples = [Example("a", "01234", "abc"), Example("b", "0", "a"), Example("c", "0123456", "abcd")]
+    encoded = encode_examples(examples, tokenizer, 8)  # of 9, 3 and 12 tokens
+    assert (encoded.cut, encoded.longest, encoded.whole) == (2, 8, [9, 3, 12])
+    assert encoded == [tokenise(example, tokenizer, 8) for example in examples]
+    whole = encode_examples(examples, tokenizer, 12)
+    assert (whole.cut, whole.longest) == (0, 12)
 
 
 def test_no_examples(tokenizer):

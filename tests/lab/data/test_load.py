@@ -68,7 +68,24 @@ def test_overlapping_files_are_refused(tmp_path):
     [
         ('{"prompt": "a", "completion": "b"}\n{"prompt": "a", \n', r"d\.jsonl:2: not valid JSON"),
         ('\n{"prompt": "a", "completion": "b"}\n\n{"prompt": "c"}\n', r"d\.jsonl:4: lacks the key\(s\) completion"),
-        ("[1, 2]\n", r"d\.jsonl:1: expected a JSON object, found list"),
+        ("1\n", r"d\.jsonl:1: expected a JSON object, found int"),
+        ('[{"prompt": "a", "completion": "b"}, 2]', r"d\.jsonl, item 1: expected a JSON object, found int"),
+        (
+            '[{"prompt": "a",\n "completion" "b"}]',
+            r"d\.jsonl: not valid JSON \(Expecting ':' delimiter, line 2, column 15",
+        ),
+        (
+            '{"conversations": [{"from": "human", "value": "a"}, {"from": "tool", "value": "b"}]}\n',
+            "turn 1 is from 'tool'",
+        ),
+        (
+            '{"conversations": [{"from": "human", "value": ""}, {"from": "gpt", "value": "b"}]}\n',
+            "turn 0 needs the texts",
+        ),
+        (
+            '{"conversations": [{"from": "gpt", "value": "a"}, {"from": "human", "value": "b"}]}\n',
+            "last turn must be the",
+        ),
         ('{"frage": "a"}\n', r"d\.jsonl:1: unknown format with the keys frage\. Known formats: .*mbpp"),
         ("\n\n", r"d\.jsonl holds no examples"),
         ('{"prompt": "a", "completion": 3}\n', r"d\.jsonl:1: completion must be text, found int"),
@@ -162,6 +179,37 @@ def test_hub_columns_are_mapped(monkeypatch):
     assert data.scorer is Scorer.exact_match
     with pytest.raises(DataError, match=r"some/math train, row 0: no column prompt_; it has question, answer, extra"):
         load_task({**spec, "prompt_column": "prompt_"})
+
+
+def test_sharegpt_is_read_from_a_json_list(tmp_path):
+    turns = [("system", "Be brief."), ("human", "Hi {i}"), ("gpt", "Hello")]
+    rows = [
+        {"id": f"c{i}", "conversations": [{"from": name, "value": value.format(i=i)} for name, value in turns]}
+        for i in range(10)
+    ]
+    (tmp_path / "chats.json").write_text(json.dumps(rows, indent=1))
+    data = load_task({"path": str(tmp_path / "chats.json")})
+    example = next(e for e in data.train + data.validation + data.test if e.id == "c3")
+    assert example.messages == (
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi 3"},
+        {"role": "assistant", "content": "Hello"},
+    )
+    assert (example.prompt, example.completion) == ("system: Be brief.\nuser: Hi 3", "Hello")
+    assert data.scorer is Scorer.none
+    assert len(data.train) == 8
+
+
+def test_plain_texts_have_no_prompt_and_are_told_apart_by_their_words(tmp_path):
+    data = load_task({"path": write(tmp_path / "texts.jsonl", [{"text": f"Text {i}."} for i in range(20)])})
+    assert (len(data.train), len(data.validation), len(data.test)) == (17, 1, 2)
+    assert {(e.prompt, e.completion) for e in data.train + data.validation + data.test} == {
+        ("", f"Text {i}.") for i in range(20)
+    }
+    train = write(tmp_path / "train.jsonl", [{"text": f"Text {i}."} for i in range(20)])
+    test = write(tmp_path / "test.jsonl", [{"text": "text 7"}])
+    with pytest.raises(OverlapError):
+        load_task({"path": train, "test_path": test})
 
 
 def test_hub_chats(monkeypatch):

@@ -35,7 +35,7 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def test_a_minimal_recipe_gets_every_default(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, MINIMAL))
-    assert recipe.model.name == "smollm2-135m"
+    assert (recipe.model.name, recipe.model.dtype) == ("smollm2-135m", "auto")
     assert isinstance(recipe.method, CpsLoraMethod)
     assert (recipe.method.r, recipe.method.resolved_alpha, recipe.method.clusters) == (16, 32.0, 4)
     assert recipe.output.folder == "runs/mine"
@@ -62,6 +62,11 @@ def test_a_whole_section_can_be_replaced(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, text), ["method={name: g-lora, local_size: 0.5}"])
     assert isinstance(recipe.method, GLoraMethod)
     assert recipe.method.local_size == 0.5
+
+
+@pytest.mark.parametrize(("given", "name"), [("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32")])
+def test_a_dtype_may_be_abbreviated(tmp_path: Path, given: str, name: str) -> None:
+    assert load_recipe(write(tmp_path, MINIMAL), [f"model.dtype={given}"]).model.dtype == name
 
 
 def test_the_folder_argument_goes_before_the_recipes_own(tmp_path: Path) -> None:
@@ -113,6 +118,11 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
         "method.local_size: should be less than or equal to 1, got 1.5",
     ),
     "a number in words": (MINIMAL, ["training.steps=many"], "training.steps: should be a valid integer, got 'many'"),
+    "no dtype": (
+        MINIMAL,
+        ["model.dtype=int8"],
+        "model.dtype: should be 'auto', 'float32', 'bfloat16' or 'float16', got 'int8'",
+    ),
     "half a step": (MINIMAL, ["training.steps=2.5"], "training.steps: should be a valid integer, got 2.5"),
     "no equals sign": (MINIMAL, ["training.steps"], "--set training.steps: write it as section.key=value"),
     "into a value": (MINIMAL, ["data.task.x=1"], "--set data.task.x=1: task is a value, not a section"),

@@ -23,6 +23,7 @@ from localora.lab.data.example import item_id
 from localora.lab.data.load import load_task
 from localora.lab.data.split import subset
 from localora.lab.evaluation.likelihood import mean_loss
+from localora.lab.model import dtype as dtype_module
 from localora.lab.recipe.file import validate_recipe
 from localora.lab.recipe.schema import Recipe, RecipeError
 from localora.lab.report.console import closing_lines, export_line
@@ -227,6 +228,29 @@ def test_resuming_with_another_recipe_is_refused(
             train(recipe(model_folder, tmp_path / "run"), console=quiet())
     with pytest.raises(FolderError, match=r"another recipe \(training.learning_rate was 0.01, is 0.5\)"):
         train(recipe(model_folder, tmp_path / "run", learning_rate=0.5), resume=True, console=quiet())
+
+
+def test_auto_is_recorded_and_stays_what_it_was(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed run keeps its dtype, also where the machine it goes on with multiplies another one faster."""
+    values = recipe_values(model_folder, tmp_path / "run", "lora")
+    values["model"]["dtype"] = "auto"
+    values["training"] |= {"steps": 3, "checkpoint_every": 1}
+    monkeypatch.setattr(dtype_module, "default_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(dtype_module, "times_float32", lambda dtype: 0.5)
+    with monkeypatch.context() as plug:
+        stop_at(plug, 2)
+        with pytest.raises(RuntimeError, match="plug pulled"):
+            train(validate_recipe(values), console=quiet())
+    monkeypatch.setattr(dtype_module, "times_float32", lambda dtype: 20.0)
+    record = train(validate_recipe(values), resume=True, console=quiet())
+    assert (record.dtype, record.dtype_reason) == ("bfloat16", "cpu multiplies it faster than float32")
+    assert record.recipe["model"]["dtype"] == "auto"
+    assert record == RunRecord.read(tmp_path / "run" / "run.json")
+    setup = load_setup(validate_recipe(values))
+    assert (setup.model.dtype, setup.dtype.name) == (torch.float32, "float32")
+    assert "takes 20.0 times" in setup.dtype.reason
 
 
 def test_a_run_without_a_checkpoint_is_not_resumed(

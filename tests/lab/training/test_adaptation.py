@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import adapted_models
 from localora.lab.compare.run_one import measure_update
 from localora.lab.data.batches import Collator
+from localora.lab.model import dtype as dtype_module
 from localora.lab.recipe.file import method_section, validate_recipe
 from localora.lab.recipe.schema import Recipe, RecipeError
 from localora.lab.report.console import closing_lines
@@ -254,6 +255,17 @@ def test_full_fine_tuning_trains_every_weight_in_float32(model_folder: Path, tmp
     assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["dtype"] == "float32"
     AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
     assert measure_update(validate_recipe(values), RunFolder(tmp_path / "run")).effective_rank is None
+
+
+def test_full_fine_tuning_starts_from_weights_that_were_not_rounded(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = recipe_values(model_folder, tmp_path / "run", "full")
+    values["model"]["dtype"] = "auto"
+    monkeypatch.setattr(dtype_module, "times_float32", lambda dtype: 0.1)  # an adapter's base would be in bfloat16
+    setup = load_setup(validate_recipe(values))
+    assert setup.model.dtype == torch.float32
+    assert "every weight trains" in setup.dtype.reason
 
 
 def test_full_fine_tuning_has_no_settings_of_adapters(model_folder: Path, tmp_path: Path) -> None:

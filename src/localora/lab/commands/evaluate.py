@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
@@ -18,6 +17,7 @@ from localora.lab.evaluation.lm_eval.harness import HarnessScore, evaluate_with_
 from localora.lab.evaluation.tasks import TaskResult, evaluate_tasks, load_tasks
 from localora.lab.machine import describe_machine
 from localora.lab.model.adapted import Loaded, load_adapted
+from localora.lab.model.dtype import ChosenDtype, choose_dtype
 from localora.lab.report.task_results import print_harness_scores, print_results, progress_bars
 from localora.lab.training.folder import FolderError
 from localora.lab.training.record import package_versions
@@ -35,7 +35,7 @@ class Settings:
     seed: int = 0  # that draws them
     batch_size: int = 16
     max_new_tokens: int = 256
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     allow_code_execution: bool = False
     harness: Harness = "localora"
 
@@ -56,7 +56,8 @@ def evaluate(
     if settings.harness == "lm-eval":
         import_lm_eval()
         _check_harness(settings)
-        loaded = load_adapted(model, base, getattr(torch, settings.dtype))
+        dtype = choose_dtype(settings.dtype)
+        loaded = load_adapted(model, base, dtype.torch)
         scores = evaluate_with_lm_eval(
             loaded.model,
             loaded.tokenizer,
@@ -66,11 +67,12 @@ def evaluate(
             seed=settings.seed,
             batch_size=settings.batch_size,
         )
-        print_harness_scores(scores, _title(loaded), console)
-        _write(out, loaded, settings, scores, console)
+        print_harness_scores(scores, _title(loaded, dtype), console)
+        _write(out, loaded, dtype, settings, scores, console)
         return scores
     tasks = load_tasks(settings.tasks, settings.data, settings.examples, settings.seed)
-    loaded = load_adapted(model, base, getattr(torch, settings.dtype))
+    dtype = choose_dtype(settings.dtype)
+    loaded = load_adapted(model, base, dtype.torch)
     with progress_bars(console) as progress:
         results = evaluate_tasks(
             cast(PreTrainedModel, loaded.model),
@@ -81,8 +83,8 @@ def evaluate(
             allow_code_execution=settings.allow_code_execution,
             progress=progress,
         )
-    print_results(results, _title(loaded), console)
-    _write(out, loaded, settings, results, console)
+    print_results(results, _title(loaded, dtype), console)
+    _write(out, loaded, dtype, settings, results, console)
     return results
 
 
@@ -99,8 +101,8 @@ def _check_harness(settings: Settings) -> None:
         )
 
 
-def _title(loaded: Loaded) -> str:
-    return loaded.base if loaded.adapter is None else f"{loaded.adapter} on {loaded.base}"
+def _title(loaded: Loaded, dtype: ChosenDtype) -> str:
+    return (loaded.base if loaded.adapter is None else f"{loaded.adapter} on {loaded.base}") + f", {dtype.name}"
 
 
 def _check_writable(out: Path) -> None:
@@ -117,6 +119,7 @@ def _check_writable(out: Path) -> None:
 def _write(
     out: Path | None,
     loaded: Loaded,
+    dtype: ChosenDtype,
     settings: Settings,
     results: Sequence[TaskResult | HarnessScore],
     console: Console,
@@ -128,6 +131,7 @@ def _write(
         "adapter": loaded.adapter,
         "adapter_config": None if loaded.config is None else type(loaded.config).__name__,
         "settings": asdict(settings),
+        "dtype": asdict(dtype),
         "versions": package_versions(),
         "machine": describe_machine(),
         "tasks": [asdict(result) for result in results],

@@ -5,10 +5,16 @@ from __future__ import annotations
 import gc
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from rich.console import Console
+from transformers import PreTrainedModel
 
+from localora.lab.data.load import load_task
+from localora.lab.evaluation.generate import generate
+from localora.lab.evaluation.score import ANSWER_COMPLETE
+from localora.lab.model.adapted import load_adapted
 from localora.lab.recipe.file import validate_recipe
 from localora.lab.recipe.schema import Recipe
 from localora.lab.report.console import comparison_table, export_line
@@ -19,16 +25,17 @@ from localora.lab.training.record import RunRecord
 
 # recipes/quickstart.yaml is the CPS-LoRA run of this, for `localora train`; a test holds the two together.
 BASE: dict[str, Any] = {
-    "model": {"name": "smollm2-135m", "dtype": "bfloat16"},
+    "model": {"name": "smollm2-135m"},
     "data": {"task": "arithmetic", "difficulty": 2, "train_size": 1000},
-    "training": {"steps": 30, "batch_size": 8, "learning_rate": 3e-3, "max_length": 256},
-    "evaluation": {"examples": 40, "curve_examples": 24, "curve_points": 3, "batch_size": 40, "max_new_tokens": 40},
+    "training": {"steps": 24, "batch_size": 8, "learning_rate": 3e-3, "max_length": 256},
+    "evaluation": {"examples": 40, "curve_examples": 16, "curve_points": 2, "batch_size": 40, "max_new_tokens": 32},
 }
 METHODS: tuple[dict[str, Any], ...] = (
     {"name": "cps-lora", "r": 8, "clusters": 2, "calibration_steps": 2, "sketch": 16},
     {"name": "g-lora", "r": 8, "calibration_steps": 2},
     {"name": "lora", "r": 8},
 )
+QUESTIONS = 4  # asked once more, of the export
 
 
 def quickstart_recipe(method: dict[str, Any], folder: Path) -> Recipe:
@@ -55,6 +62,43 @@ def run_quickstart(folder: Path, console: Console) -> list[RunRecord]:
             console.print(
                 f"{record.method} as plain LoRA: {export_line(record.export)}", highlight=False, soft_wrap=True
             )
-    console.print(f"picture: {picture}", highlight=False, soft_wrap=True)
+    first = folder / records[0].method
+    same_answers(records[0], first, console)
+    console.print(f"pictures: {picture}, {first / 'placement.png'}", highlight=False, soft_wrap=True)
     console.print(f"{time.perf_counter() - start:.0f} s in all", highlight=False)
     return records
+
+
+def same_answers(record: RunRecord, folder: Path, console: Console) -> int:
+    """Ask test questions of the adapter in `folder` and of its plain-LoRA export, which PEFT loads without our code.
+
+    Prints the first question with both answers; returns how many of the QUESTIONS were answered alike, word for word.
+    """
+    recipe = Recipe.model_validate(record.recipe)
+    examples = load_task(recipe.data).test[:QUESTIONS]
+    answers = {}
+    for kind in ("adapter", "lora"):
+        loaded = load_adapted(str(folder / kind), recipe.model.name, getattr(torch, str(record.dtype)))
+        answers[kind] = generate(
+            cast(PreTrainedModel, loaded.model),
+            loaded.tokenizer,
+            examples,
+            batch_size=QUESTIONS,
+            max_new_tokens=recipe.evaluation.max_new_tokens,
+            stop_pattern=ANSWER_COMPLETE,
+        )
+    same = sum(ours == plain for ours, plain in zip(*answers.values(), strict=True))
+    lines = [
+        f"one question, asked of {folder / 'adapter'} and of {folder / 'lora'}, which is plain LoRA to PEFT:",
+        *examples[0].prompt.splitlines()[:-1],
+        f"  adapter     {_in_one_line(answers['adapter'][0])}",
+        f"  plain LoRA  {_in_one_line(answers['lora'][0])}",
+        f"{same} of {len(examples)} questions are answered word for word alike",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    return same
+
+
+def _in_one_line(text: str) -> str:
+    return " / ".join(line.strip() for line in text.strip().splitlines())

@@ -10,6 +10,7 @@ from pydantic import Field, StrictBool, field_serializer, field_validator, model
 from localora.lab.data.published.registry import parse_tasks
 from localora.lab.recipe.data_spec import DataSpec
 from localora.lab.recipe.schema import (
+    Dtype,
     EvaluationSection,
     MethodSection,
     ModelSection,
@@ -90,8 +91,23 @@ class Published(Section):
         return self.model_copy(update={"data": other.data}) == other
 
 
+class ComparedModel(ModelSection):
+    """A plan names its dtype: runs of one comparison may take place on machines that `auto` would choose apart on."""
+
+    dtype: Dtype = Field(default="float32", description="of the frozen weights: float32, bfloat16 or float16")
+
+    @field_validator("dtype")
+    @classmethod
+    def _named(cls, dtype: str) -> str:
+        if dtype == "auto":
+            raise ValueError(
+                "a comparison must not depend on the machine its runs happen to be on; write float32 or bfloat16"
+            )
+        return dtype
+
+
 class Plan(Section):
-    model: ModelSection = ModelSection()
+    model: ComparedModel = ComparedModel()
     tasks: dict[Name, DataSpec] = Field(min_length=1)
     r: PositiveInt = Field(default=8, description="LoRA-equivalent rank of every method")
     target_modules: str | list[str] = "all-linear"

@@ -9,13 +9,13 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from localora.lab.compare.errors import PlanError
-from localora.lab.compare.plan import LearningRates, Plan, Published, Statistics
+from localora.lab.compare.plan import ComparedModel, LearningRates, Plan, Published, Statistics
 from localora.lab.recipe.data_spec import DataSpec
 from localora.lab.recipe.file import explain, read_values, unknown_key
-from localora.lab.recipe.schema import EvaluationSection, ModelSection, TrainingSection
+from localora.lab.recipe.schema import EvaluationSection, TrainingSection
 
 SECTIONS: dict[str, type[BaseModel]] = {
-    "model": ModelSection,
+    "model": ComparedModel,
     "learning_rates": LearningRates,
     "statistics": Statistics,
     "training": TrainingSection,

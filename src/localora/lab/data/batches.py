@@ -22,13 +22,20 @@ def tokenise(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: i
     """Token ids of prompt + completion + EOS, and labels that are IGNORED on the prompt.
 
     A chat example is rendered with the tokenizer's template; every assistant turn is trained on. A sequence
-    longer than `max_length` loses the start of its prompt first, then the end of its completion.
+    longer than `max_length` loses the start of its prompt, or where it never had one the end of its text.
 
     Raises:
-        DataError: no position carries a loss (names the example), or a chat example and no chat template.
+        DataError: nothing of a prompt would be left, or no position carries a loss (names the example), or a chat
+            example and no chat template.
     """
+    return _cut(*_whole(example, tokenizer), example, max_length)
+
+
+def _whole(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], int]:
+    """Token ids and labels before any cut, and how many tokens stand before the prompt."""
     input_ids, labels = _leading_tokens(example, tokenizer), []
-    labels += [IGNORED] * len(input_ids)
+    leading = len(input_ids)
+    labels += [IGNORED] * leading
     for text, trained in _segments(example, tokenizer):
         ids = token_ids(text, tokenizer)
         input_ids += ids
@@ -36,10 +43,18 @@ def tokenise(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: i
     if example.messages is None:  # a chat template ends turns by itself
         input_ids.append(_eos(tokenizer))
         labels.append(_eos(tokenizer))
+    return input_ids, labels, leading
 
-    # The first position is predicted from nothing: one token before the completion stays.
+
+def _cut(input_ids: list[int], labels: list[int], leading: int, example: Example, max_length: int) -> Encoded:
     prompt = next((i for i, label in enumerate(labels) if label != IGNORED), len(labels))
-    cut = max(0, min(len(input_ids) - max_length, prompt - 1))
+    excess = len(input_ids) - max_length
+    if prompt > leading and excess >= prompt:
+        raise DataError(
+            f"example {example.id!r} has {len(input_ids)} tokens, {prompt} of them prompt: a cut to max_length "
+            f"{max_length} would leave no prompt; raise max_length or drop the example"
+        )
+    cut = max(0, min(excess, prompt - 1))  # the first position is predicted from nothing: one token before it stays
     encoded = {"input_ids": input_ids[cut:][:max_length], "labels": labels[cut:][:max_length]}
     if all(label == IGNORED for label in encoded["labels"][1:]):
         raise DataError(
@@ -49,16 +64,38 @@ def tokenise(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: i
     return encoded
 
 
-def encode_examples(examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Encoded]:
-    """:func:`tokenise` over examples; the list serves as a Trainer's data set.
+class Sequences(list[Encoded]):
+    """Encoded examples, a Trainer's data set. `whole` holds each one's number of tokens before `max_length` cut it."""
+
+    def __init__(self, encoded: Iterable[Encoded], whole: Iterable[int]) -> None:
+        super().__init__(encoded)
+        self.whole = list(whole)
+
+    @property
+    def cut(self) -> int:
+        """How many lost tokens to `max_length`."""
+        return sum(len(row["input_ids"]) < tokens for row, tokens in zip(self, self.whole, strict=True))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest, as it is."""
+        return max(len(row["input_ids"]) for row in self)
+
+
+def encode_examples(examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Sequences:
+    """:func:`tokenise` over examples.
 
     Raises:
         DataError: as tokenise, or no examples at all.
     """
-    encoded = [tokenise(example, tokenizer, max_length) for example in examples]
+    encoded, whole = [], []
+    for example in examples:
+        input_ids, labels, leading = _whole(example, tokenizer)
+        encoded.append(_cut(input_ids, labels, leading, example, max_length))
+        whole.append(len(input_ids))
     if not encoded:
         raise DataError("no examples to encode; the data set or the split is empty")
-    return encoded
+    return Sequences(encoded, whole)
 
 
 def prompt_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -1,9 +1,9 @@
-"""Read JSON Lines files, with errors that name file and line."""
+"""Read JSON Lines files, and JSON files that are one list, with errors that name file and line."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ class Row(NamedTuple):
 
 
 def read_jsonl(path: str | Path) -> list[Row]:
-    """The objects of a JSONL file; blank lines are skipped.
+    """The objects of a JSONL file, whose blank lines are skipped, or of a JSON file that is one list of them.
 
     Raises:
         DataError: the file does not exist, is not UTF-8, holds no rows, or a line is not a JSON object.
@@ -28,16 +28,11 @@ def read_jsonl(path: str | Path) -> list[Row]:
         kind = "is a folder, not a file" if path.is_dir() else "does not exist"
         raise DataError(f"{path} {kind} (relative paths start at {Path.cwd()})")
     try:
-        # Not str.splitlines: it also splits at U+2028 and its like, which JSON strings may hold.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error}") from error
     rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        values = _parse(line, where)
+    for where, values in _list(path, text) if text.lstrip().startswith("[") else _lines(path, text):
         if not isinstance(values, dict):
             raise DataError(f"{where}: expected a JSON object, found {type(values).__name__}")
         rows.append(Row(where, values))
@@ -46,13 +41,26 @@ def read_jsonl(path: str | Path) -> list[Row]:
     return rows
 
 
-def _parse(line: str, where: str) -> Any:
+def _lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    # Not str.splitlines: it also splits at U+2028 and its like, which JSON strings may hold.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"{path}:{number}", _parsed(line, f"{path}:{number}")
+
+
+def _list(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    for number, values in enumerate(_parsed(text, str(path))):
+        yield f"{path}, item {number}", values
+
+
+def _parsed(text: str, where: str) -> Any:
     try:
-        values = json.loads(line)
-        if "\\ud" in line.lower():  # escapes of characters beyond 16 bits come in pairs
+        values = json.loads(text)
+        if "\\ud" in text.lower():  # escapes of characters beyond 16 bits come in pairs
             json.dumps(values, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not valid JSON ({error.msg}, column {error.colno})") from error
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise DataError(f"{where}: not valid JSON ({error.msg}, {line}column {error.colno})") from error
     except UnicodeEncodeError as error:
         raise DataError(f"{where}: holds half of a surrogate pair ({error.object[error.start]!r}), no text") from error
     except RecursionError:

@@ -24,8 +24,8 @@ def normalise(text: str) -> str:
 
 
 def prompt_hash(example: Example) -> str:
-    """SHA-256 of the normalised prompt with its choices (in any order)."""
-    parts = [normalise(example.prompt), *sorted(normalise(choice) for choice in example.choices)]
+    """SHA-256 of the normalised prompt with its choices (in any order); of the text, where nothing is prompt."""
+    parts = [normalise(example.prompt or example.completion), *sorted(normalise(choice) for choice in example.choices)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

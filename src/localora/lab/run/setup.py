@@ -19,10 +19,12 @@ from localora.lab.evaluation.likelihood import completion_losses, mean_loss
 from localora.lab.evaluation.sandbox import Sandbox
 from localora.lab.evaluation.score import CODE_IS_OFF, evaluate_task
 from localora.lab.model.base import load_base_model
+from localora.lab.model.dtype import ChosenDtype, choose_dtype, default_device
 from localora.lab.recipe.schema import EvaluationSection, Recipe
 from localora.lab.training.prepared import Prepared
 from localora.lab.training.record import Evaluation, Items
 from localora.lab.training.trainer import finite
+from localora.lifecycle.processes import decide_once
 
 Progress = Callable[[int, int], None]  # (done, total)
 
@@ -40,6 +42,7 @@ class Setup(Prepared):
     test: list[Encoded]
     questions: list[Example]
     evaluation: EvaluationSection
+    dtype: ChosenDtype
     sandbox: Sandbox | None = None  # None: generated code is not run
 
     def measure(self, model: PreTrainedModel | PeftModel, progress: Progress | None = None) -> Evaluation:
@@ -102,8 +105,11 @@ def measure_task(
     return result
 
 
-def load_setup(recipe: Recipe) -> Setup:
+def load_setup(recipe: Recipe, dtype: ChosenDtype | None = None) -> Setup:
     """Load the data first (cheap, and the likelier to be wrong), then the model.
+
+    Args:
+        dtype: that the run had before it was interrupted; chosen from the recipe and the machine when left out.
 
     Raises:
         DataError, ModelError: as their loaders say.
@@ -112,9 +118,9 @@ def load_setup(recipe: Recipe) -> Setup:
     task = load_task(recipe.data)
     runs_code = recipe.evaluation.allow_code_execution and task.scorer is Scorer.code
     sandbox = Sandbox() if runs_code else None
-    model, tokenizer = load_base_model(recipe.model.name, getattr(torch, recipe.model.dtype))
-    if torch.cuda.is_available():
-        model.to("cuda")  # type: ignore[arg-type]
+    dtype = dtype or decide_once(lambda: _dtype_of(recipe))
+    model, tokenizer = load_base_model(recipe.model.name, dtype.torch)
+    model.to(default_device())  # type: ignore[arg-type]
     length, sizes = recipe.training.max_length, recipe.evaluation
     questions = subset(task.test, sizes.examples, recipe.data.seed)
     shown = subset(task.validation, sizes.curve_examples, recipe.data.seed)
@@ -127,5 +133,12 @@ def load_setup(recipe: Recipe) -> Setup:
         test=encode_examples(questions, tokenizer, length),
         questions=questions,
         evaluation=sizes,
+        dtype=dtype,
         sandbox=sandbox,
     )
+
+
+def _dtype_of(recipe: Recipe) -> ChosenDtype:
+    if recipe.method.name == "full" and recipe.model.dtype == "auto":
+        return ChosenDtype("float32", "every weight trains, and bfloat16 would round them first")
+    return choose_dtype(recipe.model.dtype)

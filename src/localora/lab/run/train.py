@@ -13,6 +13,7 @@ from transformers import TrainerState, set_seed
 
 from localora.files import StorageError, storage_reason, written_folder
 from localora.lab.data.batches import Collator
+from localora.lab.model.dtype import ChosenDtype
 from localora.lab.recipe.schema import LocalizedMethod, Recipe, differences
 from localora.lab.run.progress import describe_progress
 from localora.lab.run.setup import Setup, load_setup
@@ -121,7 +122,10 @@ def _prepare(
     console: Console,
 ) -> tuple[RunRecord, Setup, Trainee]:
     start = time.perf_counter()
-    setup = load_setup(recipe)
+    dtype = None
+    if earlier is not None and earlier.dtype and recipe.model.dtype == "auto":
+        dtype = ChosenDtype(earlier.dtype, earlier.dtype_reason or "as it was before")
+    setup = load_setup(recipe, dtype)
     loaded = time.perf_counter()
     if earlier is not None:
         before = earlier.before
@@ -144,6 +148,7 @@ def _prepare(
         ),
         before=before,
         dtype=str(setup.model.dtype).removeprefix("torch."),
+        dtype_reason=setup.dtype.reason,
         seconds={"load": loaded - start, "before": measured - loaded, "attach": attached - attaching},
     )
     if earlier is not None:

@@ -92,6 +92,7 @@ class RunRecord(Part):
     versions: dict[str, str] = Field(default_factory=lambda: package_versions())
     machine: dict[str, Any] = Field(default_factory=lambda: describe_machine())
     dtype: str | None = None  # in which the base model's weights were; None in records made before it was kept
+    dtype_reason: str | None = None  # why in that
     data: dict[str, Any]  # name, sizes and hashes of the splits
     parameters: Parameters
     before: Evaluation
