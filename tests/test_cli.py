@@ -41,19 +41,40 @@ def test_version() -> None:
 
 def test_help_lists_the_commands() -> None:
     text = call("--help").stdout
-    for command in ("train", "evaluate", "compare", "export", "inspect", "budget", "quickstart"):
+    for command in ("init", "keys", "train", "evaluate", "compare", "export", "inspect", "budget", "quickstart"):
         assert f"  {command}" in text
 
 
-def test_the_help_of_train_holds_a_recipe_that_is_valid_and_every_method() -> None:
-    text = call("train", "--help").stdout
-    block = text.split("A complete recipe:\n")[1].split("\n\n")[0]
-    recipe = validate_recipe(yaml.safe_load(block))
-    assert recipe.method.name == "cps-lora"
-    for method in METHOD_CLASSES:
-        assert f"\n      {method} " in text
-    for key in ("method.local_size: 0.25", "training.learning_rate: 0.001", "data.path: not set", "--resume"):
-        assert key in text
+def test_init_prints_a_recipe_that_is_valid() -> None:
+    printed = call("init").stdout
+    recipe = validate_recipe(yaml.safe_load(printed))
+    assert (recipe.method.name, recipe.model.dtype) == ("cps-lora", "auto")  # type: ignore[attr-defined]
+    own = yaml.safe_load(printed.replace("  task:", "  # task:").replace("# path:", "path:"))
+    assert validate_recipe(own).data.path == "mine.jsonl"
+
+
+def test_keys_explain_the_recipe_section_by_section() -> None:
+    everything = call("keys").stdout
+    for key in ("method.local_size: 0.25", "training.learning_rate: 0.001", "data.path: not set", "model.dtype: auto"):
+        assert f"\n{key}" in f"\n{everything}"
+    one = call("keys", "training").stdout
+    assert one in everything
+    assert all(line.startswith("training.") for line in one.splitlines())
+    methods = call("keys", "method").stdout
+    assert all(f"\n    {method} " in methods for method in METHOD_CLASSES)
+    assert "method.clusters: 4" in methods
+
+
+def test_the_help_of_train_fits_a_screen() -> None:
+    lines = call("train", "--help").stdout.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 80
+
+
+def test_words_are_completed(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {"_LOCALORA_COMPLETE": "complete_bash", "COMP_WORDS": "localora ev", "COMP_CWORD": "1"}
+    result = CliRunner().invoke(app, [], prog_name="localora", env=environment)
+    assert result.stdout.split() == ["evaluate"]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -18,33 +18,11 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 QUICKSTART_FOLDER = Path("runs/quickstart-comparison")  # runs/quickstart is that of recipes/quickstart.yaml
 
-TRAIN_HELP = """Fine-tune as RECIPE.yaml says, and leave adapter, plain-LoRA export, pictures and run.json in a folder.
-
-The run measures loss and task score on the test split before and after. The folder is output.folder, or
-runs/<name of the recipe>.
-
-\b
-A complete recipe:
-    model:
-      name: smollm2-135m        # or a Hub id, or a local folder
-    data:
-      task: arithmetic          # generated: arithmetic, facts, functions
-                                # or path: mine.jsonl (prompt/completion or messages)
-                                # or hub: openai/gsm8k, with hub_config: main
-    method:
-      name: cps-lora
-      r: 8                      # parameters of plain LoRA at this rank
-    training:
-      steps: 200
-      learning_rate: 1e-3
-
-\b
-Methods, and the keys that only they have:
+METHODS_HELP = """Methods, and the keys that only they have:
     lora       PEFT's own LoRA, the baseline
     g-lora     global_share, local_size      whole matrix + block of important rows and columns
     cps-lora   clusters, balance             co-clusters of rows and columns
@@ -61,24 +39,47 @@ PEFT's, each with parameters of LoRA at rank r unless its own keys say otherwise
     hira       the product multiplies W entry by entry
 No adapter:
     full       every weight of the model; its own learning rate, a tenth of LoRA's or less
-
-\b
-On several GPUs, batch_size shared among them:
-    accelerate launch --num_processes 4 -m localora.cli train RECIPE.yaml
-
-\b
-Every key and its default (--set SECTION.KEY=VALUE overrides the file):
-{keys}
 """
 
 
-def _train_help() -> str:
+@app.command()
+def init() -> None:
+    """Print a recipe to begin with: localora init > recipe.yaml."""
+    from localora.lab.recipe.file import TEMPLATE
+
+    typer.echo(TEMPLATE.read_text(encoding="utf-8"), nl=False)
+
+
+@app.command()
+def keys(
+    section: Annotated[
+        Literal["model", "data", "method", "training", "evaluation", "output"] | None,
+        typer.Argument(help="Of the recipe; all when left out."),
+    ] = None,
+) -> None:
+    """Every key of a recipe, its default and what it means."""
     from localora.lab.recipe.schema import describe_keys
 
-    return TRAIN_HELP.format(keys="\n".join(f"    {line}" for line in describe_keys()))
+    if section == "method":
+        typer.echo(METHODS_HELP)
+    for line in describe_keys():
+        if section is None or line.startswith(f"{section}."):
+            typer.echo(line)
 
 
-@app.command(help=_train_help())
+TRAIN_HELP = """Fine-tune as RECIPE.yaml says, and leave adapter, plain-LoRA export, pictures and run.json in a folder.
+
+`localora init > recipe.yaml` makes a recipe, `localora keys` explains each key, `localora keys method` the methods.
+The run measures loss and task score on the test split before and after. Its folder is output.folder, or
+runs/<name of the recipe>.
+
+\b
+On several GPUs, batch_size shared among them:
+    accelerate launch --num_processes 4 -m localora.cli train recipe.yaml
+"""
+
+
+@app.command(help=TRAIN_HELP)
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What to train, on what, and how.")],
     set_: Annotated[
@@ -258,20 +259,20 @@ def inspect(
         from rich.console import Console
 
         from localora.lab.inspect.microscope import inspect_delta
-        from localora.lab.run.progress import describe_progress
+        from localora.lab.progress import Narrator
 
-        console = Console()
-        report = inspect_delta(
-            source,
-            base=base,
-            out=out,
-            rank=rank,
-            clusters=clusters or (2, 4, 8),
-            layers=layers,
-            draws=draws,
-            seed=seed,
-            progress=describe_progress(console, "layers"),
-        )
+        with Narrator(Console()).phase("looking", "layer") as phase:
+            report = inspect_delta(
+                source,
+                base=base,
+                out=out,
+                rank=rank,
+                clusters=clusters or (2, 4, 8),
+                layers=layers,
+                draws=draws,
+                seed=seed,
+                progress=phase.tell,
+            )
         typer.echo(report)
         typer.echo(f"page: {out / 'index.html'}")
 

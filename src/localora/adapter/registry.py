@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import register_peft_method
 from peft.utils.peft_types import PeftType
@@ -24,6 +26,8 @@ def register() -> None:
             f"PEFT type {PEFT_TYPE_NAME} is already registered, by {taken_by or 'PEFT itself'}; "
             "localora cannot be used in the same process"
         )
+    # PEFT asks every transformers model whether it checkpoints under the old name; no user could do anything about it.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     _add_enum_member()
     register_peft_method(name=PEFT_TYPE_NAME.lower(), config_cls=LocalizedConfig, model_cls=LocalizedModel)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from itertools import islice
 from typing import Any
@@ -33,6 +33,7 @@ class LocalizationCallback(TrainerCallback):
     Args:
         steps: batches to observe, at the start and at each event. A probe takes one for each of its own steps.
         loss_fn: (model, batch) -> loss, for trainers whose batches the model itself cannot turn into a loss, as DPO's.
+        progress: called with (passes done, passes in all) while an adapter is placed at train begin.
 
     Attributes:
         reports: the :class:`CalibrationReport` of each adapter placed here, by adapter name.
@@ -42,9 +43,12 @@ class LocalizationCallback(TrainerCallback):
         ScheduleError: at train begin, if events could not happen; at train end, if one did not.
     """
 
-    def __init__(self, steps: int = 8, loss_fn: LossFn | None = None) -> None:
+    def __init__(
+        self, steps: int = 8, loss_fn: LossFn | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> None:
         self.steps = steps
         self.loss_fn = loss_fn
+        self.progress = progress
         self.reports: dict[str, CalibrationReport] = {}
         self.repartitioners: dict[str, Repartitioner] = {}
 
@@ -62,7 +66,9 @@ class LocalizationCallback(TrainerCallback):
         for name in names:
             if name in unplaced:
                 with random_state_kept(), _autocast(args):
-                    self.reports[name] = calibrate(model, batches, self.steps, loss_fn, adapter_name=name)
+                    self.reports[name] = calibrate(
+                        model, batches, self.steps, loss_fn, adapter_name=name, progress=self.progress
+                    )
             with random_state_kept():  # it reads batches
                 self.repartitioners[name] = Repartitioner(
                     model,

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from localora.lab.compare.errors import PlanError
-from localora.lab.compare.estimate import Timings, duration_text, seconds_left, timings
+from localora.lab.compare.estimate import Timings, seconds_left, timings
 from localora.lab.compare.plan import ResolvedPlan
 from localora.lab.compare.runs import RunSpec, final_run, sweep_run, sweep_runs
 from localora.lab.compare.schedule import schedule
 from localora.lab.compare.store import MAX_ATTEMPTS, Store
+from localora.lab.progress import duration_text
 from localora.lab.training.record import RecordError
 from planned import BEST, GRID, fill, leave, plan_values, record_of, resolved_plan
 

@@ -7,7 +7,6 @@ import io
 from rich.console import Console
 
 from localora.lab.report.console import comparison_table, print_record
-from localora.lab.run.progress import describe_progress
 from localora.lab.training.record import Evaluation, Parameters, RunRecord
 
 
@@ -79,12 +78,3 @@ def test_the_closing_lines_say_where_everything_is() -> None:
     assert "runs/x/lora (rank 16, verified with stock PEFT: dW differs by 0e+00, logits by 2e-06 of the largest" in text
     assert "runs/x/loss.png, runs/x/placement.png" in text
     assert "runs/x/run.json" in text
-
-
-def test_progress_is_told_twice_not_for_every_item() -> None:
-    console = Console(file=io.StringIO())
-    tell = describe_progress(console, "test before")
-    for done in range(1, 11):
-        tell(done, 10)
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert lines == ["test before: 5 of 10", "test before: done"]

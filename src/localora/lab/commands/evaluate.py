@@ -17,8 +17,10 @@ from localora.lab.evaluation.lm_eval.harness import HarnessScore, evaluate_with_
 from localora.lab.evaluation.tasks import TaskResult, evaluate_tasks, load_tasks
 from localora.lab.machine import describe_machine
 from localora.lab.model.adapted import Loaded, load_adapted
+from localora.lab.model.base import device_of
 from localora.lab.model.dtype import ChosenDtype, choose_dtype
-from localora.lab.report.task_results import print_harness_scores, print_results, progress_bars
+from localora.lab.progress import Narrator
+from localora.lab.report.task_results import print_harness_scores, print_results
 from localora.lab.training.folder import FolderError
 from localora.lab.training.record import package_versions
 
@@ -53,27 +55,27 @@ def evaluate(
     """
     if out is not None:
         _check_writable(out)
+    narrator = Narrator(console)
     if settings.harness == "lm-eval":
         import_lm_eval()
         _check_harness(settings)
-        dtype = choose_dtype(settings.dtype)
-        loaded = load_adapted(model, base, dtype.torch)
-        scores = evaluate_with_lm_eval(
-            loaded.model,
-            loaded.tokenizer,
-            settings.tasks,
-            data_folder=settings.data,
-            limit=settings.examples,
-            seed=settings.seed,
-            batch_size=settings.batch_size,
-        )
+        dtype, loaded = _load(model, base, settings, narrator)
+        with narrator.phase("measuring"):
+            scores = evaluate_with_lm_eval(
+                loaded.model,
+                loaded.tokenizer,
+                settings.tasks,
+                data_folder=settings.data,
+                limit=settings.examples,
+                seed=settings.seed,
+                batch_size=settings.batch_size,
+            )
         print_harness_scores(scores, _title(loaded, dtype), console)
         _write(out, loaded, dtype, settings, scores, console)
         return scores
     tasks = load_tasks(settings.tasks, settings.data, settings.examples, settings.seed)
-    dtype = choose_dtype(settings.dtype)
-    loaded = load_adapted(model, base, dtype.torch)
-    with progress_bars(console) as progress:
+    dtype, loaded = _load(model, base, settings, narrator)
+    with narrator.phase("measuring") as phase:
         results = evaluate_tasks(
             cast(PreTrainedModel, loaded.model),
             loaded.tokenizer,
@@ -81,11 +83,19 @@ def evaluate(
             batch_size=settings.batch_size,
             max_new_tokens=settings.max_new_tokens,
             allow_code_execution=settings.allow_code_execution,
-            progress=progress,
+            progress=lambda what, done, total: phase.tell(done, total, what),
         )
     print_results(results, _title(loaded, dtype), console)
     _write(out, loaded, dtype, settings, results, console)
     return results
+
+
+def _load(model: str, base: str | None, settings: Settings, narrator: Narrator) -> tuple[ChosenDtype, Loaded]:
+    dtype = choose_dtype(settings.dtype)
+    with narrator.phase(f"loading {model}") as phase:
+        loaded = load_adapted(model, base, dtype.torch)
+        phase.result = f"{device_of(loaded.model)} {dtype.name} ({dtype.reason})"
+    return dtype, loaded
 
 
 def _check_harness(settings: Settings) -> None:

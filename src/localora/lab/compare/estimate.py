@@ -54,13 +54,3 @@ def seconds_left(state: Schedule, times: Timings, running: Iterable[RunSpec] = (
     ]
     known = [part for part in parts if part is not None]
     return None if len(known) < len(parts) else sum(known) / max(1, slots)
-
-
-def duration_text(seconds: float | None) -> str:
-    """2 h 05 min, 3 min 20 s, 12 s, or a question mark."""
-    if seconds is None:
-        return "?"
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from localora.files import make_folder
-from localora.lab.compare.estimate import duration_text, seconds_left, timings
+from localora.lab.compare.estimate import seconds_left, timings
 from localora.lab.compare.plan import ResolvedPlan
 from localora.lab.compare.run_one import DIVERGED_EXIT
 from localora.lab.compare.runs import RunSpec
@@ -14,6 +14,7 @@ from localora.lab.compare.same_machine import check_same_machine
 from localora.lab.compare.schedule import Schedule, schedule
 from localora.lab.compare.store import Store
 from localora.lab.compare.workers.pool import Done, Pool, job_text
+from localora.lab.progress import duration_text
 from localora.lab.training.lock import locked
 from localora.lab.training.record import Evaluation
 

@@ -16,6 +16,8 @@ from localora.lab.recipe.schema import METHOD_CLASSES, METHODS, SECTIONS, Method
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _NOT_DECIMAL = re.compile(r"[-+]?0[0-9_]+|.*:.*")
 
+TEMPLATE = Path(__file__).with_name("template.yaml")  # what `localora init` prints
+
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), folder: str | Path | None = None) -> Recipe:
     """Read a YAML recipe, apply `section.key=value` overrides (values parsed as YAML), validate.

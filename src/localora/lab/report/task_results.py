@@ -1,32 +1,15 @@
-"""The console's side of `localora evaluate`: a bar while it works, a table at the end."""
+"""The console's side of `localora evaluate`: tables at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from localora.lab.evaluation.lm_eval.harness import HarnessScore
 from localora.lab.evaluation.tasks import TaskResult
-
-
-@contextmanager
-def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A `(what, done, total)` callback that draws one bar for each `what`."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def tell(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done)
-
-        yield tell
 
 
 def print_results(results: Sequence[TaskResult], title: str, console: Console) -> None:

@@ -11,22 +11,25 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from localora.lab.data.batches import Encoded, encode_examples
+from localora.lab.data.batches import Encoded, Sequences, encode_examples
 from localora.lab.data.example import Example, Scorer, TaskData
 from localora.lab.data.load import load_task
 from localora.lab.data.split import subset
 from localora.lab.evaluation.likelihood import completion_losses, mean_loss
 from localora.lab.evaluation.sandbox import Sandbox
 from localora.lab.evaluation.score import CODE_IS_OFF, evaluate_task
-from localora.lab.model.base import load_base_model
+from localora.lab.model.base import device_of, load_base_model
 from localora.lab.model.dtype import ChosenDtype, choose_dtype, default_device
-from localora.lab.recipe.schema import EvaluationSection, Recipe
+from localora.lab.recipe.schema import EvaluationSection, Recipe, TrainingSection
 from localora.lab.training.prepared import Prepared
 from localora.lab.training.record import Evaluation, Items
 from localora.lab.training.trainer import finite
 from localora.lifecycle.processes import decide_once
 
-Progress = Callable[[int, int], None]  # (done, total)
+Progress = Callable[[int, int, str], None]  # (done, total, of what)
+
+CUT_SHARE = 0.05  # of the training examples: a run with more of them cut is warned of
+FEW = 20  # test items: one answer is 5 %
 
 
 @dataclass
@@ -38,8 +41,8 @@ class Setup(Prepared):
     """
 
     task: TaskData
-    validation: list[Encoded]
-    test: list[Encoded]
+    validation: Sequences
+    test: Sequences
     questions: list[Example]
     evaluation: EvaluationSection
     dtype: ChosenDtype
@@ -66,6 +69,28 @@ class Setup(Prepared):
         """Loss on validation examples, for the curve."""
         return mean_loss(model, self.validation, self.evaluation.batch_size)
 
+    def header(self, training: TrainingSection) -> list[str]:
+        """What is about to be trained on, where and in what; then what is odd about it."""
+        splits = (self.train, self.validation, self.test)
+        sizes = " / ".join(f"{len(s)} {name}" for s, name in zip(splits, ("train", "validation", "test"), strict=True))
+        cut, longest = sum(s.cut for s in splits), max(s.longest for s in splits)
+        lines = [
+            f"{sizes}, {cut} cut (longest {longest} tokens), {device_of(self.model)} {self.dtype.name}, "
+            f"batch {training.batch_size}",
+            f"{self.dtype.name}: {self.dtype.reason}",
+        ]
+        if self.train.cut > CUT_SHARE * len(self.train):
+            lines.append(
+                f"warning: {self.train.cut} of {len(self.train)} training examples are cut to {training.max_length} "
+                f"tokens (the longest has {max(self.train.whole)}); raise training.max_length"
+            )
+        if len(self.test) < FEW:
+            lines.append(
+                f"warning: with {len(self.test)} test items one answer is {1 / len(self.test):.0%}; measure on {FEW} "
+                "or more (evaluation.examples, data.test_size)"
+            )
+        return lines
+
 
 def measure_task(
     model: PreTrainedModel | PeftModel,
@@ -83,12 +108,17 @@ def measure_task(
         TrainingError: the loss is not finite.
     """
     start = time.perf_counter()
-    sums, tokens = completion_losses(model, encoded, evaluation.batch_size)
+    count, say = len(encoded), progress or (lambda done, total, what: None)
+    say(0, count, "losses")
+    sums, tokens = completion_losses(
+        model, encoded, evaluation.batch_size, lambda done, total: say(done, total, "losses")
+    )
     loss = finite(sum(sums) / sum(tokens), "on test examples")
     result = Evaluation(loss=loss, examples=len(encoded), items=Items.of(questions, sums, tokens))
     if scorer is Scorer.code and sandbox is None:
         result.score_name = CODE_IS_OFF
     elif scorer is not Scorer.none:
+        say(0, count, "answers")
         score = evaluate_task(
             cast(PreTrainedModel, model),
             tokenizer,
@@ -97,7 +127,7 @@ def measure_task(
             batch_size=evaluation.batch_size,
             max_new_tokens=evaluation.max_new_tokens,
             sandbox=sandbox,
-            progress=progress,
+            progress=lambda done, total: say(done, total, "answers"),
         )
         result.score_name, result.score, result.score_examples = score.name, score.value, score.count
         result.right = score.items

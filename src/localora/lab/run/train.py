@@ -9,19 +9,20 @@ from pathlib import Path
 
 from peft import PeftModel
 from rich.console import Console
+from torch import nn
 from transformers import TrainerState, set_seed
 
 from localora.files import StorageError, storage_reason, written_folder
 from localora.lab.data.batches import Collator
 from localora.lab.model.dtype import ChosenDtype
+from localora.lab.progress import Narrator
 from localora.lab.recipe.schema import LocalizedMethod, Recipe, differences
-from localora.lab.run.progress import describe_progress
 from localora.lab.run.setup import Setup, load_setup
 from localora.lab.run.verification import export_and_verify
 from localora.lab.training.adaptation import Adaptation, adaptation_of
 from localora.lab.training.adaptation.base import Trainee
 from localora.lab.training.adapter import all_parameters, trainable_parameters
-from localora.lab.training.callbacks import Checkpoints, HeldOutLoss, ProgressBar, curve_of
+from localora.lab.training.callbacks import Checkpoints, HeldOutLoss, Steps, curve_of, last_losses
 from localora.lab.training.folder import FolderError, RunFolder, check_space, open_run_folder, remove, steps_of
 from localora.lab.training.launch import join_processes
 from localora.lab.training.lock import check_unlocked, locked
@@ -62,7 +63,7 @@ def train(
     console = console or Console(quiet=not is_main_process())
     with ExitStack() as held:
         folder, earlier = decide_once(lambda: _open(recipe, held, overwrite=overwrite, resume=resume))
-        return _run(recipe, folder, earlier, before, console, overwrite=overwrite)
+        return _run(recipe, folder, earlier, before, Narrator(console), overwrite=overwrite)
 
 
 def _run(
@@ -70,23 +71,24 @@ def _run(
     folder: RunFolder,
     earlier: RunRecord | None,
     before: Evaluation | None,
-    console: Console,
+    narrator: Narrator,
     *,
     overwrite: bool,
 ) -> RunRecord:
     adaptation = adaptation_of(recipe, folder)
     with PeakMemory() as memory:
-        record, setup, model = _prepare(recipe, adaptation, earlier, before, console)
+        record, setup, model = _prepare(recipe, adaptation, earlier, before, narrator)
         check_space(folder.path, record.parameters.trainable * BYTES_PER_PARAMETER)
         if overwrite and is_main_process():
             folder.clear()
         _write(record, folder)
         try:
-            _train(recipe, record, setup, adaptation, model, folder, console)
+            _train(recipe, record, setup, adaptation, model, folder, narrator)
             with _timed(record, "after"):
-                record.after = decide_once(lambda: setup.measure(model, describe_progress(console, "test after")))
+                record.after = _measure(setup, model, "measuring after", narrator)
             if is_main_process():
-                _save(recipe, record, setup, adaptation, model, folder)
+                with narrator.phase("saving"):
+                    _save(recipe, record, setup, adaptation, model, folder)
         except Exception as error:
             said = storage_reason(error, folder.path)
             failure = error if said is None else StorageError(f"{said} (the run in {folder.path}: {HOW_TO_GO_ON})")
@@ -119,23 +121,27 @@ def _prepare(
     adaptation: Adaptation,
     earlier: RunRecord | None,
     before: Evaluation | None,
-    console: Console,
+    narrator: Narrator,
 ) -> tuple[RunRecord, Setup, Trainee]:
     start = time.perf_counter()
     dtype = None
     if earlier is not None and earlier.dtype and recipe.model.dtype == "auto":
         dtype = ChosenDtype(earlier.dtype, earlier.dtype_reason or "as it was before")
-    setup = load_setup(recipe, dtype)
+    with narrator.phase(f"loading {recipe.model.name}"):
+        setup = load_setup(recipe, dtype)
+    for line in setup.header(recipe.training):
+        narrator.say(line)
     loaded = time.perf_counter()
     if earlier is not None:
         before = earlier.before
     if before is None:
-        before = decide_once(lambda: setup.measure(setup.model, describe_progress(console, "test before")))
+        before = _measure(setup, setup.model, "measuring before", narrator)
     measured = time.perf_counter()
     base = all_parameters(setup.model)
     set_seed(recipe.training.seed)  # so that every method draws the same order of examples
     attaching = time.perf_counter()
-    model = adaptation.attach(setup, resume=earlier is not None)
+    with narrator.phase(f"attaching {recipe.method.name}", brief=True):
+        model = adaptation.attach(setup, resume=earlier is not None)
     attached = time.perf_counter()
     task = setup.task
     sizes = {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)}
@@ -168,10 +174,13 @@ def _train(
     adaptation: Adaptation,
     model: Trainee,
     folder: RunFolder,
-    console: Console,
+    narrator: Narrator,
 ) -> None:
-    held_out = HeldOutLoss(setup.held_out_loss, recipe.evaluation.curve_points)
-    bar = ProgressBar(console, record.method)
+    def measure(model: nn.Module) -> float:
+        with narrator.phase("measuring held-out loss", brief=True):
+            return setup.held_out_loss(model)
+
+    held_out = HeldOutLoss(measure, recipe.evaluation.curve_points)
     start, earlier_seconds = time.perf_counter(), record.seconds.get("train", 0.0)
 
     def keep(state: TrainerState) -> None:
@@ -183,19 +192,27 @@ def _train(
     checkpoint = decide_once(folder.last_checkpoint)
     if checkpoint is not None:
         record.resumed_at.append(steps_of(checkpoint))
-    trainer = build_trainer(
-        recipe,
-        folder.checkpoints,
-        model=model,
-        train_dataset=setup.train,
-        data_collator=Collator(setup.pad_id),
-        callbacks=[bar, *adaptation.callbacks(record), held_out, Checkpoints(folder, keep)],
-    )
-    try:
+    with narrator.phase("training", "step") as phase:
+        trainer = build_trainer(
+            recipe,
+            folder.checkpoints,
+            model=model,
+            train_dataset=setup.train,
+            data_collator=Collator(setup.pad_id),
+            callbacks=[Steps(phase), *adaptation.callbacks(record, narrator), held_out, Checkpoints(folder, keep)],
+        )
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finally:
-        bar.close()
+        phase.result = f"{trainer.state.global_step} steps  {last_losses(trainer.state)}"
     keep(trainer.state)
+
+
+def _measure(setup: Setup, model: Trainee, name: str, narrator: Narrator) -> Evaluation:
+    with narrator.phase(name) as phase:
+        found = decide_once(lambda: setup.measure(model, phase.tell))
+        phase.result = f"loss {found.loss:.3f}"
+        if found.score is not None:
+            phase.result += f", {found.score_name} {sum(found.right)} of {found.score_examples}"
+    return found
 
 
 def _write(record: RunRecord, folder: RunFolder) -> None:

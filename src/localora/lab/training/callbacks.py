@@ -1,17 +1,16 @@
-"""What happens beside the steps: the held-out curve, the progress bar, the record kept up to date."""
+"""What happens beside the steps: the held-out curve, the steps told, the record kept up to date."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from localora.files import to_disk, write_file
+from localora.lab.progress import Phase
 from localora.lab.training.folder import COMPLETE, RunFolder, remove
 from localora.lab.training.record import Curve, Point
 from localora.lab.training.trainer import finite
@@ -72,36 +71,27 @@ class Checkpoints(TrainerCallback):
                     remove(other)
 
 
-class ProgressBar(TrainerCallback):
-    """Steps done, the last training and held-out losses, time left."""
+class Steps(TrainerCallback):
+    """Tells a phase how many steps are done, and the last training and held-out losses."""
 
-    def __init__(self, console: Console, label: str) -> None:
-        self.label = label
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[losses]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-        )
+    def __init__(self, phase: Phase) -> None:
+        self.phase = phase
 
-    def on_train_begin(
+    def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.bar.start()
-        self.task = self.bar.add_task(self.label, total=state.max_steps, completed=state.global_step, losses="")
+        if self.phase.total is None:  # what a method does at train begin is no step
+            self.phase.tell(state.global_step, state.max_steps)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        curve = curve_of(state)
-        names = {"loss": curve.train, "held-out": curve.held_out}
-        losses = ", ".join(f"{name} {points[-1].loss:.3f}" for name, points in names.items() if points)
-        self.bar.update(self.task, completed=state.global_step, losses=losses)
+        self.phase.tell(state.global_step, state.max_steps, last_losses(state))
 
-    def close(self) -> None:
-        """Stop drawing, also after an error."""
-        self.bar.stop()
+
+def last_losses(state: TrainerState) -> str:
+    """`loss 1.230  held-out 1.310`, as far as they were measured."""
+    curve = curve_of(state)
+    names = {"loss": curve.train, "held-out": curve.held_out}
+    return "  ".join(f"{name} {points[-1].loss:.3f}" for name, points in names.items() if points)
 
 
 def curve_of(state: TrainerState) -> Curve:

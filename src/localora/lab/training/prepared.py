@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from localora.lab.data.batches import Encoded
+from localora.lab.data.batches import Sequences
 
 
 @dataclass
 class Prepared:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    train: list[Encoded]
+    train: Sequences
 
     @property
     def pad_id(self) -> int:

@@ -8,10 +8,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from localora.lab.compare.estimate import duration_text, seconds_left, timings
+from localora.lab.compare.estimate import seconds_left, timings
 from localora.lab.compare.plan import ResolvedPlan
 from localora.lab.compare.schedule import Schedule, rungs
 from localora.lab.compare.store import Store
+from localora.lab.progress import duration_text
 from localora.lab.report.comparison.text import name_of, share_of
 
 NO_ESTIMATE = "unknown until a run has finished: start the comparison, stop it with Ctrl-C after one, and ask again"

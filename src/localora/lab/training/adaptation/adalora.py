@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from localora.lab.progress import Narrator
 from localora.lab.training.adaptation.base import Adaptation, Trainee
 from localora.lab.training.prepared import Prepared
 from localora.lab.training.record import RunRecord
@@ -41,7 +42,7 @@ class AdaLora(Adaptation):
         config.orth_reg_weight /= self.recipe.training.gradient_accumulation * processes()[1]
         return self._with_adapter(prepared, config)
 
-    def callbacks(self, record: RunRecord) -> list[TrainerCallback]:
+    def callbacks(self, record: RunRecord, narrator: Narrator) -> list[TrainerCallback]:
         self._allocation = RankAllocation()
         return [self._allocation]
 

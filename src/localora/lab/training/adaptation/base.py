@@ -8,6 +8,7 @@ from pathlib import Path
 from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, TrainerCallback
 
+from localora.lab.progress import Narrator
 from localora.lab.recipe.schema import Recipe, RecipeError
 from localora.lab.training.adapter import adapter_config, lora_parameters
 from localora.lab.training.folder import RunFolder
@@ -40,7 +41,7 @@ class Adaptation(ABC):
         """Where in the run's folder the result belongs."""
         return self.folder.adapter
 
-    def callbacks(self, record: RunRecord) -> list[TrainerCallback]:
+    def callbacks(self, record: RunRecord, narrator: Narrator) -> list[TrainerCallback]:
         """What must act during training; `record` holds what an interrupted run did so far."""
         return []
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from localora import LocalizationCallback, adapter_size
+from localora.lab.progress import Narrator
 from localora.lab.recipe.schema import LocalizedMethod
 from localora.lab.training.adaptation.base import Adaptation, Trainee
 from localora.lab.training.prepared import Prepared
@@ -20,10 +23,10 @@ class LocalizedAdapter(Adaptation):
         self._model = self._with_adapter(prepared, self._config())
         return self._model
 
-    def callbacks(self, record: RunRecord) -> list[TrainerCallback]:
+    def callbacks(self, record: RunRecord, narrator: Narrator) -> list[TrainerCallback]:
         method = self.recipe.method
         assert isinstance(method, LocalizedMethod)
-        self._localization = LocalizationCallback(steps=method.calibration_steps)
+        self._localization = _Told(narrator, steps=method.calibration_steps)
         self._earlier_events = record.repartitions
         return [self._localization]
 
@@ -38,3 +41,24 @@ class LocalizedAdapter(Adaptation):
 
     def save(self, prepared: Prepared, model: Trainee, to: Path) -> None:
         model.save_pretrained(str(to))
+
+
+class _Told(LocalizationCallback):
+    """Says when adapters are placed, and when an event of their schedule takes place."""
+
+    def __init__(self, narrator: Narrator, steps: int) -> None:
+        super().__init__(steps)
+        self.narrator = narrator
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        with self.narrator.phase("placing", "batch", brief=state.global_step > 0) as phase:
+            self.progress = phase.tell
+            super().on_train_begin(args, state, control, **kwargs)
+            phase.result = "; ".join(report.summary()[1] for report in self.reports.values()) or "nothing to place"
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        due = any(state.global_step in repartitioner.due for repartitioner in self.repartitioners.values())
+        with self.narrator.phase(f"event at step {state.global_step}") if due else nullcontext():
+            super().on_step_end(args, state, control, **kwargs)

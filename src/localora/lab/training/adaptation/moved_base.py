@@ -24,6 +24,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from localora.lab.data.batches import Collator
 from localora.lab.model.base import device_of
 from localora.lab.model.targets import resolve_targets
+from localora.lab.progress import Narrator
 from localora.lab.recipe.schema import LoraGaMethod, LoraMethod, MethodBase, RecipeError
 from localora.lab.training.adaptation.base import Adaptation, Trainee
 from localora.lab.training.folder import FolderError, RunFolder
@@ -52,7 +53,7 @@ class MovedBaseAdapter(Adaptation):
             move_base(model, start_folder(self.folder))
         return model
 
-    def callbacks(self, record: RunRecord) -> list[TrainerCallback]:
+    def callbacks(self, record: RunRecord, narrator: Narrator) -> list[TrainerCallback]:
         return [_KeepStart(start_folder(self.folder))]
 
     def save(self, prepared: Prepared, model: Trainee, to: Path) -> None:
