@@ -54,12 +54,14 @@ def refused(result: Result, message: str) -> None:
 def test_an_adapter_on_three_tasks(adapter: Path, base: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "results.json"
     result = call(adapter, "--tasks", "arc_easy,boolq:llm-adapters", "--tasks", "code", "--data", data,
+                  "--dtype", "fp32",
                   "--max-new-tokens", "4", "--out", out)  # fmt: skip
     assert result.exit_code == 0, result.output
     written = json.loads(out.read_text())
     assert (written["base"], written["adapter"]) == (str(base), str(adapter))
     assert written["adapter_config"] == "CpsLoraConfig"
     assert written["settings"]["allow_code_execution"] is False
+    assert written["dtype"] == {"name": "float32", "reason": "asked for"}
     from peft import PeftModel
 
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))
