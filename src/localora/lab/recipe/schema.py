@@ -331,7 +331,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
 
 
 def describe_keys() -> list[str]:
-    """One line a key: name, default, description. The reference that `localora train --help` prints."""
+    """One line a key: name, default, description. What `localora keys` prints."""
     lines = []
     for prefix, sections in SECTIONS.items():
         fields = {key: field for section in sections for key, field in section.model_fields.items()}
