@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
+from rich.text import Text
 
 EVERY = 30.0  # seconds
 
@@ -100,9 +101,10 @@ class Narrator:
             return ""
         phase = self._phases[-1]
         row = Table.grid(padding=(0, 1))
-        cells: list[RenderableType] = [self._spinner, phase.line(time.monotonic())]
+        line = Text(phase.line(time.monotonic()), no_wrap=True, overflow="ellipsis")
+        cells: list[RenderableType] = [self._spinner, line]
         if phase.total:
-            cells.insert(1, ProgressBar(phase.total, phase.done, width=20))
+            cells.insert(1, ProgressBar(phase.total, phase.done, width=10))
         row.add_row(*cells)
         return row
 
