@@ -12,7 +12,7 @@ import torch
 from peft import GraloraConfig, LoraConfig, PeftConfig, get_peft_model
 from torch import nn
 
-from localora import CpsLoraConfig, GlobalLocalLoraConfig
+from localora import CpsLoraConfig, GLoraConfig
 
 ConfigMaker = Callable[[int, float, str], PeftConfig]  # rank, dropout, placement -> config
 
@@ -70,7 +70,7 @@ def _ours(kind: type, **options: object) -> ConfigMaker:
 def _g_lora(r: int, dropout: float, placement: str) -> PeftConfig:
     """Its block is a quarter of the rows and columns, or more where the narrowest matrix could not hold its rank."""
     size = next(size for size in (0.25, 0.5, 0.75, 1.0) if size * size * NARROWEST >= r / 2 or size == 1)
-    return _ours(GlobalLocalLoraConfig, local_size=size)(r, dropout, placement)
+    return _ours(GLoraConfig, local_size=size)(r, dropout, placement)
 
 
 NARROWEST = 192  # outputs of SmolLM2's k and v: the smallest matrix of all workloads
@@ -83,7 +83,7 @@ METHODS = (
     Method("peft-lora-autocast", "PEFT LoRA, autocast", _lora(), autocast=True),
     Method("peft-dora", "PEFT DoRA", _lora(use_dora=True)),
     Method("peft-gralora", "PEFT GraLoRA", _gralora),
-    Method("lora", "LoRA as placement", _ours(GlobalLocalLoraConfig, global_share=1.0)),
+    Method("lora", "LoRA as placement", _ours(GLoraConfig, global_share=1.0)),
     Method("g-lora", "G-LoRA", _g_lora),
     Method("cps-lora-2", "CPS-LoRA, K = 2", _ours(CpsLoraConfig, clusters=2)),
     Method("cps-lora-4", "CPS-LoRA, K = 4", _ours(CpsLoraConfig, clusters=4)),

@@ -12,7 +12,7 @@ import torch
 from benchmarks.theory.tasks import Batch, Task
 from peft import PeftModel, get_peft_model
 
-from localora import CpsLoraConfig, GlobalLocalLoraConfig, Repartitioner, calibrate
+from localora import CpsLoraConfig, GLoraConfig, Repartitioner, calibrate
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.model import adapted_layers
 from localora.placement.agreement import adjusted_rand_index
@@ -63,7 +63,7 @@ STUDENTS = {
     student.key: student
     for student in (
         Student("lora", "LoRA", "none", {"clusters": 1}),
-        Student("g-lora", "G-LoRA", "start", {}, GlobalLocalLoraConfig),
+        Student("g-lora", "G-LoRA", "start", {}, GLoraConfig),
         Student("cps-oracle", "CPS-LoRA, oracle labels", "oracle", {}),
         Student("cps-found", "CPS-LoRA, found labels", "found", {}),
         Student("cps-start", "CPS-LoRA, labels of the start", "start", {}),
@@ -142,7 +142,7 @@ def _place(task: Task, student: Student, model: PeftModel, batches: Iterator[Bat
 
 def _agreement(task: Task, student: Student, model: PeftModel) -> float | None:
     """Mean adjusted Rand index with the planted labels, over layers, rows and columns."""
-    if student.labels == "none" or student.method is GlobalLocalLoraConfig:
+    if student.labels == "none" or student.method is GLoraConfig:
         return None
     return sum(_indices(task, model)) / (2 * len(adapted_layers(model, "default")))
 

@@ -3,7 +3,7 @@
 Importing this package registers both methods with PEFT.
 """
 
-from localora.adapter.config import CpsLoraConfig, GlobalLocalLoraConfig
+from localora.adapter.config import CpsLoraConfig, GlobalLocalLoraConfig, GLoraConfig
 from localora.adapter.held import hold_factors
 from localora.adapter.layer import UnplacedAdapterError
 from localora.adapter.model import placement_of
@@ -29,6 +29,7 @@ __all__ = [
     "CpsLoraConfig",
     "ExportError",
     "ExportReport",
+    "GLoraConfig",
     "GlobalLocalLoraConfig",
     "LayerReport",
     "LocalizationCallback",

@@ -10,10 +10,11 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils.peft_types import PeftType
 
-from localora import CpsLoraConfig, GlobalLocalLoraConfig
+from localora import CpsLoraConfig, GLoraConfig
 from localora.adapter import registry
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.model import LocalizedModel
+from localora.errors import ConfigError
 from method_table import Method, every_method
 
 
@@ -22,31 +23,37 @@ from method_table import Method, every_method
     [
         (lambda: CpsLoraConfig(r=0), "r must be an integer of at least 1, got 0"),
         (lambda: CpsLoraConfig(r=2.5), "r must be an integer of at least 1, got 2.5"),
-        (lambda: GlobalLocalLoraConfig(r=-1), "r must be an integer of at least 1, got -1"),
+        (lambda: GLoraConfig(r=-1), "r must be an integer of at least 1, got -1"),
         (lambda: CpsLoraConfig(rank_pattern={"q": 0}), r"rank_pattern\['q'\] must be an integer of at least 1, got 0"),
-        (lambda: GlobalLocalLoraConfig(local_size=0.0), r"local_size must lie in \(0, 1\], got 0.0"),
-        (lambda: GlobalLocalLoraConfig(local_size=1.01), r"local_size must lie in \(0, 1\], got 1.01"),
-        (lambda: GlobalLocalLoraConfig(local_size=float("nan")), r"local_size must lie in \(0, 1\], got nan"),
-        (lambda: GlobalLocalLoraConfig(global_share=1.5), r"global_share must lie in \[0, 1\], got 1.5"),
-        (lambda: CpsLoraConfig(global_share=-0.5), r"global_share must lie in \[0, 1\], got -0.5"),
-        (lambda: CpsLoraConfig(clusters=0), "clusters must be an integer of at least 1, got 0"),
-        (lambda: CpsLoraConfig(clusters=128), "clusters must be at most 127, got 128"),
-        (lambda: CpsLoraConfig(balance=2.0), r"balance must lie in \[0, 1\], got 2.0"),
+        (lambda: GLoraConfig(local_size=0.0), r"local_size must be a number in \(0, 1\], got 0.0"),
+        (lambda: GLoraConfig(local_size=1.01), r"local_size must be a number in \(0, 1\], got 1.01"),
+        (lambda: GLoraConfig(local_size=float("nan")), r"local_size must be a finite number in \(0, 1\], got nan"),
+        (lambda: GLoraConfig(global_share=1.5), r"global_share must be a number in \[0, 1\], got 1.5"),
+        (lambda: CpsLoraConfig(global_share=-0.5), r"global_share must be a number in \[0, 1\], got -0.5"),
+        (lambda: CpsLoraConfig(clusters=0), r"clusters must be an integer in \[1, 127\], got 0"),
+        (lambda: CpsLoraConfig(clusters=128), r"clusters must be an integer in \[1, 127\], got 128"),
+        (lambda: CpsLoraConfig(balance=2.0), r"balance must be a number in \[0, 1\], got 2.0"),
         (lambda: CpsLoraConfig(sketch=0), "sketch must be an integer of at least 1, got 0"),
-        (lambda: CpsLoraConfig(dropout=1.0), r"dropout must lie in \[0, 1\), got 1.0"),
+        (lambda: CpsLoraConfig(dropout=1.0), r"dropout must be a number in \[0, 1\), got 1.0"),
         (
             lambda: CpsLoraConfig(placement="there"),
             "placement must be one of calibrate, random, contiguous, got",
         ),
-        (lambda: GlobalLocalLoraConfig(refine=-1), "refine must be an integer of at least 0, got -1"),
+        (lambda: CpsLoraConfig(repartition=[0.5, 0]), r"repartition must be a number in \(0, 1\], got 0"),
+        (lambda: CpsLoraConfig(alpha="x"), "alpha must be a number or None above 0, got 'x'"),
+        (lambda: CpsLoraConfig(alpha=-1), "alpha must be a number above 0, got -1"),
+        (lambda: CpsLoraConfig(r=10**30), "r must be at most 2147483647, got a number of 31 digits"),
+        (lambda: CpsLoraConfig(rank_pattern=[3]), r"rank_pattern must be a dict of string to integer"),
+        (lambda: CpsLoraConfig(modules_to_save="lm_head"), "modules_to_save must be a list of strings or None"),
+        (lambda: CpsLoraConfig(inference_mode="no"), "inference_mode must be true or false, got 'no'"),
         (lambda: CpsLoraConfig(layers_pattern="h"), "layers_pattern has no effect without layers_to_transform"),
         (
             lambda: CpsLoraConfig(target_modules="all-linear", layers_to_transform=[0]),
             "layers_to_transform needs target_modules as a list",
         ),
         (lambda: CpsLoraConfig(method="g-lora"), "CpsLoraConfig is the config of 'cps-lora', not of 'g-lora'"),
-        (lambda: GlobalLocalLoraConfig(method="cps-lora"), "is the config of 'g-lora', not of 'cps-lora'"),
-        (lambda: LocalizedConfig(), r"method None; localora knows g-lora, cps-lora\. Build GlobalLocalLoraConfig"),
+        (lambda: GLoraConfig(method="cps-lora"), "is the config of 'g-lora', not of 'cps-lora'"),
+        (lambda: LocalizedConfig(), r"method None; localora knows g-lora, cps-lora\. Build GLoraConfig"),
         (lambda: LocalizedConfig(method="h-lora"), "names the method 'h-lora'; localora knows g-lora, cps-lora"),
     ],
 )
@@ -55,9 +62,64 @@ def test_values_out_of_range(make: object, message: str) -> None:
         make()
 
 
-def test_unknown_arguments() -> None:
-    with pytest.raises(TypeError, match="lora_alpha"):
-        CpsLoraConfig(lora_alpha=3)
+@every_method
+def test_names_of_peft_s_lora_are_accepted(method: Method) -> None:
+    config = method.config_class(lora_alpha=3, lora_dropout=0.25, bias="none", use_dora=False, init_lora_weights=False)
+    assert (config.alpha, config.dropout, config.init_weights) == (3, 0.25, False)
+    assert not hasattr(config, "lora_alpha")
+    assert config == method.config_class(alpha=3, dropout=0.25, init_weights=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"lora_alpha": 3, "alpha": 4}, "alpha and lora_alpha are one option of CpsLoraConfig; give it once"),
+        ({"clusterz": 3}, "unknown key 'clusterz' for CpsLoraConfig; did you mean 'clusters'"),
+        ({"lora_droput": 0.1}, "unknown key 'lora_droput' for CpsLoraConfig; did you mean 'lora_dropout'"),
+        ({"bias": "all"}, "bias='all' is not supported, because biases are not trained"),
+        ({"use_dora": True}, "use_dora=True is not supported, because DoRA's trained magnitudes"),
+        (
+            {"target_parameters": ["experts.up"]},
+            r"target_parameters=\['experts.up'\] is not supported, because adapters",
+        ),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' is not supported, because the factors start"),
+        ({"use_qalora": True}, "use_qalora=True is not supported: peft.LoraConfig has use_qalora, localora has not"),
+    ],
+)
+def test_unknown_and_unsupported_arguments(given: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        CpsLoraConfig(**given)
+
+
+@pytest.mark.parametrize("r", [1, 2, 3, 8, 50])
+def test_alpha_is_twice_the_rank_of_each_layer_unless_set(r: int) -> None:
+    for make in (GLoraConfig, CpsLoraConfig):
+        config = make(r=r, rank_pattern={"wide": 4 * r}, alpha_pattern={"loud": 12.0 * r})
+        assert [config.layer_scale(name) for name in ("m.q", "m.wide", "m.loud")] == [2, 2, 12]
+        rooted = make(r=r, rank_pattern={"wide": 4 * r}, use_rslora=True)
+        assert rooted.layer_scale("m.q") == pytest.approx(2 * r**0.5)
+        assert rooted.layer_scale("m.wide") == pytest.approx(4 * r**0.5)
+        fixed = make(r=r, alpha=3 * r, rank_pattern={"wide": 4 * r})
+        assert [fixed.layer_scale(name) for name in ("m.q", "m.wide")] == [3, 0.75]  # as in PEFT: one alpha for all
+
+
+@pytest.mark.parametrize(
+    "pattern", ["((.*)*)*!", "(a+)+$", "(a|a)*b", "(a?){50}a{50}", "a?" * 40, ".*" * 10 + "!", "(", "(?i)q"]
+)
+def test_patterns_that_cannot_be_matched_in_bounded_time_are_refused(pattern: str) -> None:
+    for options in ({"rank_pattern": {pattern: 4}}, {"alpha_pattern": {pattern: 4.0}}, {"target_modules": pattern}):
+        if pattern == "(?i)q" and "target_modules" in options:
+            continue  # flags may stand at the start of a whole expression, but not in the middle of PEFT's
+        with pytest.raises(ConfigError, match=f"{next(iter(options))}: .*(for ever to match|no regular expression)"):
+            CpsLoraConfig(**options)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["q_proj", r".*layers\.(0|1|12)\..*q_proj", r"model\.layers\.\d+\.(self_attn\.(q|k)_proj|mlp\.up)"],
+)
+def test_patterns_that_people_write_are_taken(pattern: str) -> None:
+    CpsLoraConfig(rank_pattern={pattern: 4}, alpha_pattern={pattern: 4.0}, target_modules=pattern)
 
 
 @every_method
@@ -81,9 +143,9 @@ def test_a_saved_config_is_the_same_config(method: Method, tmp_path: Path) -> No
         ({"clusterz": 3}, "unknown key 'clusterz' for CpsLoraConfig; did you mean 'clusters'"),
         ({"xyzzy": 3}, "unknown key 'xyzzy' for CpsLoraConfig; it may come from a newer localora"),
         ({"local_size": 0.5}, "unknown key 'local_size' for CpsLoraConfig"),
-        ({"method": "g-lora"}, "unknown key '(balance|clusters|sketch|repartition_signal)' for GlobalLocalLoraConfig"),
+        ({"method": "g-lora"}, "unknown key '(balance|clusters|sketch|repartition_signal)' for GLoraConfig"),
         ({"method": "other"}, "names the method 'other'; localora knows"),
-        ({"clusters": 0}, "clusters must be an integer of at least 1"),
+        ({"clusters": 0}, r"clusters must be an integer in \[1, 127\]"),
     ],
 )
 def test_an_edited_config_file(tmp_path: Path, edit: dict[str, object], message: str) -> None:

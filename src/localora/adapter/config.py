@@ -1,29 +1,30 @@
-"""The two configs users write, G-LoRA and CPS-LoRA: both of PEFT type LOCALIZED, each loads back as what it was."""
+"""The two configs users write, G-LoRA and CPS-LoRA: both of PEFT type LOCALIZED, each loads back as what it was.
+
+Each option is stated here once, with its default, its range and its help: see :mod:`localora.adapter.options`.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from peft import PeftConfig
 from peft.utils.other import get_pattern_key
 
+from localora.adapter.options import option, options_of
+from localora.adapter.patterns import check_pattern
+from localora.adapter.peft_names import accept_peft_names
 from localora.errors import ConfigError
-from localora.placement.budget import BudgetError, LayerBudget, clustered_budget, global_local_budget
+from localora.placement.budget import LayerBudget, clustered_budget, global_local_budget
 from localora.placement.partition import MAX_CLUSTERS
 
 PEFT_TYPE_NAME = "LOCALIZED"
+ALPHA_PER_RANK = 2.0  # alpha is so many times r where it is not set
 PlacementMode = Literal["calibrate", "random", "contiguous"]
-PLACEMENT_MODES: tuple[PlacementMode, ...] = ("calibrate", "random", "contiguous")
 RepartitionPlace = Literal["found", "random", "kept"]
-REPARTITION_PLACES: tuple[RepartitionPlace, ...] = ("found", "random", "kept")
 RepartitionSignal = Literal["gradient", "delta", "both"]
-REPARTITION_SIGNALS: tuple[RepartitionSignal, ...] = ("gradient", "delta", "both")
 FrozenMode = Literal["factors", "merged"]
-FROZEN_MODES: tuple[FrozenMode, ...] = ("factors", "merged")
 
 
 @dataclass
@@ -33,7 +34,9 @@ class LocalizedConfig(PeftConfig):
     Args:
         r: LoRA-equivalent rank. The adapter trains what LoRA of this rank trains, within 0.5 %.
         alpha: scaling numerator. The update is scaled by alpha / r, or alpha / sqrt(r) with `use_rslora`, where r is
-            the LoRA-equivalent rank; global and local terms share this scale.
+            the LoRA-equivalent rank of the layer; global and local terms share this scale. None means 2 r of each
+            layer, so that `rank_pattern` changes no layer's scale; a number is the same for all layers, as in
+            `peft.LoraConfig`. `lora_alpha` is another name of it, as `lora_dropout` is of `dropout`.
         dropout: probability of dropping an input of the adapter (not of the base layer).
         use_rslora: scale by alpha / sqrt(r).
         target_modules: names, suffixes or a regular expression of the layers to adapt, or "all-linear"; None takes
@@ -58,53 +61,47 @@ class LocalizedConfig(PeftConfig):
         consolidated_rank: rank of the frozen term so far, the same in every layer; written by the library.
 
     Raises:
-        ValueError: any value outside its range, when the config is built.
+        ConfigError: when the config is built, any value outside its range, and any option that is not known here; with
+            the nearest that is, or why one of `peft.LoraConfig` is not supported.
     """
 
     method: ClassVar[str]
     of_saved_adapter = False  # built by PEFT from an adapter's folder, whose labels are read and never planned again
 
-    r: int = field(default=16, metadata={"help": "LoRA-equivalent rank."})
-    alpha: float = field(default=32.0, metadata={"help": "Scaling numerator: the update is scaled by alpha / r."})
-    dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's input."})
-    use_rslora: bool = field(default=False, metadata={"help": "Scale by alpha / sqrt(r)."})
-    target_modules: list[str] | str | None = field(default=None, metadata={"help": "Layers to adapt."})
-    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Layers to leave out."})
-    layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Indices of blocks to adapt."})
-    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the list of blocks."})
-    rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "Layer name or regex to its own r."})
-    alpha_pattern: dict[str, float] = field(
-        default_factory=dict, metadata={"help": "Layer name or regex to its alpha."}
-    )
-    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained and saved in full."})
-    global_share: float = field(default=0.0, metadata={"help": "Share of the rank for the whole matrix."})
-    placement: PlacementMode = field(default="calibrate", metadata={"help": "calibrate | random | contiguous"})
-    seed: int = field(default=0, metadata={"help": "Seed of placements and sketches."})
-    init_weights: bool = field(default=True, metadata={"help": "Start from a zero update."})
-    repartition: list[float] = field(default_factory=list, metadata={"help": "Fractions of training at events."})
-    repartition_every: int = field(default=0, metadata={"help": "Events every so many optimizer steps; 0: not."})
-    repartition_place: RepartitionPlace = field(default="found", metadata={"help": "found | random | kept"})
-    frozen: FrozenMode = field(default="factors", metadata={"help": "Where past updates are: factors | merged"})
-    frozen_rank: int = field(default=0, metadata={"help": "Upper bound of the frozen term's rank; 0: none."})
-    rewarm: int = field(default=0, metadata={"help": "Steps over which the learning rate rises after an event."})
-    consolidated_rank: int = field(default=0, metadata={"help": "Rank of the frozen term; written by the library."})
+    r: int = option(16, "LoRA-equivalent rank: the parameters of LoRA at this rank", ge=1)
+    alpha: float | None = option(None, "scale numerator; 2 r when left out", gt=0)
+    dropout: float = option(0.0, "on the adapter's input", ge=0, lt=1)
+    use_rslora: bool = option(False, "scale by alpha / sqrt(r) instead of alpha / r")
+    target_modules: list[str] | str | None = option(None, "layers to adapt: names, a regular expression, or all-linear")
+    exclude_modules: list[str] | str | None = option(None, "layers to leave out", recipe=False)
+    layers_to_transform: list[int] | int | None = option(None, "indices of blocks to adapt", ge=0, recipe=False)
+    layers_pattern: list[str] | str | None = option(None, "name of the list of blocks", recipe=False)
+    rank_pattern: dict[str, int] = option(dict, "layer name or regular expression to its own r", ge=1, recipe=False)
+    alpha_pattern: dict[str, float] = option(dict, "layer name or regular expression to its alpha", gt=0, recipe=False)
+    modules_to_save: list[str] | None = option(None, "modules trained and saved in full", recipe=False)
+    global_share: float = option(0.0, "share of the rank in the whole-matrix term", ge=0, le=1)
+    placement: PlacementMode = option("calibrate", "how the local term gets its place")
+    seed: int = option(0, "seed of placements and sketches", ge=0, recipe=False)
+    init_weights: bool = option(True, "start from a zero update; False is for tests", recipe=False)
+    repartition: list[float] = option(list, "fractions of training at which events happen", gt=0, le=1)
+    repartition_every: int = option(0, "events every so many optimizer steps instead; 0: not", ge=0)
+    repartition_place: RepartitionPlace = option("found", "labels after an event")
+    frozen: FrozenMode = option("factors", "past updates: beside the base weights, or merged into them")
+    frozen_rank: int = option(0, "upper bound of the rank of past updates, kept by SVD; 0: none", ge=0)
+    rewarm: int = option(0, "steps over which the learning rate rises again after an event", ge=0)
+    consolidated_rank: int = option(0, "rank of the frozen term; written by the library", ge=0, recipe=False)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> LocalizedConfig:
         # PEFT knows one config class per type and builds it from the saved keys; `method` says which of ours it was.
         if cls is not LocalizedConfig:
             return super().__new__(cls)
-        chosen = _config_class(kwargs.get("method"))
-        known = {f.name for f in dataclasses.fields(chosen)}
-        for key in kwargs:
-            if key not in known:
-                close = difflib.get_close_matches(key, known, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else "; it may come from a newer localora"
-                raise ConfigError(f"unknown key {key!r} for {chosen.__name__}{hint}")
-        config = super().__new__(chosen)
+        config = super().__new__(_config_class(kwargs.get("method")))
         config.of_saved_adapter = True
         return config
 
     def __post_init__(self) -> None:
+        for each in options_of(type(self)).values():
+            each.check(getattr(self, each.name))
         super().__post_init__()
         from peft.utils.peft_types import PeftType
 
@@ -113,39 +110,29 @@ class LocalizedConfig(PeftConfig):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]  # PEFT matches against a set
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
+        self._check_patterns()
         if self.layers_pattern and self.layers_to_transform is None:
             raise ConfigError("layers_pattern has no effect without layers_to_transform; set both or neither")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise ConfigError("layers_to_transform needs target_modules as a list of names, not a string")
-        _require_int("r", self.r, 1)
-        for pattern, r in self.rank_pattern.items():
-            _require_int(f"rank_pattern[{pattern!r}]", r, 1)
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}")
-        if self.placement not in PLACEMENT_MODES:
-            raise ConfigError(f"placement must be one of {', '.join(PLACEMENT_MODES)}, got {self.placement!r}")
-        if not 0 <= self.global_share <= 1:
-            raise ConfigError(f"global_share must lie in [0, 1], got {self.global_share}")
-
-        for fraction in self.repartition:
-            if not 0 < fraction <= 1:
-                raise ConfigError(f"repartition holds fractions of training in (0, 1], got {fraction}")
-        _require_int("repartition_every", self.repartition_every, 0)
         if self.repartition and self.repartition_every:
             raise ConfigError("set repartition (fractions) or repartition_every (steps), not both")
-        for key, value, choices in (
-            ("repartition_place", self.repartition_place, REPARTITION_PLACES),
-            ("frozen", self.frozen, FROZEN_MODES),
-        ):
-            if value not in choices:
-                raise ConfigError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
-        for key in ("frozen_rank", "rewarm", "consolidated_rank"):
-            _require_int(key, getattr(self, key), 0)
         if self.frozen == "merged" and self.frozen_rank:
             raise ConfigError(
                 "frozen_rank bounds what stays beside the base weights, and frozen='merged' leaves nothing there; set "
                 "one of them, and give export_lora a rank to bound the export's"
             )
+
+    def _check_patterns(self) -> None:
+        for key in ("target_modules", "exclude_modules"):
+            if isinstance(expression := getattr(self, key), str):
+                check_pattern(key, expression)
+        for key in ("rank_pattern", "alpha_pattern"):
+            for expression in getattr(self, key):
+                check_pattern(key, expression, as_matched=rf"(.*\.)?({expression})$")
+        blocks = [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern or ()
+        for expression in blocks:
+            check_pattern("layers_pattern", expression, as_matched=rf".*\.{expression}\.(\d+)\.")
 
     def repartition_steps(self, total_steps: int) -> list[int]:
         """The optimizer steps, of 1..total_steps, after which there is an event."""
@@ -156,8 +143,7 @@ class LocalizedConfig(PeftConfig):
     def layer_budget(self, m: int, n: int, r: int) -> LayerBudget:
         """The fixed shapes of the adapter of one m x n matrix at LoRA-equivalent rank r.
 
-        Raises:
-            BudgetError: the settings do not fit the matrix; the message names the nearest that do.
+        No matrix is too small: its budget says what it got instead of what was asked for.
         """
         raise NotImplementedError
 
@@ -169,11 +155,13 @@ class LocalizedConfig(PeftConfig):
         """s in dW = s B A for the layer called `name`: alpha / r, or alpha / sqrt(r) with rank-stabilised scaling."""
         alpha = self.alpha_pattern.get(get_pattern_key(list(self.alpha_pattern), name), self.alpha)
         r = self.layer_rank(name)
+        alpha = ALPHA_PER_RANK * r if alpha is None else alpha
         return alpha / math.sqrt(r) if self.use_rslora else alpha / r
 
 
+@accept_peft_names
 @dataclass
-class GlobalLocalLoraConfig(LocalizedConfig):
+class GLoraConfig(LocalizedConfig):
     """G-LoRA: a low-rank term over the whole matrix and a higher-rank term on the block of important rows and columns.
 
     Shared arguments are those of :class:`LocalizedConfig`. With `global_share=1.0` this is plain LoRA.
@@ -182,28 +170,25 @@ class GlobalLocalLoraConfig(LocalizedConfig):
         global_share: share of the rank for the global term (default one half).
         local_size: share of the rows, and of the columns, in the block; in (0, 1]. The block's rank follows from the
             budget: a quarter of rows and columns at half the rank gives a block of twice the LoRA rank.
-        refine: times the scores are taken again within the chosen block, rows over chosen columns and columns over
-            chosen rows; each costs another pass over the calibration batches.
+
+    PEFT's own `GloraConfig` is another method of a similar name.
 
     Reference: Jiahao Xiong et al., G-LoRA: Global-Local Decoupled Low-Rank Adaptation, Findings of ACL 2026.
     """
 
-    method: str = field(default="g-lora", metadata={"help": "Which method this config is; do not change."})  # type: ignore[misc]
-    global_share: float = field(default=0.5, metadata={"help": "Share of the rank for the whole matrix."})
-    local_size: float = field(default=0.25, metadata={"help": "Share of rows and of columns in the block."})
-    refine: int = field(default=0, metadata={"help": "Re-scoring passes within the chosen block."})
+    method: str = option("g-lora", "which method this config is; do not change", recipe=False)  # type: ignore[misc]
+    global_share: float = option(0.5, "share of the rank in the whole-matrix term; 1 is LoRA", ge=0, le=1)
+    local_size: float = option(0.25, "share of rows, and of columns, in the block", gt=0, le=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_method(self, "g-lora")
-        if not 0 < self.local_size <= 1:
-            raise ConfigError(f"local_size must lie in (0, 1], got {self.local_size}")
-        _require_int("refine", self.refine, 0)
 
     def layer_budget(self, m: int, n: int, r: int) -> LayerBudget:
         return global_local_budget(m, n, r, self.global_share, self.local_size)
 
 
+@accept_peft_names
 @dataclass
 class CpsLoraConfig(LocalizedConfig):
     """CPS-LoRA: rows and columns are co-clustered and each cluster gets its own low-rank term.
@@ -227,32 +212,18 @@ class CpsLoraConfig(LocalizedConfig):
     Reference: Jiahao Xiong et al., Localized Low-Rank Adaptation within Clustered Parameter Subspaces, ACL 2026.
     """
 
-    method: str = field(default="cps-lora", metadata={"help": "Which method this config is; do not change."})  # type: ignore[misc]
-    clusters: int = field(default=4, metadata={"help": "Number of clusters K."})
-    balance: float = field(default=0.5, metadata={"help": "0: free sizes, 1: equal sizes."})
-    sketch: int = field(default=64, metadata={"help": "Width of the gradient sketch."})
-    probe_steps: int = field(default=0, metadata={"help": "Steps of a probe that the clusters are found in; 0: none."})
-    probe_rank: int = field(default=0, metadata={"help": "Rank of the probe; 0: twice that of all clusters."})
-    probe_lr: float = field(default=3e-3, metadata={"help": "Learning rate of the probe."})
-    repartition_signal: RepartitionSignal = field(default="gradient", metadata={"help": "gradient | delta | both"})
+    method: str = option("cps-lora", "which method this config is; do not change", recipe=False)  # type: ignore[misc]
+    clusters: int = option(4, "number of clusters K", ge=1, le=MAX_CLUSTERS)
+    balance: float = option(0.5, "0: free sizes, 1: equal sizes", ge=0, le=1)
+    sketch: int = option(64, "width of the gradient sketch that clusters are found on", ge=1)
+    probe_steps: int = option(0, "above 0: find clusters in the update of a LoRA trained so long, thrown away", ge=0)
+    probe_rank: int = option(0, "of that LoRA; 0: twice the rank of all clusters together", ge=0)
+    probe_lr: float = option(3e-3, "learning rate of that LoRA, with Adam", gt=0)
+    repartition_signal: RepartitionSignal = option("gradient", "what an event co-clusters")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_method(self, "cps-lora")
-        _require_int("clusters", self.clusters, 1)
-        _require_int("sketch", self.sketch, 1)
-        _require_int("probe_steps", self.probe_steps, 0)
-        _require_int("probe_rank", self.probe_rank, 0)
-        if not self.probe_lr > 0:
-            raise ConfigError(f"probe_lr must be above 0, got {self.probe_lr}")
-        if self.clusters > MAX_CLUSTERS:
-            raise ConfigError(f"clusters must be at most {MAX_CLUSTERS}, got {self.clusters}")
-        if not 0 <= self.balance <= 1:
-            raise ConfigError(f"balance must lie in [0, 1], got {self.balance}")
-        if self.repartition_signal not in REPARTITION_SIGNALS:
-            raise ConfigError(
-                f"repartition_signal must be one of {', '.join(REPARTITION_SIGNALS)}, got {self.repartition_signal!r}"
-            )
         found_anew = (self.repartition or self.repartition_every) and self.repartition_place == "found"
         if self.probe_steps and found_anew and self.repartition_signal != "delta":
             raise ConfigError(
@@ -264,21 +235,19 @@ class CpsLoraConfig(LocalizedConfig):
         return clustered_budget(m, n, r, self.global_share, self.clusters)
 
 
+GlobalLocalLoraConfig = GLoraConfig  # its long name
+
+
 def _config_class(method: object) -> type[LocalizedConfig]:
-    classes = {"g-lora": GlobalLocalLoraConfig, "cps-lora": CpsLoraConfig}
-    if method not in classes:
+    classes: dict[object, type[LocalizedConfig]] = {"g-lora": GLoraConfig, "cps-lora": CpsLoraConfig}
+    if not isinstance(method, str) or method not in classes:
         raise ConfigError(
-            f"the adapter config names the method {method!r}; localora knows {', '.join(classes)}. "
-            "Build GlobalLocalLoraConfig or CpsLoraConfig"
+            f"the adapter config names the method {method!r}; localora knows {', '.join(map(str, classes))}. "
+            "Build GLoraConfig or CpsLoraConfig"
         )
-    return classes[str(method)]
+    return classes[method]
 
 
-def _require_int(name: str, value: object, low: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise BudgetError(f"{name} must be an integer of at least {low}, got {value!r}")
-
-
-def _require_method(config: GlobalLocalLoraConfig | CpsLoraConfig, method: str) -> None:
+def _require_method(config: LocalizedConfig, method: str) -> None:
     if config.method != method:
         raise ConfigError(f"{type(config).__name__} is the config of {method!r}, not of {config.method!r}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from localora.adapter.config import CpsLoraConfig, GlobalLocalLoraConfig, LocalizedConfig
+from localora.adapter.config import CpsLoraConfig, GLoraConfig, LocalizedConfig
 from localora.adapter.model import active_adapters, adapted_layers
 from localora.lifecycle.passes import CalibrationError, Layers, LossFn, Passes
 from localora.lifecycle.planning import block_passes, plan_blocks, plan_clusters
@@ -58,7 +58,7 @@ def calibrate(
     layers = _layers_to_place(model, name, replace)
     passes = Passes(model, batches, batches_to_read(config, steps), loss_fn)
     count = len(passes.batches)
-    if isinstance(config, GlobalLocalLoraConfig):
+    if isinstance(config, GLoraConfig):
         passes.progress = _with_total(progress, block_passes(config, count))
         reports = plan_blocks(passes, layers, name, config)
     else:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localora.adapter.config import CpsLoraConfig, GlobalLocalLoraConfig, LocalizedConfig
+from localora.adapter.config import CpsLoraConfig, GLoraConfig, LocalizedConfig
 from localora.adapter.layer import LocalizedLinear
 from localora.lifecycle.observe import Observer
 from localora.lifecycle.passes import CalibrationError, Layers, Passes
@@ -33,11 +33,9 @@ from localora.placement.threads import one_thread, over_threads
 IN_CALIBRATION = "calibration: does the loss depend on the model's output, and does the loss_fn use the model given?"
 
 
-def plan_blocks(passes: Passes, layers: Layers, name: str, config: GlobalLocalLoraConfig) -> dict[str, LayerReport]:
-    """G-LoRA: Taylor scores, then the block of the highest; `config.refine` times more within the chosen block."""
-    blocks: dict[str, Partition] = {}
-    for _ in range(1 + config.refine):
-        blocks = _choose_blocks(_taylor_scores(passes, layers, blocks, passes.batches), layers, name)
+def plan_blocks(passes: Passes, layers: Layers, name: str, config: GLoraConfig) -> dict[str, LayerReport]:
+    """G-LoRA: Taylor scores, then the block of the highest."""
+    blocks = _choose_blocks(_taylor_scores(passes, layers, {}, passes.batches), layers, name)
     # The share inside the final block is known only after it is chosen: one more pass, over the last batch.
     measured = _taylor_scores(passes, layers, blocks, passes.batches[-1:])
     return {key: LayerReport(key, blocks[key], importance_share=measured[key].inside_share) for key in layers}
@@ -61,7 +59,7 @@ def propose(
     """
     if isinstance(config, CpsLoraConfig):
         return _propose_clusters(passes, layers, name, config, given)
-    assert isinstance(config, GlobalLocalLoraConfig)
+    assert isinstance(config, GLoraConfig)
 
     def shares(blocks: Mapping[str, Partition]) -> dict[str, float]:
         return {key: s.inside_share for key, s in _taylor_scores(passes, layers, blocks, passes.batches[-1:]).items()}
@@ -131,9 +129,9 @@ def _signal_factors(
     return torch.cat([B for _, B in parts], dim=1), torch.cat([A for A, _ in parts])
 
 
-def block_passes(config: GlobalLocalLoraConfig, batches: int) -> int:
+def block_passes(config: GLoraConfig, batches: int) -> int:
     """How many backward passes :func:`plan_blocks` makes."""
-    return (1 + config.refine) * batches + 1
+    return batches + 1
 
 
 def plan_clusters(passes: Passes, layers: Layers, name: str, config: CpsLoraConfig) -> dict[str, LayerReport]:

@@ -76,11 +76,11 @@ def test_a_key_that_is_new_since_a_record_was_made_is_at_its_default(model_folde
     methods: dict[str, Any] = {"lora": None, "g-lora": {"local_size": 0.5}}
     spec = finals(resolved_plan(model_folder, methods=methods))[2]
     record = record_of(spec, 1.0)
-    del record.recipe["method"]["refine"]
+    del record.recipe["method"]["rewarm"]
     leave(Store(tmp_path), spec, record)
     assert Store(tmp_path).read(spec).status == "finished"
-    methods["g-lora"]["refine"] = 1
-    with pytest.raises(PlanError, match=r"another plan \(method\.refine was 0, is 1\)"):
+    methods["g-lora"]["rewarm"] = 1
+    with pytest.raises(PlanError, match=r"another plan \(method\.rewarm was 0, is 1\)"):
         Store(tmp_path).read(finals(resolved_plan(model_folder, methods=methods))[2])
 
 

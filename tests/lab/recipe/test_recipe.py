@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from localora import CpsLoraConfig, GlobalLocalLoraConfig
+from localora import CpsLoraConfig, GLoraConfig
 from localora.adapter.config import LocalizedConfig
+from localora.adapter.options import options_of
+from localora.errors import ConfigError
 from localora.lab.commands.quickstart import METHODS as QUICKSTART_METHODS
 from localora.lab.commands.quickstart import quickstart_recipe
-from localora.lab.recipe.file import load_recipe, validate_recipe
+from localora.lab.recipe.file import load_recipe, method_section, validate_recipe
 from localora.lab.recipe.schema import (
     SECTIONS,
     CpsLoraMethod,
@@ -22,6 +25,7 @@ from localora.lab.recipe.schema import (
     describe_keys,
     with_folder,
 )
+from localora.lab.training.adapter import adapter_config
 
 RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
 MINIMAL = "data: {task: arithmetic}\nmethod: {name: cps-lora}\n"
@@ -159,13 +163,51 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("method", "config"),
-    [(GLoraMethod(name="g-lora"), GlobalLocalLoraConfig()), (CpsLoraMethod(name="cps-lora"), CpsLoraConfig())],
+    [(GLoraMethod(name="g-lora"), GLoraConfig()), (CpsLoraMethod(name="cps-lora"), CpsLoraConfig())],
 )
 def test_keys_and_defaults_are_those_of_the_python_configs(method: MethodBase, config: LocalizedConfig) -> None:
-    own = {"name", "alpha", "target_modules", "calibration_steps"}  # the recipe's alone, or set otherwise on purpose
+    own = {"name", "target_modules", "calibration_steps"}  # the recipe's alone, or set otherwise on purpose
     defaults = {key: value for key, value in method.model_dump().items() if key not in own}
     assert defaults == {key: getattr(config, key) for key in defaults}
-    assert method.resolved_alpha == config.alpha
+    recipe_keys = {key for key, option in options_of(type(config)).items() if option.recipe}
+    assert type(method).model_fields.keys() - own == recipe_keys - {"target_modules", "global_share"} | (
+        {"global_share"} if method.name == "g-lora" else set()
+    )
+
+
+@pytest.mark.parametrize("r", [1, 3, 8, 64])
+@pytest.mark.parametrize("name", ["lora", "rslora", "g-lora", "cps-lora", "hybrid"])
+def test_alpha_is_twice_r_in_recipes_and_in_python(name: str, r: int) -> None:
+    config = adapter_config(method_section({"name": name, "r": r, "target_modules": ["x"]}), seed=0)
+    if name == "rslora":
+        assert config.lora_alpha / math.sqrt(config.r) == pytest.approx(2 * math.sqrt(r))
+    elif name == "lora":
+        assert config.lora_alpha / config.r == 2
+    else:
+        assert config.layer_scale("x") == 2
+        python = GLoraConfig(r=r) if name == "g-lora" else CpsLoraConfig(r=r)
+        assert python.layer_scale("x") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "bad", "message"),
+    [
+        ("g-lora", "local_size", 1.5, "less than or equal to 1"),
+        ("cps-lora", "clusters", 128, "less than or equal to 127"),
+        ("hybrid", "global_share", 1, "less than 1"),
+        ("cps-lora", "repartition", [0.5, 1.5], "less than or equal to 1"),
+        ("g-lora", "rewarm", -1, "greater than or equal to 0"),
+        ("g-lora", "frozen", "there", "should be 'factors' or 'merged'"),
+        ("cps-lora", "alpha", 0, "greater than 0"),
+        ("cps-lora", "probe_lr", float("inf"), "finite"),
+    ],
+)
+def test_ranges_of_our_methods_are_those_of_their_configs(name: str, key: str, bad: object, message: str) -> None:
+    with pytest.raises(RecipeError, match=f"method.{key}.*{message}"):
+        method_section({"name": name, key: bad})
+    if name != "hybrid":  # its share lies strictly between, the config's need not
+        with pytest.raises(ConfigError, match=key):
+            (GLoraConfig if name == "g-lora" else CpsLoraConfig)(**{key: bad})
 
 
 def test_the_key_reference_names_every_key() -> None:

@@ -1,15 +1,21 @@
-"""Recipes: one YAML file says everything about a run, and every default is stated here, once."""
+"""Recipes: one YAML file says everything about a run, and every default is stated here, once.
+
+Those of localora's own methods are stated in their PEFT configs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt
 
+from localora.adapter.config import ALPHA_PER_RANK, CpsLoraConfig, GLoraConfig, LocalizedConfig
+from localora.adapter.options import options_of
 from localora.errors import LocaloraError
 from localora.lab.recipe.data_spec import DataSpec
+from localora.lab.recipe.from_config import built_from, recipe_field
 
 MethodName = Literal[
     "lora", "rslora", "dora", "pissa", "lora-ga", "adalora", "gralora", "bd-lora", "miss", "hira",
@@ -69,7 +75,7 @@ class AdapterMethod(MethodBase):
 
     @property
     def resolved_alpha(self) -> float:
-        return 2.0 * self.r if self.alpha is None else self.alpha
+        return ALPHA_PER_RANK * self.r if self.alpha is None else self.alpha
 
 
 class LoraMethod(AdapterMethod):
@@ -163,51 +169,29 @@ class HiraMethod(LoraMethod):
 
 
 class LocalizedMethod(AdapterMethod):
-    """The keys are those of localora's PEFT configs, and so are their defaults (a test holds them together)."""
+    """One of ours: every other key is an option of its PEFT config, with the config's default, range and help."""
 
-    placement: Literal["calibrate", "random", "contiguous"] = "calibrate"
+    config_class: ClassVar[type[LocalizedConfig]]
     calibration_steps: PositiveInt = Field(default=8, description="batches that calibration and events look at")
-    repartition: list[Annotated[float, Field(gt=0, le=1)]] = Field(
-        default=[], description="fractions of training at which events happen"
-    )
-    repartition_every: Annotated[StrictInt, Field(ge=0)] = Field(default=0, description="or every so many steps")
-    repartition_place: Literal["found", "random", "kept"] = Field(default="found", description="labels after an event")
-    frozen: Literal["factors", "merged"] = Field(
-        default="factors", description="past updates: beside the base weights, or in them"
-    )
-    frozen_rank: Annotated[StrictInt, Field(ge=0)] = Field(
-        default=0, description="upper bound of the rank of past updates, kept by SVD; 0: none"
-    )
-    rewarm: Annotated[StrictInt, Field(ge=0)] = Field(
-        default=0, description="steps over which the learning rate rises again after an event"
-    )
+
+    def config(self, seed: int) -> LocalizedConfig:
+        options = self.model_dump(exclude={"name", "calibration_steps"})
+        return self.config_class(**options, seed=seed, task_type="CAUSAL_LM")
 
 
-class GLoraMethod(LocalizedMethod):
+_GLoraSection: Any = built_from(GLoraConfig, LocalizedMethod, without=["target_modules"])
+_ClusteredSection: Any = built_from(CpsLoraConfig, LocalizedMethod, without=["target_modules", "global_share"])
+
+
+class GLoraMethod(_GLoraSection):
     """A low rank on the whole matrix, a higher one on the block of important rows and columns."""
 
+    config_class: ClassVar[type[LocalizedConfig]] = GLoraConfig
     name: Literal["g-lora"]
-    global_share: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.5, description="share of the parameters in the whole-matrix term; 1: LoRA, with our events"
-    )
-    local_size: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.25, description="share of rows, and of columns, in the block"
-    )
-    refine: Annotated[StrictInt, Field(ge=0)] = Field(default=0, description="times to score again within the block")
 
 
-class ClusteredMethod(LocalizedMethod):
-    clusters: PositiveInt = 4
-    balance: Annotated[float, Field(ge=0, le=1)] = Field(default=0.5, description="0: free sizes, 1: equal sizes")
-    sketch: PositiveInt = Field(default=64, description="width of the gradient sketch that clusters are found on")
-    probe_steps: Annotated[StrictInt, Field(ge=0)] = Field(
-        default=0, description="above 0: find clusters in the update of a LoRA trained so long, and thrown away"
-    )
-    probe_rank: Annotated[StrictInt, Field(ge=0)] = Field(
-        default=0, description="of that LoRA; 0: twice the rank of all clusters together"
-    )
-    probe_lr: Annotated[float, Field(gt=0)] = Field(default=3e-3, description="learning rate of that LoRA, with Adam")
-    repartition_signal: Literal["gradient", "delta", "both"] = "gradient"
+class ClusteredMethod(_ClusteredSection):
+    config_class: ClassVar[type[LocalizedConfig]] = CpsLoraConfig
 
 
 class CpsLoraMethod(ClusteredMethod):
@@ -220,7 +204,7 @@ class HybridMethod(ClusteredMethod):
     """CPS-LoRA beside a low-rank term on the whole matrix."""
 
     name: Literal["hybrid"]
-    global_share: Share = Field(default=0.5, description="share of the parameters in the whole-matrix term")
+    global_share: Share = recipe_field(options_of(CpsLoraConfig)["global_share"], default=0.5)
 
 
 class FullMethod(MethodBase):

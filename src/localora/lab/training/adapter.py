@@ -10,12 +10,10 @@ from peft.tuners.lora import BdLoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from localora import CpsLoraConfig, GlobalLocalLoraConfig
 from localora.errors import ConfigError
 from localora.lab.recipe.schema import (
     AdaLoraMethod,
     BdLoraMethod,
-    GLoraMethod,
     GraloraMethod,
     HiraMethod,
     LocalizedMethod,
@@ -43,9 +41,7 @@ def adapter_config(method: MethodBase, seed: int, steps: int = TrainingSection()
         return _peft_config(method)
     if not isinstance(method, LocalizedMethod):
         raise ConfigError("full fine-tuning has no adapter")
-    options = method.model_dump(exclude={"name", "alpha", "calibration_steps"})
-    config_class = GlobalLocalLoraConfig if isinstance(method, GLoraMethod) else CpsLoraConfig
-    return config_class(**options, alpha=method.resolved_alpha, seed=seed, task_type="CAUSAL_LM")
+    return method.config(seed)
 
 
 def _peft_config(method: LoraMethod) -> PeftConfig:

@@ -1,0 +1,68 @@
+"""Options under the names that users of PEFT's LoRA know, and a clear no to those that localora does not have."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from functools import cache
+from typing import Any, TypeVar
+
+from peft import LoraConfig
+
+from localora.adapter.options import nearest, options_of
+from localora.errors import ConfigError
+
+Config = TypeVar("Config", bound=type)
+
+SAME = {"lora_alpha": "alpha", "lora_dropout": "dropout", "init_lora_weights": "init_weights"}
+BECAUSE = {
+    "bias": "biases are not trained: the export must be plain LoRA that every engine serves; use bias='none'",
+    "use_dora": "DoRA's trained magnitudes make the update depend on the base weight, so it is no sum of low-rank "
+    "terms that can be placed, merged and exported exactly",
+    "target_parameters": "adapters sit on linear layers, and an expert's stacked weights are none",
+    "fan_in_fan_out": "each layer says itself how its weight is stored; leave it out",
+    "trainable_token_indices": "embeddings are not adapted; put the embedding into modules_to_save",
+    "init_lora_weights": "the factors start as LoRA's do by default: init_weights=True, or False for a test",
+}
+
+
+def accept_peft_names(config_class: Config) -> Config:
+    """Let a config's `__init__` take `lora_alpha` and its like, and name what is near to an option it does not know."""
+    init = config_class.__init__  # type: ignore[misc]
+
+    @functools.wraps(init)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 (it takes the place of one)
+        init(self, *args, **_translated(config_class, kwargs))
+
+    config_class.__init__ = __init__  # type: ignore[misc]
+    return config_class
+
+
+def _translated(config_class: type, given: dict[str, Any]) -> dict[str, Any]:
+    known, lora = options_of(config_class), _lora_defaults()
+    options: dict[str, Any] = {}
+    for key, value in given.items():
+        name = SAME.get(key, key)
+        if name in options:
+            both = " and ".join(sorted(k for k in given if SAME.get(k, k) == name))
+            raise ConfigError(f"{both} are one option of {config_class.__name__}; give it once")
+        if name in known and not (key == "init_lora_weights" and not isinstance(value, bool)):
+            options[name] = value
+        elif key not in lora:
+            hint = nearest(key, (*known, *SAME)) or "; it may come from a newer localora, or from another method"
+            raise ConfigError(f"unknown key {key!r} for {config_class.__name__}{hint}")
+        elif value != lora[key]:  # what LoRA does when it is left out is what we do
+            raise ConfigError(f"{key}={value!r} is not supported{_because(key)}")
+    return options
+
+
+def _because(key: str) -> str:
+    return f", because {BECAUSE[key]}" if key in BECAUSE else f": peft.LoraConfig has {key}, localora has not"
+
+
+@cache
+def _lora_defaults() -> dict[str, Any]:
+    return {
+        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        for field in dataclasses.fields(LoraConfig)
+    }
