@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from localora import PlacementError, UnplacedAdapterError, calibrate, export_lora
+from localora.adapter.adapter_file import check_config_file, read_adapter
+from localora.adapter.layer import LocalizedLinear
 from localora.adapter.model import adapted_layers
+from localora.errors import ConfigError, LocaloraError
 from method_table import BY_NAME, Method, every_method, every_placed_method
 from tiny_models import LLAMA_TARGETS, tiny_llama, token_batch
 
@@ -73,7 +77,11 @@ DAMAGE: list[tuple[str, Edit, str]] = [
     ("too-high", set_label("row", 0, 99), r"row labels must lie in -1\.\.\d+, got -?\d+\.\.99"),
     ("too-low", set_label("col", 0, -7), r"column labels must lie in -1\.\.\d+, got -7"),
     ("half-placed", set_label("row", 0, -2), "row labels are still unplaced"),
-    ("too-short", change(labels("row"), lambda t: t[:-1]), r"shape \(31,\) in the adapter file.*need \(32,\)"),
+    (
+        "too-short",
+        change(labels("row"), lambda t: t[:-1]),
+        r"localized_.* has shape .* in the adapter file, but its config needs .*; was one of them",
+    ),
     ("int64", change(labels("col"), lambda t: t.long()), r"col_labels is torch\.int64 .* instead of torch\.int8"),
     ("float", change(labels("row"), lambda t: t.float()), r"row_labels is torch\.float32 .* instead of torch\.int8"),
     ("no-labels", drop(labels("row")), r"lacks .*localized_row_labels.*Labels are never recomputed"),
@@ -82,7 +90,7 @@ DAMAGE: list[tuple[str, Edit, str]] = [
     (
         "factor-shape",
         change(f"{LAYER}.localized_local_B.weight", lambda t: t[:, :-1]),
-        r"local_B.* has shape .* in the adapter file, but this model and config need",
+        r"local_B.* has shape .* in the adapter file, but its config needs",
     ),
 ]
 every_damage = pytest.mark.parametrize(("edit", "message"), [d[1:] for d in DAMAGE], ids=[d[0] for d in DAMAGE])
@@ -140,7 +148,10 @@ def test_a_saved_config_of_a_new_adapter_waits_for_a_placement(tmp_path: Path) -
     ("edit", "message"),
     [
         (set_label("row", 0, 99), r"row labels must lie in -1\.\.\d+, got -?\d+\.\.99"),
-        (change(labels("col"), lambda t: t.long()), r"labels of .*down_proj must be torch\.int8, got .*torch\.int64"),
+        (
+            change(labels("col"), lambda t: t.long()),
+            r"down_proj.localized_col_labels is torch\.int64 in the adapter file instead of torch\.int8",
+        ),
         (drop(labels("col")), "the adapter file lacks .*down_proj.localized_col_labels"),
         (drop(f"{LAYER}.localized_local_B.weight"), "the adapter file lacks .*down_proj.localized_local_B.weight"),
         (uncover_a_row, "covered rows|covers"),
@@ -198,7 +209,7 @@ def test_the_file_of_one_method_with_the_config_of_another(tmp_path: Path) -> No
     saved(BY_NAME["g-lora"], tmp_path / "g")
     saved(BY_NAME["cps-lora"], tmp_path / "cps")
     (tmp_path / "g" / WEIGHTS).replace(tmp_path / "cps" / WEIGHTS)
-    with pytest.raises(PlacementError, match=re.escape("in the adapter file, but this model and config need")):
+    with pytest.raises(PlacementError, match=r"the adapter file lacks|which its config has no place for"):
         PeftModel.from_pretrained(tiny_llama(), tmp_path / "cps")
 
 
@@ -221,3 +232,203 @@ def test_adapted_layers_are_untouched_by_a_failed_load(tmp_path: Path) -> None:
     with pytest.raises(PlacementError):
         model.load_adapter(tmp_path, "default")
     assert {name: x.local_partition("default") for name, x in adapted_layers(model, "default")} == placements
+
+
+# Files from strangers
+
+
+def add(key: str, tensor: Tensor) -> Edit:
+    def edit(tensors: dict[str, Tensor]) -> None:
+        tensors[key] = tensor
+
+    return edit
+
+
+def unplace(tensors: dict[str, Tensor]) -> None:
+    for side in ("row", "col"):
+        tensors[labels(side)].fill_(-2)
+
+
+def every_way(folder: Path) -> list[Callable[[], object]]:
+    """Of loading a folder, on a new model and over an adapter, and of reading it without a model."""
+    over = get_peft_model(tiny_llama(), BY_NAME["cps-lora"].config(target_modules=LLAMA_TARGETS))
+    return [
+        lambda: PeftModel.from_pretrained(tiny_llama(), folder),
+        lambda: over.load_adapter(folder, "default"),
+        lambda: read_adapter(folder),
+        lambda: export_lora(folder, folder.parent / "out"),
+    ]
+
+
+LOCAL_B = f"{LAYER}.localized_local_B.weight"
+HOSTILE: dict[str, tuple[Edit, str]] = {
+    "base-embedding": (
+        add("base_model.model.model.embed_tokens.weight", torch.zeros(64, 32)),
+        "embed_tokens.weight, which belongs .*would overwrite the base model",
+    ),
+    "base-layer": (
+        add(f"{LAYER}.base_layer.weight", torch.zeros(32, 48)),
+        r"down_proj.base_layer.weight, which belongs .*would overwrite the base model",
+    ),
+    "layer-of-no-target": (
+        add("base_model.model.lm_head.weight", torch.zeros(64, 32)),
+        r"lm_head.weight, which belongs .*would overwrite",
+    ),
+    "adapter-of-no-target": (
+        add("base_model.model.lm_head.localized_local_A.weight", torch.zeros(4, 32)),
+        r"lm_head|lacks",
+    ),
+    "tensor-of-no-place": (
+        add(f"{LAYER}.localized_global_A.weight", torch.zeros(2, 48)),
+        r"down_proj.localized_global_A.weight, which its config has no place for",
+    ),
+    "one-layer-unplaced": (unplace, r"down_proj has no placement, though other layers have one"),
+    "scalar": (change(LOCAL_B, lambda t: torch.tensor(1.0)), r"down_proj.localized_local_B.weight has shape \(\)"),
+    "three-dimensions": (change(LOCAL_B, lambda t: t[None]), r"local_B.weight has shape \(1, 32, 4\)"),
+    "labels-of-two-dimensions": (change(labels("row"), lambda t: t[None]), r"row_labels has shape \(1, 32\)"),
+    "fp8": (change(LOCAL_B, lambda t: t.to(torch.float8_e4m3fn)), r"local_B.weight is .*(F8_E4M3|float8)"),
+    "complex": (change(LOCAL_B, lambda t: t.to(torch.complex64)), r"local_B.weight is .*(C64|complex)"),
+    "integers": (change(LOCAL_B, lambda t: t.to(torch.int32)), r"local_B.weight is torch.int32 in the adapter file"),
+    "empty": (change(LOCAL_B, lambda t: t[:0]), r"local_B.weight (is empty|has shape \(0, 4\))"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_tensors_are_refused_on_every_way_and_the_base_is_untouched(tmp_path: Path, name: str) -> None:
+    edit, message = HOSTILE[name]
+    folder = tmp_path / "in"
+    edit_tensors(saved(BY_NAME["cps-lora"], folder), edit)
+    for load in every_way(folder):
+        with pytest.raises(PlacementError, match=message):
+            load()
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_modules_to_save_may_be_among_the_tensors(tmp_path: Path) -> None:
+    folder = saved(BY_NAME["cps-lora"], tmp_path / "in", modules_to_save=["lm_head"])
+    assert list(read_adapter(folder).others) == ["base_model.model.lm_head.weight"]
+    PeftModel.from_pretrained(tiny_llama(), folder)
+    edit_tensors(folder, add("base_model.model.lm_head.original_module.weight", torch.zeros(64, 32)))
+    for load in every_way(folder):
+        with pytest.raises(PlacementError, match=r"original_module.weight, which belongs"):
+            load()
+
+
+@pytest.mark.parametrize("value", [10**6, -1, 2.5, True, "three", None, 10**30])
+@pytest.mark.parametrize("key", ["consolidated_rank", "r"])
+def test_no_rank_of_a_config_makes_room_before_the_file_is_read(
+    tmp_path: Path, key: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved(BY_NAME["cps-lora"], tmp_path / "in")
+    edit_config(folder, **{key: value})
+    monkeypatch.setattr(LocalizedLinear, "add_adapter", lambda *_, **__: pytest.fail("an adapter was allocated"))
+    for load in (lambda: PeftModel.from_pretrained(tiny_llama(), folder), lambda: read_adapter(folder)):
+        with pytest.raises((PlacementError, ConfigError), match=f"{key}|in the adapter file|the adapter file lacks"):
+            load()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "adapter_config.json is no readable JSON"),
+        ("[]", "holds no object"),
+        ('{"peft_type": "LOCALIZED", "method": "cps-lora", "r": 4, "r": 5}', "key 'r' is given twice"),
+        (
+            '{"peft_type": "LOCALIZED", "method": ["cps-lora"]}',
+            r"adapter_config.json: .*names the method \['cps-lora'\]",
+        ),
+        ('{"peft_type": "LOCALIZED", "method": "cps-lora", "dropout": null}', "config.json: dropout must be a number"),
+        (
+            '{"peft_type": "LOCALIZED", "method": "cps-lora", "alpha": NaN}',
+            "config.json: alpha must be a finite number",
+        ),
+        ('{"peft_type": "LOCALIZED", "method": "cps-lora", "task_type": "X"}', "config.json: Invalid task type: 'X'"),
+        ('{"peft_type": "LOCALIZED", "method": "cps-lora", "rank_pattern": {"((.*)*)*!": 2}}', "for ever to match"),
+        ('{"peft_type": "LORA"}', "an adapter of type LORA, not a localora adapter"),
+    ],
+)
+def test_a_malformed_config_is_named_by_file_and_key(tmp_path: Path, text: str, message: str) -> None:
+    folder = saved(BY_NAME["cps-lora"], tmp_path)
+    (folder / "adapter_config.json").write_text(text)
+    with pytest.raises(LocaloraError, match=message):
+        read_adapter(folder)
+
+
+def test_a_pickled_file_is_refused(tmp_path: Path) -> None:
+    folder = saved(BY_NAME["cps-lora"], tmp_path)
+    torch.save(load_file(folder / WEIGHTS), folder / "adapter_model.bin")
+    (folder / WEIGHTS).unlink()
+    for load in (lambda: PeftModel.from_pretrained(tiny_llama(), folder), lambda: read_adapter(folder)):
+        with pytest.raises(PlacementError, match=r"adapter_model.bin is pickled"):
+            load()
+
+
+def test_a_deeper_model_is_told_which_layers_the_file_lacks(tmp_path: Path) -> None:
+    from transformers import LlamaForCausalLM
+
+    saved(BY_NAME["cps-lora"], tmp_path)
+    config = tiny_llama().config
+    config.num_hidden_layers = 3
+    with pytest.raises(
+        PlacementError, match=r"lacks 4 of the 12 layers .*model.layers.2.mlp.down_proj, .*another model"
+    ):
+        PeftModel.from_pretrained(LlamaForCausalLM(config), tmp_path)
+    config.num_hidden_layers = 1
+    with pytest.raises(PlacementError, match=r"holds 4 layers that this model does not adapt.*layers.1"):
+        PeftModel.from_pretrained(LlamaForCausalLM(config), tmp_path)
+
+
+def test_twenty_thousand_keys_are_read_in_linear_time(tmp_path: Path) -> None:
+    path = tmp_path / "adapter_config.json"
+    path.write_text("{" + ",".join(f'"key{i}": 1' for i in range(20_000)) + ',"key7": 2}')
+    with pytest.raises(ConfigError, match="key 'key7' is given twice"):
+        check_config_file(path)
+
+
+MUTATIONS = st.sampled_from(["drop", "rename", "reshape", "retype", "relabel", "truncate", "config"])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_mutated_adapter_is_refused_by_name_or_is_what_the_file_says(tmp_path: Path, data: st.DataObject) -> None:
+    """The dense factors of what still loads are held against the masked product of what the file holds."""
+    folder = saved(BY_NAME["cps-lora"], tmp_path)
+    tensors = load_file(folder / WEIGHTS)
+    kind = data.draw(MUTATIONS)
+    key = data.draw(st.sampled_from(sorted(tensors)))
+    if kind == "drop":
+        del tensors[key]
+    elif kind == "rename":
+        tensors[data.draw(st.text(min_size=1, max_size=12)) + key] = tensors.pop(key)
+    elif kind == "reshape":
+        tensors[key] = tensors[key].flatten().reshape(data.draw(st.sampled_from([(-1,), (1, -1), (2, -1)])))
+    elif kind == "retype":
+        dtype = data.draw(st.sampled_from([torch.int8, torch.int64, torch.float16, torch.float64, torch.bool]))
+        tensors[key] = tensors[key].to(dtype)
+    elif kind == "relabel":
+        side = data.draw(st.sampled_from(["row", "col"]))
+        tensors[labels(side)][data.draw(st.integers(0, 31))] = data.draw(st.integers(-5, 5))
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / WEIGHTS)
+    if kind == "truncate":
+        content = (folder / WEIGHTS).read_bytes()
+        (folder / WEIGHTS).write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
+    elif kind == "config":
+        values = json.loads((folder / "adapter_config.json").read_text())
+        junk = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers(), max_size=2)
+        edit_config(folder, **{data.draw(st.sampled_from(sorted(values))): data.draw(junk)})
+    try:
+        adapter = read_adapter(folder)
+        adapter.check_placed()
+    except LocaloraError:
+        return
+    for name, layer in adapter.layers.items():
+        A, B = layer.dense_factors()
+        tensors = load_file(folder / WEIGHTS)
+        own = {
+            k.partition(".localized_")[2]: t for k, t in tensors.items() if k.startswith(f"base_model.model.{name}.l")
+        }
+        mask = own["row_labels"][:, None] == own["col_labels"][None, :]
+        product = own["local_B.weight"].double() @ own["local_A.weight"].double() * mask
+        torch.testing.assert_close(
+            B.double() @ A.double(), adapter.config.layer_scale(name) * product, rtol=1e-3, atol=1e-3
+        )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from peft import PeftConfig
@@ -122,6 +123,30 @@ class LocalizedConfig(PeftConfig):
                 "frozen_rank bounds what stays beside the base weights, and frozen='merged' leaves nothing there; set "
                 "one of them, and give export_lora a rank to bound the export's"
             )
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> PeftConfig:
+        """As PEFT's, for a folder or a Hub id; PEFT comes here before it makes room for the adapter's tensors.
+
+        Raises:
+            ConfigError: options that no adapter has.
+            AdapterFileError: the tensors beside the config are not those that it describes, or are pickled.
+        """
+        from localora.adapter.adapter_file import CONFIG, check_before_loading, check_config_file
+
+        folder = Path(pretrained_model_name_or_path, subfolder or "")
+        local = (folder / CONFIG).is_file()
+        if local:
+            check_config_file(folder / CONFIG)
+        try:
+            config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise (ConfigError(f"{folder / CONFIG}: {error}") if local else error) from None
+        if local and isinstance(config, LocalizedConfig):
+            check_before_loading(folder, config)
+        return config
 
     def _check_patterns(self) -> None:
         for key in ("target_modules", "exclude_modules"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -13,16 +13,25 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.error import NoMatchingPeftModuleError
+from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from localora.adapter.adapter_file import (
+    PEFT_PREFIX,
+    AdapterFileError,
+    SavedLayer,
+    check_labels,
+    check_layer,
+    split,
+)
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.held import FactorHold
 from localora.adapter.layer import LocalizedLinear
 from localora.adapter.targets import TargetError, linear_layers_of, tell_of_targets
 from localora.errors import AdapterError, LayerError
-from localora.placement.partition import LABEL_DTYPE, UNPLACED, Partition, Placement, PlacementError
+from localora.placement.partition import Partition, Placement
 from localora.placement.random import contiguous_partition, random_partition
 
 MAMBA_TYPES = {"falcon_h1", "mamba", "mamba2", "falcon_mamba"}
@@ -146,91 +155,95 @@ class LocalizedModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        if _match_frozen(model, config, adapter_name, state_dict):
-            remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        check_saved_labels(model, adapter_name, remapped)
-        return remapped
+        assert isinstance(config, LocalizedConfig)
+        _match_frozen(model, config, adapter_name, state_dict)
+        check_state(model, config, adapter_name, state_dict)
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
 
-def check_saved_labels(model: nn.Module, adapter_name: str, state_dict: dict[str, Tensor]) -> None:
-    """Refuse an adapter file whose tensors do not make a whole, valid placement for this model.
-
-    Raises:
-        PlacementError: tensors missing or of the wrong shape, labels of the wrong type or range; each by name.
-    """
-    by_layer: dict[str, dict[str, Tensor]] = {}
-    for key, value in state_dict.items():
-        by_layer.setdefault(key.partition(".localized_")[0], {})[key] = value
-    for name, layer in adapted_layers(model, adapter_name):
-        saved = by_layer.get(name, {})
-        expected = {f"{name}.{key}": value for key, value in layer.adapter_tensors(adapter_name).items()}
-        missing = sorted(expected.keys() - saved.keys())
-        if missing:
-            raise PlacementError(
-                f"the adapter file lacks {missing[0]} ({len(missing)} missing in this layer). "
-                "Labels are never recomputed; load the complete file, written by save_pretrained"
-            )
-        for key, tensor in expected.items():
-            if saved[key].shape != tensor.shape:
-                raise PlacementError(
-                    f"{key} has shape {tuple(saved[key].shape)} in the adapter file, but this model and config need "
-                    f"{tuple(tensor.shape)}; is it the adapter of another model, or was its config edited?"
-                )
-        local = layer.localized_layout[adapter_name].budget.local
-        if local is None:
-            continue
-        labels = {side: saved[f"{name}.localized_{side}_labels.{adapter_name}"] for side in ("row", "col")}
-        for side, tensor in labels.items():
-            if tensor.dtype != LABEL_DTYPE:
-                raise PlacementError(
-                    f"{name}.localized_{side}_labels is {tensor.dtype} in the adapter file instead of {LABEL_DTYPE}; "
-                    "the file was written or converted by something else"
-                )
-        if (labels["row"] == UNPLACED).all():
-            layer.localized_verified[adapter_name] = False
-            continue  # saved before it was placed: training or merging it will say so
-        try:
-            partition = Partition.from_labels(labels["row"], labels["col"], local.clusters)
-        except PlacementError as error:
-            raise PlacementError(f"the adapter file is damaged at layer {name}: {error}") from error
-        for side, given, asked in (
-            ("row", partition.covered_rows, local.rows),
-            ("col", partition.covered_cols, local.cols),
-        ):
-            if given != asked:
-                raise PlacementError(
-                    f"{name}.localized_{side}_labels covers {given} entries instead of {asked}; the adapter file is "
-                    "damaged or belongs to another config"
-                )
-        layer.localized_verified[adapter_name] = True
-
-
-def _match_frozen(model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]) -> bool:
-    """Give the layers a frozen term of the saved rank, for a checkpoint written after an event; True if any changed.
+def check_state(model: nn.Module, config: LocalizedConfig, adapter_name: str, state: dict[str, Tensor]) -> None:
+    """Refuse tensors, by the keys of an adapter's file, that are not the whole of this adapter of this model.
 
     Raises:
-        PlacementError: the file's layers differ in that rank, or its config says another one.
+        AdapterFileError: layers or tensors missing, not expected, or of the wrong shape or dtype; labels that are no
+            partition; each by name.
     """
-    if not isinstance(config, LocalizedConfig):
-        return False
+    by_layer, others = split(state)
+    check_saved_in_full(model, adapter_name, others)
+    layers = {name.removeprefix(PEFT_PREFIX): layer for name, layer in adapted_layers(model, adapter_name)}
+    missing, strange = layers.keys() - by_layer.keys(), by_layer.keys() - layers.keys()
+    if missing:
+        raise AdapterFileError(
+            f"the adapter file lacks {len(missing)} of the {len(layers)} layers that this model adapts, such as "
+            f"{', '.join(sorted(missing)[:3])}; is it the adapter of another model, or of fewer target_modules?"
+        )
+    if strange:
+        raise AdapterFileError(
+            f"the adapter file holds {len(strange)} layers that this model does not adapt, such as "
+            f"{', '.join(sorted(strange)[:3])}; is it the adapter of another model, or of more target_modules?"
+        )
+    saved = []
+    for name, layer in layers.items():
+        budget, scale = layer.localized_layout[adapter_name]
+        check_layer(
+            name,
+            budget,
+            config.consolidated_rank,
+            by_layer[name],
+            "this model and config need {}; is it the adapter of another model, or was its config edited?",
+        )
+        saved.append(SavedLayer(name, budget, scale, by_layer[name]))
+    check_labels(saved)
+    for each in saved:
+        layers[each.name].localized_verified[adapter_name] = not each.is_unplaced
+
+
+def check_saved_in_full(model: nn.Module, adapter_name: str, others: Iterable[str]) -> None:
+    """Refuse keys that would be written anywhere but into this adapter's own copy of a module in `modules_to_save`.
+
+    Raises:
+        AdapterFileError: names them.
+    """
+    allowed = {
+        f"{name.removeprefix('_fsdp_wrapped_module.')}.{key}".removeprefix(PEFT_PREFIX)
+        for name, module in model.named_modules()
+        if isinstance(module, AuxiliaryTrainingWrapper)
+        for key in module.adapter_state_dict_load_map(adapter_name).values()
+    }
+    strangers = [key for key in others if key.removeprefix(PEFT_PREFIX) not in allowed]
+    if strangers:
+        raise AdapterFileError(
+            f"the adapter file holds {', '.join(strangers[:3])}, which belongs neither to an adapted layer nor to a "
+            "module of modules_to_save: loading it would overwrite the base model"
+        )
+
+
+def _match_frozen(model: nn.Module, config: LocalizedConfig, adapter_name: str, state: dict[str, Tensor]) -> None:
+    """Give the layers a frozen term of the saved rank, for a checkpoint written after an event.
+
+    Raises:
+        AdapterFileError: the file's layers differ in that rank, or its config says another one.
+    """
     for _, layer in adapted_layers(model, adapter_name):
         layer.unfold(adapter_name)
-    ranks = {tensor.shape[0] for key, tensor in state_dict.items() if key.endswith(".localized_frozen_A")} or {0}
+    terms = {key: tensor for key, tensor in state.items() if key.endswith(".localized_frozen_A")}
+    for key, tensor in terms.items():
+        if tensor.ndim != 2:
+            raise AdapterFileError(f"{key} has shape {tuple(tensor.shape)} in the adapter file, not two dimensions")
+    ranks = {tensor.shape[0] for tensor in terms.values()} or {0}
     if len(ranks) > 1:
-        raise PlacementError(f"the adapter file is damaged: its frozen terms have different ranks, {sorted(ranks)}")
+        raise AdapterFileError(f"the adapter file is damaged: its frozen terms have different ranks, {sorted(ranks)}")
     (saved,) = ranks
     if saved == config.consolidated_rank:
-        return False
+        return
     if config.of_saved_adapter:
-        raise PlacementError(
+        raise AdapterFileError(
             f"the adapter file holds frozen terms of rank {saved}, but its config says consolidated_rank="
             f"{config.consolidated_rank}; load the complete folder, as save_pretrained wrote it"
         )
     for _, layer in adapted_layers(model, adapter_name):
         _allocate_frozen(layer, adapter_name, saved)
     config.consolidated_rank = saved
-    return True
 
 
 def _allocate_frozen(layer: LocalizedLinear, name: str, rank: int) -> None:

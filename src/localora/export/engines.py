@@ -15,10 +15,10 @@ from typing import Any
 
 from safetensors import safe_open
 
+from localora.adapter.adapter_file import WEIGHTS
 from localora.export.folder import ExportError
 from localora.export.gguf_file import GGUF
 from localora.export.grid import RANK_GRID, on_grid
-from localora.export.sources import WEIGHTS
 
 CONFIG, MODELFILE = "adapter_config.json", "Modelfile"
 VLLM_HELPER = "vLLM, vllm/lora/peft_helper.py"

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from localora.adapter.adapter_file import PEFT_PREFIX, WEIGHTS
 from localora.export.folder import ExportError
-from localora.export.sources import PEFT_PREFIX, WEIGHTS
 
 GGUF = "adapter.gguf"
 

@@ -22,11 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig
 
+from localora.adapter.adapter_file import PEFT_PREFIX, WEIGHTS
 from localora.errors import AdapterError
 from localora.export.folder import ExportError, check_target, written_whole
 from localora.export.gguf_file import check_gguf, write_gguf
 from localora.export.grid import RANK_GRID, on_grid
-from localora.export.sources import PEFT_PREFIX, WEIGHTS, Adapter, read_folder, read_model
+from localora.export.sources import Adapter, read_folder, read_model
 from localora.placement.thin import relative_difference, truncate_factors
 
 

@@ -7,19 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import PeftConfig
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from localora.adapter.adapter_file import PEFT_PREFIX, read_adapter
 from localora.adapter.config import LocalizedConfig
-from localora.adapter.factors import places_of, scatter
-from localora.adapter.layer import UnplacedAdapterError, check_fits
 from localora.adapter.model import adapted_layers
-from localora.errors import AdapterError, AdapterMissingError
-from localora.placement.partition import LABEL_DTYPE, UNPLACED, Partition, PlacementError
-
-WEIGHTS = "adapter_model.safetensors"
-PEFT_PREFIX = "base_model.model."
+from localora.errors import AdapterError
 
 
 @dataclass(frozen=True)
@@ -69,62 +62,11 @@ def read_folder(folder: Path) -> Adapter:
     """From a folder written by `save_pretrained`; the base model isn't needed.
 
     Raises:
-        FileNotFoundError: no adapter there.
-        ValueError: an adapter of another method.
-        PlacementError, UnplacedAdapterError: tensors that are missing, damaged, or never placed.
+        AdapterMissingError: no adapter there.
+        AdapterError: an adapter of another method.
+        AdapterFileError, UnplacedAdapterError: tensors that are missing, damaged, or never placed.
     """
-    if not (folder / "adapter_config.json").is_file():
-        raise AdapterMissingError(f"{folder} holds no adapter (no adapter_config.json)")
-    config = PeftConfig.from_pretrained(str(folder))
-    if not isinstance(config, LocalizedConfig):
-        raise AdapterError(f"{folder} holds an adapter of type {config.peft_type}, not a localora adapter")
-    if not (folder / WEIGHTS).is_file():
-        raise AdapterMissingError(f"{folder} has no {WEIGHTS}; save the adapter with save_pretrained")
-    tensors = load_file(folder / WEIGHTS)
-    names = sorted({key.split(".localized_")[0] for key in tensors if ".localized_" in key})
-    factors = {name.removeprefix(PEFT_PREFIX): _layer_factors(config, name, tensors) for name in names}
-    other = {key: value for key, value in tensors.items() if ".localized_" not in key}
-    return Adapter(config, factors, other, False, _complete(config, factors))
-
-
-def _layer_factors(config: LocalizedConfig, name: str, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    def tensor(key: str, *shape: int) -> Tensor:
-        full = f"{name}.localized_{key}"
-        if full not in tensors:
-            raise PlacementError(f"the adapter file lacks {full}; save it again with save_pretrained")
-        if shape and tensors[full].shape != shape:
-            raise PlacementError(
-                f"{full} has shape {tuple(tensors[full].shape)} in the adapter file, but its config needs {shape}; "
-                "was one of them edited?"
-            )
-        return tensors[full]
-
-    key = name.removeprefix(PEFT_PREFIX)
-    scale = config.layer_scale(key)
-    if any(full.startswith(f"{name}.localized_local_") for full in tensors):
-        m, n = tensor("row_labels").numel(), tensor("col_labels").numel()
-    else:
-        m, n = tensor("global_B.weight").shape[0], tensor("global_A.weight").shape[1]
-    budget = config.layer_budget(m, n, config.layer_rank(key))
-    A, B = [], []
-    if budget.global_rank:
-        A.append(tensor("global_A.weight", budget.global_rank, n))
-        B.append(tensor("global_B.weight", m, budget.global_rank) * scale)
-    if budget.local:
-        local = budget.local
-        rows, cols = tensor("row_labels", m), tensor("col_labels", n)
-        if rows.dtype != LABEL_DTYPE or cols.dtype != LABEL_DTYPE:
-            raise PlacementError(f"the labels of {name} must be {LABEL_DTYPE}, got {rows.dtype} and {cols.dtype}")
-        if (rows == UNPLACED).all():
-            raise UnplacedAdapterError(
-                f"the adapter was saved before it was placed ({name}); there is nothing to export"
-            )
-        check_fits(Partition.from_labels(rows, cols, local.clusters), budget, name)
-        A_packed = tensor("local_A.weight", local.rank, local.cols)
-        B_packed = tensor("local_B.weight", local.rows, local.rank) * scale
-        A.append(scatter(A_packed.T, places_of(cols, local.cols, local.clusters), n, local.clusters).T)
-        B.append(scatter(B_packed, places_of(rows, local.rows, local.clusters), m, local.clusters))
-    if config.consolidated_rank or f"{name}.localized_frozen_A" in tensors:
-        A.append(tensor("frozen_A", config.consolidated_rank, n))
-        B.append(tensor("frozen_B", m, config.consolidated_rank))
-    return torch.cat(A, dim=0), torch.cat(B, dim=1)
+    saved = read_adapter(folder)
+    saved.check_placed()
+    factors = {name: layer.dense_factors() for name, layer in sorted(saved.layers.items())}
+    return Adapter(saved.config, factors, saved.others, False, _complete(saved.config, factors))

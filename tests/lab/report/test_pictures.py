@@ -69,6 +69,19 @@ def test_the_saved_labels_are_read_back_in_order_of_depth(tmp_path: Path) -> Non
     assert blocks == sorted(blocks)
 
 
+def test_an_empty_cluster_is_a_cluster_too(tmp_path: Path) -> None:
+    """The number of clusters is the config's: the largest label in use may be smaller."""
+    config = CpsLoraConfig(r=2, clusters=3, placement="random", target_modules=["q_proj"])
+    model = get_peft_model(tiny_models.tiny_llama(), config)
+    ((_, layer), *_) = adapted_layers(model, "default")
+    without_the_last = Partition.from_labels([0] * 16 + [1] * 16, [1] * 16 + [0] * 16, 3)
+    layer.place("default", without_the_last)
+    model.save_pretrained(tmp_path)
+    partition = next(iter(load_partitions(tmp_path).values()))
+    assert partition == without_the_last
+    assert partition.row_sizes == (16, 16, 0)
+
+
 def test_the_picture_is_a_picture(tmp_path: Path) -> None:
     draw_placements({"model.layers.0.self_attn.q_proj": TWO, "model.layers.1.mlp.down_proj": TWO}, tmp_path / "p.png")
     with Image.open(tmp_path / "p.png") as image:

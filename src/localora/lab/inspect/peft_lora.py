@@ -15,7 +15,7 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 from torch import Tensor
 
-from localora.export.sources import PEFT_PREFIX, WEIGHTS
+from localora.adapter.adapter_file import PEFT_PREFIX, WEIGHTS
 from localora.lab.inspect.errors import InspectionError
 
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # the saved base is not the one training started from

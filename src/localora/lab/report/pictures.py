@@ -12,9 +12,9 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
-from safetensors.torch import load_file
 from torch import Tensor
 
+from localora.adapter.adapter_file import is_localized, read_adapter
 from localora.lab.model.targets import depth_order
 from localora.placement.partition import UNCOVERED, Partition
 
@@ -35,14 +35,9 @@ CLUSTER_COLOURS = (
 
 def load_partitions(adapter: Path) -> dict[str, Partition]:
     """Each layer's local partition in a saved adapter, by name, in order of depth; empty for plain LoRA."""
-    tensors = load_file(adapter / "adapter_model.safetensors")
-    partitions = {}
-    for key in sorted(tensors, key=depth_order):
-        name, found, _ = key.partition(".localized_row_labels")
-        if found:
-            rows, cols = tensors[key], tensors[f"{name}.localized_col_labels"]
-            partitions[name] = Partition.from_labels(rows, cols, int(rows.max()) + 1)
-    return partitions
+    layers = read_adapter(adapter).layers if is_localized(adapter) else {}
+    found = {name: layers[name].partition() for name in sorted(layers, key=depth_order)}
+    return {name: partition for name, partition in found.items() if partition is not None}
 
 
 def draw_placements(partitions: Mapping[str, Partition], path: Path) -> None:

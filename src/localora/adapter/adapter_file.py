@@ -1,0 +1,367 @@
+"""The one reader of a saved adapter: what its files hold is held against its config, then read as labels and factors.
+
+A folder that comes from a stranger may say anything. Nothing is allocated before every tensor's shape, as the header of
+the file states it, is the one that the config needs: the file's own size bounds them. No tensor is taken that is not
+expected, since PEFT would load it over the base model's.
+
+Shape legend
+    m, n   rows and columns of a layer's W       R   rank of its dense factors       c   rank of its frozen term
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from localora.adapter.config import PEFT_TYPE_NAME, LocalizedConfig
+from localora.adapter.factors import places_of, scatter
+from localora.adapter.layer import UnplacedAdapterError, check_fits
+from localora.errors import AdapterError, AdapterMissingError, ConfigError
+from localora.placement.budget import LayerBudget
+from localora.placement.partition import LABEL_DTYPE, UNPLACED, Partition, PlacementError
+
+CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+PEFT_PREFIX = "base_model.model."
+OURS = ".localized_"  # in the key of every tensor of an adapter, between the layer's name and the tensor's
+DTYPES = {  # as a file's header spells them; factors of fewer bits have lost what training put there
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I8": torch.int8, "U8": torch.uint8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool,
+}  # fmt: skip
+SHOWN = 3  # names in a message
+
+
+class AdapterFileError(PlacementError):
+    """An adapter's file that is damaged, or belongs to another config or model; the message names file or key."""
+
+
+@dataclass(frozen=True)
+class SavedLayer:
+    """One layer's tensors, all there and of the right shapes and dtypes, by their names behind `localized_`."""
+
+    name: str  # in the base model
+    budget: LayerBudget
+    scale: float
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def is_unplaced(self) -> bool:
+        return self.budget.local is not None and bool((self.tensors["row_labels"] == UNPLACED).all())
+
+    def partition(self) -> Partition | None:
+        """Where its local term acts; None without one.
+
+        Raises:
+            AdapterFileError: labels that are no partition, or not one of these shapes.
+        """
+        local = self.budget.local
+        if local is None:
+            return None
+        rows, cols = self.tensors["row_labels"], self.tensors["col_labels"]
+        try:
+            partition = Partition.from_labels(rows, cols, local.clusters)
+        except PlacementError as error:
+            raise AdapterFileError(f"the adapter file is damaged at layer {self.name}: {error}") from error
+        for side, given, asked in (
+            ("row", partition.covered_rows, local.rows),
+            ("col", partition.covered_cols, local.cols),
+        ):
+            if given != asked:
+                raise AdapterFileError(
+                    f"{self.name}.localized_{side}_labels covers {given} entries instead of {asked}; the adapter file "
+                    "is damaged or belongs to another config"
+                )
+        check_fits(partition, self.budget, self.name)
+        return partition
+
+    def dense_factors(self) -> tuple[Tensor, Tensor]:
+        """A `(R, n)` and s B `(m, R)` of all of dW, the frozen term's last. Raises as :meth:`partition`."""
+        A, B = [], []
+        if self.budget.global_rank:
+            A.append(self.tensors["global_A.weight"])
+            B.append(self.tensors["global_B.weight"] * self.scale)
+        partition, local = self.partition(), self.budget.local
+        if partition is not None and local is not None:
+            places_n = places_of(partition.col_labels, local.cols, local.clusters)
+            places_m = places_of(partition.row_labels, local.rows, local.clusters)
+            A.append(scatter(self.tensors["local_A.weight"].T, places_n, self.budget.n, local.clusters).T)
+            B.append(scatter(self.tensors["local_B.weight"] * self.scale, places_m, self.budget.m, local.clusters))
+        if "frozen_A" in self.tensors:
+            A.append(self.tensors["frozen_A"].to(A[0]))
+            B.append(self.tensors["frozen_B"].to(B[0]))
+        return torch.cat(A, dim=0), torch.cat(B, dim=1)
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """A whole saved adapter, checked."""
+
+    config: LocalizedConfig
+    layers: dict[str, SavedLayer]
+    others: dict[str, Tensor]  # of modules_to_save
+
+    @property
+    def is_unplaced(self) -> bool:
+        return any(layer.is_unplaced for layer in self.layers.values())
+
+    def check_placed(self) -> None:
+        """Raise UnplacedAdapterError if it was saved before it was placed."""
+        for name, layer in self.layers.items():
+            if layer.is_unplaced:
+                raise UnplacedAdapterError(
+                    f"the adapter was saved before it was placed ({name}); there is nothing to read"
+                )
+
+
+def read_adapter(folder: str | Path) -> AdapterFile:
+    """The adapter that `save_pretrained` left in a folder; its base model isn't needed.
+
+    Raises:
+        AdapterMissingError: no adapter there.
+        AdapterError: one of another method.
+        ConfigError, AdapterFileError: a config or tensors that no adapter has; each by file and key.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    path = weights_in(folder)
+    if path is None:
+        raise AdapterMissingError(f"{folder} has no {WEIGHTS}; save the adapter with save_pretrained")
+    layers_of(config, described(path))  # before a tensor is read
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    layers, others = layers_of(config, tensors)
+    check_labels(layers.values())
+    return AdapterFile(config, layers, others)
+
+
+def read_config(folder: Path) -> LocalizedConfig:
+    """The config in a folder. Raises as :func:`read_adapter`."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise AdapterMissingError(f"{folder} holds no adapter (no {CONFIG})")
+    check_config_file(path)
+    config = LocalizedConfig.from_pretrained(str(folder))
+    assert isinstance(config, LocalizedConfig)
+    return config
+
+
+def is_localized(folder: Path) -> bool:
+    """Whether a folder's adapter is one of ours."""
+    try:
+        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and values.get("peft_type") == PEFT_TYPE_NAME
+
+
+def check_config_file(path: Path) -> None:
+    """Refuse a file that is no JSON object, that says a thing twice, or that is the config of another method."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise ConfigError(f"{path}: key {twice!r} is given twice")
+        return values
+
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+    except ConfigError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is no readable JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no object of options")
+    if values.get("peft_type") != PEFT_TYPE_NAME:
+        raise AdapterError(f"{path.parent} holds an adapter of type {values.get('peft_type')}, not a localora adapter")
+
+
+def weights_in(folder: Path) -> Path | None:
+    """The file of tensors in a folder; None if there is none.
+
+    Raises:
+        AdapterFileError: there is a pickled one alone, and unpickling can run code.
+    """
+    if (folder / WEIGHTS).is_file():
+        return folder / WEIGHTS
+    if (folder / PICKLED).exists():
+        raise AdapterFileError(
+            f"{folder / PICKLED} is pickled, and unpickling a stranger's file can run its code; localora reads "
+            f"{WEIGHTS} only. If the file is yours, load it with torch and write it with safetensors"
+        )
+    return None
+
+
+def described(path: Path) -> dict[str, Tensor]:
+    """Shapes and dtypes of a file's tensors, by its header alone: tensors on the meta device, which have no numbers.
+
+    Raises:
+        AdapterFileError: no safetensors file, or one with empty tensors or dtypes that no adapter has.
+    """
+    tensors = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (not a mapping)
+                entry = file.get_slice(key)
+                shape, dtype = list(entry.get_shape()), str(entry.get_dtype())
+                if dtype not in DTYPES:
+                    raise AdapterFileError(f"{path}: {key} is of dtype {dtype}; an adapter has {', '.join(DTYPES)}")
+                if 0 in shape:
+                    raise AdapterFileError(f"{path}: {key} is empty, of shape {tuple(shape)}")
+                tensors[key] = torch.empty(shape, dtype=DTYPES[dtype], device="meta")
+    except (SafetensorError, OSError) as error:
+        raise AdapterFileError(f"{path} is not a readable safetensors file: {error}") from error
+    return tensors
+
+
+def layers_of(
+    config: LocalizedConfig, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, SavedLayer], dict[str, Tensor]]:
+    """The layers of an adapter by their names, and its other tensors; on the meta device only shapes are looked at.
+
+    Raises:
+        AdapterFileError: a tensor that is missing, not expected, or of another shape or dtype than the config needs.
+    """
+    by_layer, others = split(tensors)
+    check_others(others, config)
+    if not by_layer:
+        raise AdapterFileError("the adapter file holds no adapted layer")
+    layers = {}
+    for name, own in by_layer.items():
+        m, n = _sides(name, own)
+        budget = config.layer_budget(m, n, config.layer_rank(name))
+        check_layer(name, budget, config.consolidated_rank, own, "its config needs {}; was one of them edited?")
+        layers[name] = SavedLayer(name, budget, config.layer_scale(name), own)
+    return layers, others
+
+
+def split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """Tensors by layer name and own name, and those that are no adapter's."""
+    by_layer: dict[str, dict[str, Tensor]] = {}
+    others = {}
+    for key, tensor in tensors.items():
+        name, found, own = key.partition(OURS)
+        if found:
+            by_layer.setdefault(name.removeprefix(PEFT_PREFIX), {})[own] = tensor
+        else:
+            others[key] = tensor
+    return by_layer, others
+
+
+def check_others(others: Iterable[str], config: LocalizedConfig) -> None:
+    """Refuse what is neither an adapter's nor of a module in `modules_to_save`: PEFT would load it over the base's."""
+    strangers = [key for key in others if not _saved_in_full(key, config.modules_to_save or ())]
+    if strangers:
+        raise AdapterFileError(
+            f"the adapter file holds {_some(strangers)}, which belongs to no adapted layer and to none of "
+            f"modules_to_save={config.modules_to_save}: loading it would overwrite the base model. If the weights are "
+            "meant, name their module in modules_to_save; embeddings are left out by save_embedding_layers=False"
+        )
+
+
+def _saved_in_full(key: str, modules: Iterable[str]) -> bool:
+    parts = key.removeprefix(PEFT_PREFIX).split(".")
+    if {"base_layer", "original_module"} & set(parts):
+        return False
+    owners = [".".join(parts[:i]) for i in range(1, len(parts))]
+    return any(owner == module or owner.endswith(f".{module}") for module in modules for owner in owners)
+
+
+def _sides(name: str, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
+    """m and n of a layer, from whatever says them."""
+    for rows, cols, ndim in (("row_labels", "col_labels", 1), ("global_B.weight", "global_A.weight", 2)):
+        if rows in tensors and cols in tensors:
+            for key in (rows, cols):
+                if tensors[key].ndim != ndim:
+                    raise AdapterFileError(
+                        f"{name}{OURS}{key} has shape {tuple(tensors[key].shape)} in the adapter file; it must have "
+                        f"{ndim} dimension{'s' * (ndim > 1)}"
+                    )
+            return tensors[rows].shape[0], tensors[cols].shape[-1]
+    has_local = any(key.startswith("local_") or key.endswith("_labels") for key in tensors)
+    pair = ("row_labels", "col_labels") if has_local else ("global_A.weight", "global_B.weight")
+    raise _lacks(name, [key for key in pair if key not in tensors])
+
+
+def expected_shapes(budget: LayerBudget, frozen_rank: int) -> dict[str, tuple[int, ...]]:
+    """The tensors that are saved of one layer, by their names behind `localized_`."""
+    m, n, r_g, local, c = budget.m, budget.n, budget.global_rank, budget.local, frozen_rank
+    shapes: dict[str, tuple[int, ...]] = {}
+    if r_g:
+        shapes |= {"global_A.weight": (r_g, n), "global_B.weight": (m, r_g)}
+    if local is not None:
+        shapes |= {"local_A.weight": (local.rank, local.cols), "local_B.weight": (local.rows, local.rank)}
+        shapes |= {"row_labels": (m,), "col_labels": (n,)}
+    if c:
+        shapes |= {"frozen_A": (c, n), "frozen_B": (m, c)}
+    return shapes
+
+
+def check_layer(name: str, budget: LayerBudget, frozen_rank: int, tensors: Mapping[str, Tensor], needed: str) -> None:
+    """Raise AdapterFileError unless the tensors are exactly those of this budget; `needed` says whose shapes hold."""
+    shapes = expected_shapes(budget, frozen_rank)
+    missing = [key for key in shapes if key not in tensors]
+    if missing:
+        raise _lacks(name, missing)
+    for key, tensor in tensors.items():
+        full = f"{name}{OURS}{key}"
+        if key not in shapes:
+            raise AdapterFileError(f"the adapter file holds {full}, which its config has no place for")
+        if tuple(tensor.shape) != shapes[key]:
+            raise AdapterFileError(
+                f"{full} has shape {tuple(tensor.shape)} in the adapter file, but {needed.format(shapes[key])}"
+            )
+        if key.endswith("_labels") and tensor.dtype != LABEL_DTYPE:
+            raise AdapterFileError(
+                f"{full} is {tensor.dtype} in the adapter file instead of {LABEL_DTYPE}; the file was written or "
+                "converted by something else"
+            )
+        if not key.endswith("_labels") and (not tensor.is_floating_point() or tensor.itemsize < 2):
+            raise AdapterFileError(f"{full} is {tensor.dtype} in the adapter file; factors have 16 bits or more")
+
+
+def _lacks(name: str, missing: list[str]) -> AdapterFileError:
+    return AdapterFileError(
+        f"the adapter file lacks {name}{OURS}{missing[0]} ({len(missing)} missing in this layer). "
+        "Labels are never recomputed; load the complete file, written by save_pretrained"
+    )
+
+
+def check_labels(layers: Iterable[SavedLayer]) -> None:
+    """Every layer's labels are a partition of its shapes, or those of all layers are still unplaced.
+
+    Raises:
+        AdapterFileError: neither; a layer left unplaced among placed ones would be off without a word.
+    """
+    waiting = []
+    placed = False
+    for layer in layers:
+        if layer.is_unplaced:
+            waiting.append(layer.name)
+        else:
+            layer.partition()
+            placed = placed or layer.budget.has_choice
+    if waiting and placed:
+        raise AdapterFileError(
+            f"the adapter file is damaged: {_some(waiting)} has no placement, though other layers have one: it would "
+            "be off without a word"
+        )
+
+
+def check_before_loading(folder: Path, config: LocalizedConfig) -> None:
+    """Hold the tensors that a folder's file describes against the config, before a model makes room for them."""
+    path = weights_in(folder)
+    if path is not None:
+        layers_of(config, described(path))
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
