@@ -189,10 +189,10 @@ def test_an_adapter_of_another_model_is_refused(method: Method, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("cps-lora", {"r": 5}, "was its config edited"),
+        ("cps-lora", {"r": 5}, "was one of them edited"),
         ("cps-lora", {"clusters": 2}, r"row labels must lie in -1\.\.1, got 0\.\.2"),
-        ("g-lora", {"local_size": 1.0}, "was its config edited"),
-        ("g-lora", {"global_share": 0.75}, "was its config edited"),
+        ("g-lora", {"local_size": 1.0}, "was one of them edited"),
+        ("g-lora", {"global_share": 0.75}, "was one of them edited"),
     ],
 )
 def test_a_config_that_does_not_belong_to_the_file(
@@ -310,7 +310,7 @@ def test_only_modules_to_save_may_be_among_the_tensors(tmp_path: Path) -> None:
     PeftModel.from_pretrained(tiny_llama(), folder)
     edit_tensors(folder, add("base_model.model.lm_head.original_module.weight", torch.zeros(64, 32)))
     for load in every_way(folder):
-        with pytest.raises(PlacementError, match=r"original_module.weight, which belongs"):
+        with pytest.raises(PlacementError, match=r"original_module.weight.* which belongs"):
             load()
 
 
