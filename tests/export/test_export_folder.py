@@ -37,6 +37,7 @@ def cut_between_weights_and_config(out: Path) -> None:
     export_lora(adapted(BY_NAME["cps-lora"]), out, overwrite=True)
 
 
+@pytest.mark.slow
 def test_killed_between_weights_and_config_the_old_export_is_whole(tmp_path: Path) -> None:
     out = tmp_path / "plain"
     export_lora(adapted(BY_NAME["lora-by-share"]), out)

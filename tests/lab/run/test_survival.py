@@ -29,6 +29,8 @@ from localora.lab.training.folder import FolderError
 from localora.lab.training.trainer import CheckedTrainer, TrainingError
 from tiny_runs import recipe_values
 
+pytestmark = pytest.mark.slow
+
 ADAPTER = "adapter/adapter_model.safetensors"
 RESULT = {"full": "model/model.safetensors"}
 
