@@ -79,7 +79,7 @@ def _propose_clusters(
 ) -> dict[str, Proposal]:
     sketches: dict[str, GradientSketch] = {}
     if given is not None or config.repartition_signal != "delta":
-        sketches = gradient_sketches(passes, layers, config, passes.batches if given is None else passes.batches[:1])
+        sketches = gradient_sketches(passes, layers, config, None if given is None else passes.batches[:1])
 
     def propose_one(key: str) -> Proposal:
         layer = layers[key]
