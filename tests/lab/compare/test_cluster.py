@@ -111,7 +111,7 @@ class Scene:
                 "tasks": {"sums": data},
                 "methods": {"lora": None, "g-lora": None},
                 "headroom": [],
-                "learning_rates": {"grid": [1e-3, 2e-3, 4e-3]},
+                "learning_rates": {"grid": [1e-3, 2e-3, 4e-3], "seeds": [1000]},
                 "seeds": [0, 1],
                 "training": {"steps": 5},
             }
