@@ -6,6 +6,7 @@ Importing this package registers both methods with PEFT.
 from localora.adapter.config import CpsLoraConfig, GlobalLocalLoraConfig, GLoraConfig
 from localora.adapter.held import hold_factors
 from localora.adapter.layer import UnplacedAdapterError
+from localora.adapter.loading import hot_swap, load
 from localora.adapter.model import placement_of
 from localora.adapter.registry import register
 from localora.adapter.size import AdapterSize, adapter_size
@@ -44,5 +45,7 @@ __all__ = [
     "calibrate",
     "export_lora",
     "hold_factors",
+    "hot_swap",
+    "load",
     "placement_of",
 ]

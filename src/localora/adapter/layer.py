@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple, final
 
 import torch
@@ -24,6 +25,8 @@ from localora.adapter.update import Origin, add_update, update_dtype
 from localora.errors import AdapterError, LocaloraError
 from localora.placement.budget import LayerBudget
 from localora.placement.partition import LABEL_DTYPE, UNPLACED, Partition, Placement, PlacementError
+
+BASE = "__base__"  # PEFT's name of no adapter, in a batch that names one for each sample
 
 
 class UnplacedAdapterError(LocaloraError, RuntimeError):
@@ -304,7 +307,9 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
         delta = product(*self.dense_factors(name))
         return delta.T if self.is_conv1d else delta
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Tensor:
+        if adapter_names is not None and not self.disable_adapters:
+            return self._forward_mixed(x, adapter_names, *args, **kwargs)
         if self.disable_adapters and self.merged:
             self.unmerge()
         acting = self.merged_adapters if self.merged else [] if self.disable_adapters else self.active_adapters
@@ -325,6 +330,22 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
                 self._verify_for_forward(name)
             result = self._add(name, result, x, W)
             W = None  # the first update carries the base layer's gradient
+        return result
+
+    def _forward_mixed(self, x: Tensor, adapter_names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
+        """Each sample with the adapter that it names; the first dimension of x counts samples."""
+        if len(x) != len(adapter_names):
+            raise AdapterError(f"adapter_names has {len(adapter_names)} names for {len(x)} samples; give one for each")
+        if self.merged:
+            raise AdapterError("adapter_names needs adapters beside the base weight; call unmerge_adapter() first")
+        for name in list(self.localized_folded):
+            self.unfold(name)
+        result = self.base_layer(x, *args, **kwargs).clone()
+        for name in dict.fromkeys(name for name in adapter_names if name in self.localized_layout):
+            if not self.localized_verified[name]:
+                self._verify_for_forward(name)
+            rows = [i for i, own in enumerate(adapter_names) if own == name]
+            result[rows] = self._add(name, result[rows], x[rows], None)
         return result
 
     def _add(self, name: str, y: Tensor, x: Tensor, W: Tensor | None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -29,7 +29,9 @@ from localora.adapter.adapter_file import (
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.held import FactorHold
 from localora.adapter.layer import LocalizedLinear
+from localora.adapter.mixed_batch import samples_use
 from localora.adapter.targets import TargetError, linear_layers_of, tell_of_targets
+from localora.adapter.weighted import rank_of_sum, weighted_config, weighted_factors
 from localora.errors import AdapterError, LayerError
 from localora.placement.partition import Partition, Placement
 from localora.placement.random import contiguous_partition, random_partition
@@ -133,16 +135,40 @@ class LocalizedModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        if kwargs.get("adapter_names") is not None:
-            raise AdapterError(
-                "localora adapters do not support several adapters in one batch (adapter_names); run each adapter's "
-                "samples in its own batch, or export_lora() the adapters to plain LoRA, which does"
-            )
+        names = kwargs.get("adapter_names")
+        if names is not None:
+            with samples_use(self, names, kwargs.get("num_beams")), self.hold.opened():
+                yield
+            return
         if torch.compiler.is_compiling():
             yield
             return
         with self.hold.opened():  # PEFT enters here for a forward pass, of which nothing is held, and for `generate`
             yield
+
+    def add_weighted_adapter(
+        self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str, combination_type: str = "linear"
+    ) -> None:
+        """A new adapter whose update is the weighted sum of others': exact, as its frozen term, of their ranks' sum.
+
+        Raises:
+            AdapterError: an unknown adapter, a name that is taken, or adapters and weights that cannot be summed.
+        """
+        unknown = [name for name in adapters if name not in self.peft_config]
+        if unknown or adapter_name in self.peft_config:
+            problem = f"there is no adapter {unknown[0]!r}" if unknown else f"{adapter_name!r} is taken"
+            raise AdapterError(f"{problem}; the model has {', '.join(self.peft_config)}")
+        layers = [module for module in self.model.modules() if isinstance(module, LocalizedLinear)]
+        rank = max(rank_of_sum(layer, adapters) for layer in layers)
+        configs = [config for name in adapters if isinstance(config := self.peft_config[name], LocalizedConfig)]
+        self.peft_config[adapter_name] = weighted_config(configs, weights, combination_type, rank)
+        try:
+            self.inject_adapter(self.model, adapter_name)
+            for _, layer in adapted_layers(self.model, adapter_name):
+                layer.set_frozen(adapter_name, *weighted_factors(layer, adapters, weights, rank))
+        except Exception:
+            self.delete_adapter(adapter_name)
+            raise
 
     def unload(self) -> nn.Module:
         for layer in self.model.modules():

@@ -1,0 +1,82 @@
+"""A weighted sum of adapters as one adapter: exact, since their dense factors stand side by side.
+
+    sum_i w_i dW_i = [w_1 B_1, w_2 B_2, ...] [A_1; A_2; ...]
+
+The sum is the new adapter's frozen term; its trained factors start at zero, as any new adapter's.
+
+Shape legend
+    A_i   (R_i, n), B_i (m, R_i): dense factors of adapter i on one layer       c   rank of the frozen term
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from localora.adapter.config import LocalizedConfig
+from localora.adapter.layer import LocalizedLinear
+from localora.errors import AdapterError
+
+EXACT = ("linear", "cat")  # one and the same here: PEFT's "linear" adds factors, and so is none
+
+
+def weighted_config(
+    configs: Sequence[LocalizedConfig], weights: Sequence[float], combination_type: str, rank: int
+) -> LocalizedConfig:
+    """The config of the sum.
+
+    Raises:
+        AdapterError: another combination than a sum, weights that do not fit, or adapters that cannot be summed.
+    """
+    if combination_type not in EXACT:
+        raise AdapterError(
+            f"combination_type={combination_type!r} is not supported: localora sums adapters exactly "
+            "('linear'). Export them to plain LoRA for PEFT's others"
+        )
+    if len(configs) != len(weights) or not configs:
+        raise AdapterError(f"{len(configs)} adapters with {len(weights)} weights; give one weight for each adapter")
+    if not all(math.isfinite(weight) for weight in weights):
+        raise AdapterError(f"weights must be finite numbers, got {list(weights)}")
+    if any(config.modules_to_save for config in configs):
+        raise AdapterError("adapters with modules_to_save cannot be summed: those modules are no low-rank terms")
+    result = copy.deepcopy(configs[0])
+    targets = [config.target_modules for config in configs]
+    if all(isinstance(target, (set, list)) for target in targets):
+        result.target_modules = set().union(*targets)  # type: ignore[assignment, arg-type]
+    elif any(target != targets[0] for target in targets):
+        raise AdapterError("target_modules of adapters to be summed must be lists, or one expression")
+    result.placement, result.init_weights, result.of_saved_adapter = "random", True, False
+    result.consolidated_rank = rank
+    return result
+
+
+@torch.no_grad()
+def weighted_factors(
+    layer: LocalizedLinear, adapters: Sequence[str], weights: Sequence[float], rank: int
+) -> tuple[Tensor, Tensor]:
+    """A `(c, n)` and B `(m, c)` of the sum on one layer, padded with zeros to the rank c of all layers."""
+    like = layer.get_base_weight()
+    A = torch.zeros(rank, layer.in_features, device=like.device)
+    B = torch.zeros(layer.out_features, rank, device=like.device)
+    start = 0
+    for name, weight in zip(adapters, weights, strict=True):
+        if name not in layer.localized_layout:
+            continue
+        layer.local_partition(name)  # raises when it is unplaced
+        A_i, B_i = layer.dense_factors(name, torch.float32)
+        A[start : start + len(A_i)], B[:, start : start + len(A_i)] = A_i, weight * B_i
+        start += len(A_i)
+    return A, B
+
+
+def rank_of_sum(layer: LocalizedLinear, adapters: Sequence[str]) -> int:
+    """How many ranks the adapters have on one layer together."""
+    own = [name for name in adapters if name in layer.localized_layout]
+    frozen = (layer.frozen_factors(name) for name in own)
+    return sum(layer.localized_layout[name].budget.dense_rank for name in own) + sum(
+        len(factors[0]) for factors in frozen if factors is not None
+    )
