@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from localora.lab.progress import Narrator, Phase, duration_text
+from patience import PATIENCE
 
 
 class Log(io.StringIO):
@@ -26,7 +27,9 @@ class Log(io.StringIO):
 
     def expect(self, text: str, times: int = 1) -> None:
         with self.written:
-            assert self.written.wait_for(lambda: self.getvalue().count(text) >= times, timeout=120), self.getvalue()
+            assert self.written.wait_for(lambda: self.getvalue().count(text) >= times, timeout=PATIENCE), (
+                self.getvalue()
+            )
 
 
 def test_a_line_holds_what_is_known() -> None:

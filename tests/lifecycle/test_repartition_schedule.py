@@ -157,7 +157,7 @@ def test_an_event_says_what_happened(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (rows, cols) == (10, 6)
     with torch.no_grad():
         loss = before.eval()(**BATCHES[0])["loss"].item()
-    assert 0 < event.seconds < 60
+    assert event.seconds > 0
     assert event.to_dict() == {
         "step": 1,
         "place": "found",

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import pytest
 
 from hostile_samples import HONEST, HOSTILE, SHARED_KEY, TESTS, TIME
 from localora.lab.evaluation.sandbox import Limits, Sample, Sandbox, SandboxError, Verdict, box, seccomp
+from patience import wait_until
 
 pytestmark = pytest.mark.usefixtures("bubblewrap")
 NOBODY = 65_534
@@ -68,13 +68,6 @@ def elsewhere(process: psutil.Process) -> bool:
     except psutil.NoSuchProcess:
         return True
     return os.getpid() not in above and any("pytest" in command for command in above.values())
-
-
-def wait_for(event: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 300
-    while not event():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def as_user(uid: int, work: Callable[[], Any]) -> Any:
@@ -184,7 +177,7 @@ def test_hostile(battery, name):
 
 @pytest.mark.slow
 def test_nothing_is_left(battery):
-    wait_for(lambda: not boxes())
+    wait_until(lambda: not boxes(), "the end of the boxes")
     assert not battery.reached
 
 
@@ -198,10 +191,10 @@ def test_boxes_end_with_the_process_that_started_them():
     def endless() -> bool:
         return any("sample" in p.info["cmdline"] and p.cpu_times().user > 0.5 for p in boxes("-S"))
 
-    wait_for(endless)
+    wait_until(endless, "a box that runs")
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    wait_for(lambda: not boxes() and not endless())
+    wait_until(lambda: not boxes() and not endless(), "the end of all boxes")
 
 
 @pytest.mark.parametrize(

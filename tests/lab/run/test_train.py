@@ -158,11 +158,23 @@ def test_plain_lora_needs_no_placement_and_no_export(model_folder: Path, tmp_pat
     assert {p.name for p in (tmp_path / "run").iterdir()} == {".lock", "run.json", "adapter"}
 
 
-def test_a_given_evaluation_is_not_measured_again(model_folder: Path, tmp_path: Path) -> None:
+def test_a_given_evaluation_is_not_measured_again(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+    original = run_module._measure
+
+    def noted(setup: Any, model: Any, what: str, narrator: Any) -> Any:
+        measured.append(what)
+        return original(setup, model, what, narrator)
+
+    monkeypatch.setattr(run_module, "_measure", noted)
     first = train(recipe(model_folder, tmp_path / "a", "lora"), console=quiet())
+    assert measured.pop(0) == "measuring before"
+    after = measured.copy()
     second = train(recipe(model_folder, tmp_path / "b", "g-lora"), before=first.before, console=quiet())
     assert second.before == first.before
-    assert second.seconds["before"] < 0.01
+    assert measured == 2 * after
 
 
 def test_every_method_sees_the_same_batches_in_the_same_order(
