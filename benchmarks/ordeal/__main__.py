@@ -1,6 +1,6 @@
 """`make ordeal`: everything that can be done to a run, and a table of what was left; docs/reliability.md shows it.
 
-The long form takes about an hour on two cores; `--short` about five minutes, as the tests do.
+The long form takes about half an hour on two cores; `--short` about five minutes, as the tests do.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from localora.lab.machine import describe_machine
 Ordeal = Callable[[Path, Path, int, int], Tally]
 ORDEALS: dict[str, tuple[Ordeal, int, int]] = {  # cases of the short form and of the long one
     "runs": (kill_runs, 8, 50),
-    "exports": (kill_exports, 10, 100),
-    "disks": (fill_disks, 6, 40),
+    "exports": (kill_exports, 10, 50),
+    "disks": (fill_disks, 6, 30),
     "writers": (two_writers, 4, 20),
-    "comparisons": (kill_comparisons, 1, 5),
+    "comparisons": (kill_comparisons, 1, 3),
     "adapters": (damage_adapters, 100, 2000),
 }
 ROOT = Path(__file__).parents[2]

@@ -53,7 +53,7 @@ def test_nothing_is_lost_with_the_folders(store: Store) -> None:
 def test_a_line_a_run(store: Store) -> None:
     collect(store.folder)
     lines = [json.loads(line) for line in (store.folder / NAME).read_text().splitlines()]
-    assert len(lines) == 10
+    assert len(lines) == 16
     assert [line["run"] for line in lines] == sorted(line["run"] for line in lines)
     assert all(line["files"].keys() == {"run/run.json", "update.json"} for line in lines)
 
@@ -88,7 +88,7 @@ def test_what_is_missing_is_still_due(store: Store, resolved: ResolvedPlan) -> N
     collect(store.folder)
     state = schedule(resolved, without_folders(store.folder).read)
     assert state.due == [spec]
-    assert len(state.finished) == 9
+    assert len(state.finished) == 15
 
 
 def test_a_failure_is_collected_too(store: Store, resolved: ResolvedPlan) -> None:
@@ -105,5 +105,5 @@ def test_a_damaged_line_is_named(store: Store, resolved: ResolvedPlan, line: str
     collect(store.folder)
     with (store.folder / NAME).open("a") as file:
         file.write(line + "\n")
-    with pytest.raises(PlanError, match=r"records.jsonl:11: holds no run"):
+    with pytest.raises(PlanError, match=r"records.jsonl:17: holds no run"):
         schedule(resolved, without_folders(store.folder).read)
