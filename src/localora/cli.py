@@ -232,13 +232,41 @@ def export(
     rank: Annotated[
         int | None, typer.Option(help="Truncate to this rank by SVD; the error it causes is printed.")
     ] = None,
+    gguf: Annotated[bool, typer.Option("--gguf", help="Also adapter.gguf, for llama.cpp and Ollama.")] = False,
+    modelfile: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Also a Modelfile, for the base model that Ollama knows as MODEL."),
+    ] = None,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="The base model with the adapter added, instead of LoRA.")
+    ] = False,
+    push: Annotated[
+        str | None, typer.Option(metavar="USER/NAME", help="Upload OUT to this Hub repository; made if not there.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="The base model, if not where the adapter's config says.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in OUT.")] = False,
 ) -> None:
-    """Write a trained adapter as plain LoRA, for PEFT, vLLM, llama.cpp, Ollama and SGLang; exact without --rank."""
-    with _errors_in_one_line(OSError):
-        from localora import export_lora
+    """Write a trained adapter as plain LoRA, for PEFT, vLLM, llama.cpp, Ollama and SGLang; exact without --rank.
 
-        typer.echo(export_lora(adapter, out, rank=rank, overwrite=overwrite))
+    Prints the command that serves it with each engine, or what that engine would not take (docs/serving.md).
+    """
+    with _errors_in_one_line(OSError):
+        from rich.console import Console
+
+        from localora.lab.commands.export import export as run
+
+        run(
+            adapter,
+            out,
+            Console(),
+            rank=rank,
+            gguf=gguf,
+            modelfile=modelfile,
+            merged=merged,
+            push=push,
+            base=base,
+            overwrite=overwrite,
+        )
 
 
 @app.command()

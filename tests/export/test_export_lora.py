@@ -60,7 +60,7 @@ def test_contract_key_by_key(method: Method, tmp_path: Path) -> None:
         torch.testing.assert_close(B @ A, layer.get_delta_weight("default").detach(), rtol=1e-5, atol=1e-6)
     with safe_open(tmp_path / WEIGHTS, "pt") as file:
         assert file.metadata() == {"format": "pt"}
-    assert {path.name for path in tmp_path.iterdir()} == {CONFIG, WEIGHTS}
+    assert {path.name for path in tmp_path.iterdir()} == {CONFIG, WEIGHTS, "README.md"}
 
 
 @every_method
@@ -129,7 +129,7 @@ def test_ranks_land_on_the_grid(tmp_path: Path, r: int, clusters: int, rank: int
 def test_a_rank_above_the_grid_warns_and_is_exact(tmp_path: Path) -> None:
     base = nn.Sequential(nn.Linear(90, 70))
     model = get_peft_model(base, BY_NAME["cps-lora"].config(target_modules=["0"], r=40, clusters=13))
-    with pytest.warns(UserWarning, match="rank 520, and serving engines stop at 512; export with rank=512 or less"):
+    with pytest.warns(UserWarning, match="rank 520, and vLLM stops at 512; export with --rank 512"):
         report = export_lora(model, tmp_path / "exact")
     assert report.rank == 520
     assert report.max_error < 1e-5

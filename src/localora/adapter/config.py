@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from peft import PeftConfig
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import get_pattern_key
 
 from localora.adapter.options import option, options_of
 from localora.adapter.patterns import check_pattern
 from localora.adapter.peft_names import accept_peft_names
+from localora.adapter.card import complete_card
 from localora.errors import ConfigError
 from localora.placement.budget import LayerBudget, clustered_budget, global_local_budget
 from localora.placement.partition import MAX_CLUSTERS
@@ -158,6 +160,13 @@ class LocalizedConfig(PeftConfig):
         blocks = [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern or ()
         for expression in blocks:
             check_pattern("layers_pattern", expression, as_matched=rf".*\.{expression}\.(\d+)\.")
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """As PEFT's. With an adapter's weights in the folder, its model card is completed, for people who find it."""
+        super().save_pretrained(save_directory, **kwargs)
+        folder = Path(save_directory)
+        if (folder / SAFETENSORS_WEIGHTS_NAME).exists():
+            complete_card(folder, self)
 
     def repartition_steps(self, total_steps: int) -> list[int]:
         """The optimizer steps, of 1..total_steps, after which there is an event."""

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
+from localora.adapter.card import CARD, EXPORTED
 from localora.errors import LocaloraError
 from localora.files import StorageError, written_folder
 
 # What an export consists of, whichever its kind. --overwrite replaces folders of these files and no others.
 OWN_FILES = (
-    "adapter_config.json", "adapter_model.safetensors", "README.md", "Modelfile", "*.gguf",
+    CARD, "adapter_config.json", "adapter_model.safetensors", "Modelfile", "*.gguf",
     "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
 )  # fmt: skip
@@ -26,7 +27,8 @@ def check_target(out: Path, overwrite: bool) -> None:
     """Whether an export may be written to `out`, before any work is done.
 
     Raises:
-        ExportError: `out` is a file, or holds anything; with `overwrite`, anything but an earlier export.
+        ExportError: `out` is a file, or holds anything; with `overwrite`, anything but an earlier export. So no adapter
+            is lost that was only trained, and never exported.
     """
     if out.exists() and not out.is_dir():
         raise ExportError(f"{out} is a file; give a folder to export to")
@@ -36,11 +38,21 @@ def check_target(out: Path, overwrite: bool) -> None:
             f"{out} is not empty (found {names[0]}); export to another folder, or replace an earlier export with "
             "--overwrite (overwrite=True)"
         )
+    if names and not _is_export(out):
+        raise ExportError(
+            f"{out} holds no earlier export (no {CARD} that says so), and what it holds would be lost; export to "
+            "another folder"
+        )
     strangers = [name for name in names if not _is_own(out / name)]
     if strangers:
         raise ExportError(
             f"{out} holds {strangers[0]}, which is no part of an export, and would be lost; export to another folder"
         )
+
+
+def _is_export(folder: Path) -> bool:
+    card = folder / CARD
+    return card.is_file() and EXPORTED in card.read_text(encoding="utf-8", errors="replace")
 
 
 def _is_own(path: Path) -> bool:

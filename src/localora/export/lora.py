@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig
 
 from localora.adapter.adapter_file import PEFT_PREFIX, WEIGHTS
+from localora.adapter.card import hub_id, training_rows, write_export_card
 from localora.errors import AdapterError
+from localora.export.engines import write_modelfile
 from localora.export.folder import ExportError, check_target, written_whole
 from localora.export.gguf_file import check_gguf, write_gguf
 from localora.export.grid import RANK_GRID, on_grid
@@ -54,12 +56,15 @@ class ExportReport:
     bf16_error: float
 
     def __str__(self) -> str:
-        kind = "exact" if self.kept_rank == self.exact_rank else f"truncated from {self.exact_rank}"
-        padding = "" if self.rank == self.kept_rank else f", zero-padded to {self.rank}"
         return (
-            f"plain LoRA of rank {self.kept_rank} ({kind}){padding}, {self.layers} layers: "
+            f"plain LoRA of {_rank_in_words(self.rank, self.kept_rank, self.exact_rank)}, {self.layers} layers: "
             f"relative error of dW {self.max_error:.1e}, in bfloat16 {self.bf16_error:.1e} -> {self.path}"
         )
+
+
+def _rank_in_words(rank: int, kept_rank: int, exact_rank: int) -> str:
+    kind = "exact" if kept_rank == exact_rank else f"truncated from {exact_rank}"
+    return f"rank {kept_rank} ({kind})" + ("" if rank == kept_rank else f", zero-padded to {rank}")
 
 
 def export_lora(
@@ -70,6 +75,7 @@ def export_lora(
     adapter_name: str = "default",
     overwrite: bool = False,
     gguf: bool = False,
+    modelfile: str | None = None,
     base: str | Path | None = None,
 ) -> ExportReport:
     """Write an adapter as plain LoRA; anything that loads LoRA can then use it, without localora.
@@ -81,59 +87,74 @@ def export_lora(
         adapter_name: which adapter of a model.
         overwrite: replace an earlier export in `out`. The old one stays until the new one is complete.
         gguf: also write `adapter.gguf`, for llama.cpp and Ollama; needs the base model's config, not its weights.
-        base: folder or Hub id of the base model, if not what the adapter's config names. Only `gguf` needs it.
+        modelfile: also write Ollama's Modelfile, and the GGUF file it names, for the base model that Ollama knows by
+            this name, or for a file or folder of it.
+        base: folder or Hub id of the base model, if not what the adapter's config names. Only the GGUF file needs it.
 
     Raises:
         UnplacedAdapterError: the adapter was never placed.
         ExportError: factors that are not finite; `out` holds something, is the adapter's own folder, or cannot be
-            written (a full disk), in which case it is as it was.
-        ValueError: not a localora adapter, or a rank below 1.
+            written (a full disk), in which case it is as it was; a GGUF file of an architecture that has none.
+        AdapterError: not a localora adapter, or a rank below 1.
         PlacementError: damaged or missing tensors.
     """
     if rank is not None and rank < 1:
         raise AdapterError(f"the rank to truncate to must be at least 1, got {rank}")
     out = Path(out)
+    check_target(out, overwrite)
+    training: list[str] = []
     if isinstance(model_or_folder, nn.Module):
-        check_target(out, overwrite)
         adapter = read_model(model_or_folder, adapter_name)
     else:
-        folder = Path(model_or_folder)
-        if out.resolve() == folder.resolve():
-            raise ExportError(f"{out} is the adapter's own folder; export to another one, or the adapter would be lost")
-        check_target(out, overwrite)
-        adapter = read_folder(folder)
+        adapter = read_folder(Path(model_or_folder))
+        training = training_rows(Path(model_or_folder))
     _check_finite(adapter)
-    base_config = _base_config(model_or_folder, base, adapter) if gguf else None
+    base_config = _base_config(model_or_folder, base, adapter) if gguf or modelfile else None
 
-    exact_rank = max(A.shape[0] for A, _ in adapter.factors.values())
     kept = {
         name: truncate_factors(A, B, rank)[:2] if rank is not None and rank < A.shape[0] else (A, B)
         for name, (A, B) in adapter.factors.items()
     }
-    kept_rank = max(A.shape[0] for A, _ in kept.values())
-    padded_rank = on_grid(kept_rank)
-    if padded_rank > RANK_GRID[-1]:
+    exact_rank, kept_rank = _largest_rank(adapter.factors), _largest_rank(kept)
+    file_rank = on_grid(kept_rank)
+    _warn_of_limits(adapter, file_rank)
+    with written_whole(out, overwrite) as folder:
+        save_file(_tensors(adapter, kept, file_rank), folder / WEIGHTS, metadata={"format": "pt"})
+        _write_config(adapter, file_rank, folder)
+        max_error, bf16_error = _errors(adapter, folder)
+        write_export_card(folder, adapter.config, _rank_in_words(file_rank, kept_rank, exact_rank), training)
+        if base_config is not None:
+            write_gguf(folder, base_config, hub_id(adapter.config.base_model_name_or_path))
+        if modelfile is not None:
+            write_modelfile(folder, modelfile)
+    return ExportReport(out, file_rank, kept_rank, exact_rank, len(adapter.factors), max_error, bf16_error)
+
+
+def _largest_rank(factors: dict[str, tuple[Tensor, Tensor]]) -> int:
+    return max(A.shape[0] for A, _ in factors.values())
+
+
+def _warn_of_limits(adapter: Adapter, rank: int) -> None:
+    """Of what localora.export.engines would find, the two that take another export."""
+    if rank > RANK_GRID[-1]:
         warnings.warn(
-            f"the exact export has rank {padded_rank}, and serving engines stop at {RANK_GRID[-1]}; "
-            f"export with rank={RANK_GRID[-1]} or less to truncate by SVD",
-            stacklevel=2,
+            f"the exact export has rank {rank}, and vLLM stops at {RANK_GRID[-1]}; export with --rank {RANK_GRID[-1]} "
+            f"(rank={RANK_GRID[-1]}) or less to truncate by SVD",
+            stacklevel=3,
         )
     if adapter.other_tensors:
         warnings.warn(
             "the adapter has modules_to_save; PEFT loads them from the export, but serving engines refuse them",
-            stacklevel=2,
+            stacklevel=3,
         )
+
+
+def _tensors(adapter: Adapter, kept: dict[str, tuple[Tensor, Tensor]], rank: int) -> dict[str, Tensor]:
     tensors = {key: value.contiguous() for key, value in adapter.other_tensors.items()}
     for name, (A, B) in kept.items():
-        tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = _pad(A, padded_rank, dim=0)
-        tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = _pad(B, padded_rank, dim=1)
-    with written_whole(out, overwrite) as folder:
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-        _write_config(adapter, padded_rank, folder)
-        max_error, bf16_error = _errors(adapter, folder)
-        if base_config is not None:
-            write_gguf(folder, base_config, adapter.config.base_model_name_or_path)
-    return ExportReport(out, padded_rank, kept_rank, exact_rank, len(adapter.factors), max_error, bf16_error)
+        tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = _pad(A, rank, dim=0)
+        tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = _pad(B, rank, dim=1)
+    return tensors
 
 
 def _base_config(source: nn.Module | str | Path, base: str | Path | None, adapter: Adapter) -> PretrainedConfig:

@@ -21,7 +21,7 @@ def load_base_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreT
     Raises:
         ModelError: no such folder or Hub model, or the Hub is out of reach and the model is not cached.
     """
-    source = str(smollm2_folder()) if name.lower() == SMOLLM2 else _source(name)
+    source = source_of(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
@@ -32,8 +32,14 @@ def load_base_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreT
     return model, tokenizer
 
 
-def _source(name: str) -> str:
-    """The folder if there is one, else a Hub id; what can only be a path must exist."""
+def source_of(name: str) -> str:
+    """What transformers loads `name` from: the folder if there is one, else a Hub id; a path must exist.
+
+    Raises:
+        ModelError: a path that is no folder.
+    """
+    if name.lower() == SMOLLM2:
+        return str(smollm2_folder())
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path)

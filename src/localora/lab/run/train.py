@@ -12,11 +12,13 @@ from rich.console import Console
 from torch import nn
 from transformers import TrainerState, set_seed
 
+from localora.adapter.card import note_training
 from localora.files import StorageError, storage_reason, written_folder
 from localora.lab.data.batches import Collator
 from localora.lab.model.dtype import ChosenDtype
 from localora.lab.progress import Narrator
 from localora.lab.recipe.schema import LocalizedMethod, Recipe, differences
+from localora.lab.run.facts import facts_of
 from localora.lab.run.setup import Setup, load_setup
 from localora.lab.run.verification import export_and_verify
 from localora.lab.training.adaptation import Adaptation, adaptation_of
@@ -227,6 +229,8 @@ def _save(
         folder.check_there()
         with written_folder(adaptation.result) as beside:
             adaptation.save(setup, model, beside)
+            if isinstance(recipe.method, LocalizedMethod):
+                note_training(beside, facts_of(record))
         if recipe.output.export and isinstance(recipe.method, LocalizedMethod):
             assert isinstance(model, PeftModel)
             record.export = export_and_verify(model, setup.test[0], folder.adapter, folder.lora)

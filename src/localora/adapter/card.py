@@ -1,0 +1,215 @@
+"""The model card of an adapter: what it is, how to load it, how to get plain LoRA; written whenever it is saved.
+
+PEFT writes a README.md of its own, mostly empty, before it saves an adapter's config. Ours fills that in: a marked
+section of its own, which is written anew at every save, and the metadata that the Hub reads. What a user has written
+into the card stays.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from huggingface_hub import ModelCard, ModelCardData
+
+if TYPE_CHECKING:
+    from localora.adapter.config import LocalizedConfig
+
+CARD = "README.md"
+BEGIN, END = "<!-- localora -->", "<!-- end of localora -->"
+EXPORTED = "<!-- exported by localora -->"  # what an export may replace, and nothing else
+TRAINING = "| training | "
+LOADERS = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+}
+METHODS = {"g-lora": "G-LoRA", "cps-lora": "CPS-LoRA"}
+PAPERS = """## Papers
+
+- Jiahao Xiong, Yihong Huang, Yihe Liu, Xianming Hu, Hongbo Zhao, Kai Zhang. *G-LoRA: Global-Local Decoupled Low-Rank
+  Adaptation*. Findings of the Association for Computational Linguistics: ACL 2026, pp. 20125-20141.
+- Jiahao Xiong, Yihe Liu, Xianming Hu, Hongbo Zhao, Nuoyi Chen, Jie Zhang, Kai Zhang. *Localized Low-Rank Adaptation
+  within Clustered Parameter Subspaces*. ACL 2026, Volume 1: Long Papers, pp. 26556-26572.
+
+localora is an independent implementation from their abstracts.
+"""
+
+
+def hub_id(name: str | None) -> str | None:
+    """The Hub id of a base model given as id or as its folder in the Hub's cache; None for any other path.
+
+    A path of somebody's machine tells a reader nothing, and the Hub refuses it as metadata.
+    """
+    if not name:
+        return None
+    cached = re.search(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots", name)
+    if cached:
+        return f"{cached[1]}/{cached[2]}"
+    return name if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not Path(name).exists() else None
+
+
+def complete_card(folder: Path, config: LocalizedConfig) -> None:
+    """Bring the card of the adapter just saved in `folder` up to date with its config."""
+    path = folder / CARD
+    fresh = ModelCard.from_template(ModelCardData())
+    card = ModelCard.load(path) if path.exists() else fresh
+    training = [line for line in card.text.splitlines() if line.startswith(TRAINING)]
+    _write(
+        path, card, _adapter_section(config, training), config, untouched=_placeholders(card) == _placeholders(fresh)
+    )
+
+
+def note_training(folder: Path, facts: Iterable[str]) -> None:
+    """Add what only a training run knows, such as data and losses; a later save of the adapter keeps it."""
+    path = folder / CARD
+    text = path.read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.startswith(TRAINING)]
+    last_row = max(i for i, line in enumerate(lines[: lines.index(END)]) if line.startswith("| "))
+    rows = [f"{TRAINING}{fact} |" for fact in facts]
+    path.write_text("\n".join([*lines[: last_row + 1], *rows, *lines[last_row + 1 :]]) + "\n", encoding="utf-8")
+
+
+def training_rows(folder: Path) -> list[str]:
+    """What :func:`note_training` left in a folder's card, for the card of its export."""
+    path = folder / CARD
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [line for line in text.splitlines() if line.startswith(TRAINING)]
+
+
+def write_export_card(folder: Path, config: LocalizedConfig, rank: str, training: Iterable[str]) -> None:
+    """The card of an adapter's plain LoRA. `rank` says it in words: exact, truncated, padded."""
+    loader = LOADERS.get(str(config.task_type), "AutoModel")
+    section = f"""{EXPORTED}
+
+# Plain LoRA, exported from {METHODS[config.method]}
+
+A low-rank adapter, trained with [localora](https://pypi.org/project/localora/) and exported to plain LoRA: it loads
+wherever LoRA does, without localora.
+
+{_table([*_rows(config), f"| this file | {rank} |", *training])}
+
+```python
+from peft import PeftModel
+from transformers import {loader}
+
+base = {loader}.from_pretrained("{_base(config)}")
+model = PeftModel.from_pretrained(base, "{_HERE}")
+```
+
+{PAPERS}"""
+    _write(folder / CARD, ModelCard.from_template(ModelCardData()), section, config, untouched=True)
+
+
+def write_merged_card(folder: Path, config: LocalizedConfig, training: Iterable[str]) -> None:
+    """The card of a base model with the adapter merged into it."""
+    loader = LOADERS.get(str(config.task_type), "AutoModel")
+    section = f"""{EXPORTED}
+
+# {METHODS[config.method]} merged into its base model
+
+A low-rank adapter, trained with [localora](https://pypi.org/project/localora/) and added to the weights of its base
+model: a checkpoint like any other.
+
+{_table([*_rows(config), *training])}
+
+```python
+from transformers import {loader}
+
+model = {loader}.from_pretrained("{_HERE}")
+```
+
+{PAPERS}"""
+    card = ModelCard.from_template(ModelCardData(base_model_relation="merge"))
+    _write(folder / CARD, card, section, config, untouched=True, library="transformers")
+
+
+_HERE = "this folder, or its Hub id"
+
+
+def _adapter_section(config: LocalizedConfig, training: Iterable[str]) -> str:
+    base, loader = _base(config), LOADERS.get(str(config.task_type), "AutoModel")
+    return f"""# {METHODS[config.method]} adapter
+
+A low-rank adapter that acts where the weight matrices need it, trained with
+[localora](https://pypi.org/project/localora/) on top of [PEFT](https://github.com/huggingface/peft).
+
+{_table([*_rows(config), *training])}
+
+## Load it
+
+```python
+import localora  # pip install localora; registers the method with PEFT
+from peft import PeftModel
+from transformers import {loader}
+
+base = {loader}.from_pretrained("{base}")
+model = PeftModel.from_pretrained(base, "{_HERE}")
+```
+
+A process that has not imported localora ends in `KeyError: 'LOCALIZED'`. For one that never shall, and for vLLM,
+SGLang, llama.cpp and Ollama, make plain LoRA of it, which computes the same:
+
+    localora export {_HERE.partition(",")[0].replace(" ", "-")} my-plain-lora
+
+{PAPERS}"""
+
+
+def _base(config: LocalizedConfig) -> str:
+    return hub_id(config.base_model_name_or_path) or "the base model"
+
+
+def _rows(config: LocalizedConfig) -> list[str]:
+    base = hub_id(config.base_model_name_or_path)
+    events = [f"{fraction:.0%}" for fraction in config.repartition]
+    return [
+        f"| base model | {f'[{base}](https://huggingface.co/{base})' if base else 'a local folder'} |",
+        f"| method | {METHODS[config.method]} |",
+        f"| r | {config.r}: as many trainable parameters as LoRA of this rank |",
+        *([f"| clusters K | {config.clusters} |"] if config.method == "cps-lora" else []),  # type: ignore[attr-defined]
+        *([f"| block | {config.local_size:.0%} of rows and columns |"] if config.method == "g-lora" else []),  # type: ignore[attr-defined]
+        f"| global share of the rank | {config.global_share:g} |",
+        f"| scale | alpha {config.alpha:g}{', rank-stabilised' if config.use_rslora else ''} |",
+        f"| layers | {_names(config.target_modules)} |",
+        f"| placement | {config.placement} |",
+        "| events | "
+        + (f"every {config.repartition_every} steps" if config.repartition_every else ", ".join(events) or "none")
+        + (" of training |" if events else " |"),
+    ]
+
+
+def _names(target_modules: Iterable[str] | str | None) -> str:
+    if target_modules is None or isinstance(target_modules, str):
+        return f"`{target_modules or 'the default'}`"
+    return ", ".join(f"`{name}`" for name in sorted(target_modules))
+
+
+def _table(rows: Iterable[str]) -> str:
+    return "\n".join(["| | |", "| --- | --- |", *rows])
+
+
+def _placeholders(card: ModelCard) -> int:
+    return str(card.text).count("[More Information Needed]")
+
+
+def _write(
+    path: Path, card: ModelCard, section: str, config: LocalizedConfig, *, untouched: bool, library: str = "peft"
+) -> None:
+    """Into the card's metadata, and in place of its marked section, or of the whole text if that is PEFT's template."""
+    card.data.library_name = library
+    card.data.tags = sorted({*(card.data.tags or []), "localora", "lora", *(["peft"] if library == "peft" else [])})
+    card.data.base_model = hub_id(config.base_model_name_or_path)  # None leaves the key out
+    if config.task_type == "CAUSAL_LM":
+        card.data.pipeline_tag = "text-generation"
+    marked, text = f"{BEGIN}\n{section.strip()}\n{END}", str(card.text)
+    if BEGIN in text and END in text:
+        before, _, rest = text.partition(BEGIN)
+        text = before + marked + rest.partition(END)[2]
+    else:
+        text = marked if untouched else f"{marked}\n\n{text}"
+    card.text = text.strip() + "\n"
+    card.save(path)
