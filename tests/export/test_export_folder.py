@@ -139,3 +139,23 @@ def test_finite_factors_whose_product_is_not(tmp_path: Path) -> None:
     report = export_lora(model, tmp_path / "out")  # 1e75 is finite where it is measured, in float64
     assert report.max_error < 1e-6
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "out" / WEIGHTS).values())
+
+
+def test_when_the_new_one_cannot_take_its_place_the_old_one_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "plain"
+    export_lora(adapted(BY_NAME["lora-by-share"]), out)
+    before = contents(out)
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if ".partial-" in self.name:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_lora(adapted(BY_NAME["cps-lora"]), out, overwrite=True)
+    assert contents(out) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["plain"]

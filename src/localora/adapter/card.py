@@ -50,7 +50,7 @@ def hub_id(name: str | None) -> str | None:
     cached = re.search(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots", name)
     if cached:
         return f"{cached[1]}/{cached[2]}"
-    return name if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not Path(name).exists() else None
+    return name if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) and not Path(name).exists() else None
 
 
 def complete_card(folder: Path, config: LocalizedConfig) -> None:
@@ -200,9 +200,12 @@ def _write(
     path: Path, card: ModelCard, section: str, config: LocalizedConfig, *, untouched: bool, library: str = "peft"
 ) -> None:
     """Into the card's metadata, and in place of its marked section, or of the whole text if that is PEFT's template."""
+    base, peft = hub_id(config.base_model_name_or_path), library == "peft"
+    kept = {tag for tag in card.data.tags or [] if not tag.startswith("base_model:")}  # PEFT puts a path there
+    ours = {"localora", "lora", *(["peft"] if peft else []), *([f"base_model:adapter:{base}"] if peft and base else [])}
     card.data.library_name = library
-    card.data.tags = sorted({*(card.data.tags or []), "localora", "lora", *(["peft"] if library == "peft" else [])})
-    card.data.base_model = hub_id(config.base_model_name_or_path)  # None leaves the key out
+    card.data.tags = sorted(kept | ours)
+    card.data.base_model = base  # None leaves the key out
     if config.task_type == "CAUSAL_LM":
         card.data.pipeline_tag = "text-generation"
     marked, text = f"{BEGIN}\n{section.strip()}\n{END}", str(card.text)

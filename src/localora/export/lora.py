@@ -101,6 +101,8 @@ def export_lora(
     if rank is not None and rank < 1:
         raise AdapterError(f"the rank to truncate to must be at least 1, got {rank}")
     out = Path(out)
+    if not isinstance(model_or_folder, nn.Module) and out.resolve() == Path(model_or_folder).resolve():
+        raise ExportError(f"{out} is the adapter's own folder; export to another one, or the adapter would be lost")
     check_target(out, overwrite)
     training: list[str] = []
     if isinstance(model_or_folder, nn.Module):

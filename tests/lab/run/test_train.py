@@ -88,6 +88,13 @@ def test_the_numbers_of_the_record_are_those_of_the_files(model_folder: Path, tm
     if method != "lora":  # it has an event
         assert record.parameters.stored == sum(kept.values()) > record.parameters.trainable
     assert record.parameters.lora_same_r == 4 * (32 + 32) + 4 * (64 + 32)  # q_proj 32 x 32, down_proj 32 x 64
+    for folder in () if method == "lora" else ("adapter", "lora"):
+        card = (tmp_path / "run" / folder / "README.md").read_text()
+        losses = f"loss {record.before.loss:.4f} before, {record.after.loss:.4f} after"
+        assert f"| training | {losses}: nats per completion token, on 4 test examples |" in card
+        assert "| training | data arithmetic, 24 examples |" in card
+        assert f"| training | base model {model_folder.name} |" in card
+        assert str(model_folder) not in card
     assert record.parameters.trainable == pytest.approx(record.parameters.lora_same_r, rel=0.005)
     assert record.parameters.base == sum(p.numel() for p in setup.model.parameters())
     assert record.data["hashes"] == load_task(chosen.data).hashes
