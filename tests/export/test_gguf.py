@@ -214,5 +214,5 @@ def test_llama_cpp_gives_the_same_log_probabilities(kind: str, tmp_path: Path) -
     print(f"{kind}: largest difference {error:.1e}, adapter's effect {effect:.1f} nats, top-1 {agreement:.0%}")
     assert error < 1e-2
     assert agreement >= 0.99
-    assert effect > 3  # nats: far from the base
+    assert effect > 2  # nats: far from the base, by 200 times what may differ
     assert (ours.argmax(dim=1) != plain.argmax(dim=1)).double().mean() > 0.5

@@ -179,6 +179,7 @@ def _rows(config: LocalizedConfig) -> list[str]:
         "| events | "
         + (f"every {config.repartition_every} steps" if config.repartition_every else ", ".join(events) or "none")
         + (" of training |" if events else " |"),
+        *([f"| frozen term, from past events | rank {config.consolidated_rank} |"] if config.consolidated_rank else []),
     ]
 
 
