@@ -100,9 +100,9 @@ def test_export_of_a_trained_adapter(model_folder: Path, tmp_path: Path) -> None
     result = call("export", tmp_path / "run" / "adapter", tmp_path / "plain")
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "plain" / "adapter_config.json").read_text())["peft_type"] == "LORA"
-    assert "plain LoRA of rank 8 (exact), 2 layers" in result.stdout
+    assert "plain LoRA of rank 16 (exact), 2 layers" in result.stdout
     truncated = call("export", tmp_path / "run" / "adapter", tmp_path / "small", "--rank", "1")
-    assert "rank 1 (truncated from 8), zero-padded to 8" in truncated.stdout
+    assert "rank 1 (truncated from 16), zero-padded to 8" in truncated.stdout
 
 
 def test_export_errors_are_one_line(tmp_path: Path) -> None:

@@ -180,12 +180,16 @@ def test_push_to_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 uploaded[operation.path_in_repo] = file.read()
         return "commit"
 
-    def nothing_there(cls: type, repo_id: str, **_: Any) -> ModelCard:
-        raise EntryNotFoundError("no card yet")
+    def load(cls: type, source: Any, **options: Any) -> ModelCard:
+        if source == "me/adapter":
+            raise EntryNotFoundError("no card yet")
+        return original(cls, source, **options)
+
+    original = ModelCard.load.__func__
 
     monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: Url("https://huggingface.co/me/adapter"))
     monkeypatch.setattr(HfApi, "create_commit", create_commit)
-    monkeypatch.setattr("transformers.utils.hub.ModelCard.load", classmethod(nothing_there))
+    monkeypatch.setattr("transformers.utils.hub.ModelCard.load", classmethod(load))
     model = adapted(BY_NAME["hybrid"])
     model.push_to_hub("me/adapter")
     monkeypatch.undo()
