@@ -83,7 +83,7 @@ def written_folder(path: Path, check: Callable[[], None] = lambda: None) -> Iter
             path.rename(old)
         try:
             partial.rename(path)
-        except OSError:
+        except BaseException:  # also when interrupted
             if old.is_dir():
                 old.rename(path)
             raise
