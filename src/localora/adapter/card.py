@@ -28,6 +28,7 @@ LOADERS = {
     "TOKEN_CLS": "AutoModelForTokenClassification",
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
 }
+HERE = "this folder, or its Hub id"
 METHODS = {"g-lora": "G-LoRA", "cps-lora": "CPS-LoRA"}
 PAPERS = """## Papers
 
@@ -88,8 +89,7 @@ def write_export_card(folder: Path, config: LocalizedConfig, rank: str, training
 
 # Plain LoRA, exported from {METHODS[config.method]}
 
-A low-rank adapter, trained with [localora](https://pypi.org/project/localora/) and exported to plain LoRA: it loads
-wherever LoRA does, without localora.
+A low-rank adapter, trained with localora and exported to plain LoRA: it loads wherever LoRA does, without localora.
 
 {_table([*_rows(config), f"| this file | {rank} |", *training])}
 
@@ -98,7 +98,7 @@ from peft import PeftModel
 from transformers import {loader}
 
 base = {loader}.from_pretrained("{_base(config)}")
-model = PeftModel.from_pretrained(base, "{_HERE}")
+model = PeftModel.from_pretrained(base, "{HERE}")
 ```
 
 {PAPERS}"""
@@ -112,15 +112,14 @@ def write_merged_card(folder: Path, config: LocalizedConfig, training: Iterable[
 
 # {METHODS[config.method]} merged into its base model
 
-A low-rank adapter, trained with [localora](https://pypi.org/project/localora/) and added to the weights of its base
-model: a checkpoint like any other.
+A low-rank adapter, trained with localora and added to the weights of its base model: a checkpoint like any other.
 
 {_table([*_rows(config), *training])}
 
 ```python
 from transformers import {loader}
 
-model = {loader}.from_pretrained("{_HERE}")
+model = {loader}.from_pretrained("{HERE}")
 ```
 
 {PAPERS}"""
@@ -128,33 +127,30 @@ model = {loader}.from_pretrained("{_HERE}")
     _write(folder / CARD, card, section, config, untouched=True, library="transformers")
 
 
-_HERE = "this folder, or its Hub id"
-
-
 def _adapter_section(config: LocalizedConfig, training: Iterable[str]) -> str:
     base, loader = _base(config), LOADERS.get(str(config.task_type), "AutoModel")
     return f"""# {METHODS[config.method]} adapter
 
-A low-rank adapter that acts where the weight matrices need it, trained with
-[localora](https://pypi.org/project/localora/) on top of [PEFT](https://github.com/huggingface/peft).
+A low-rank adapter that acts where the weight matrices need it, trained with localora on top of
+[PEFT](https://github.com/huggingface/peft).
 
 {_table([*_rows(config), *training])}
 
 ## Load it
 
 ```python
-import localora  # pip install localora; registers the method with PEFT
+import localora  # registers the method with PEFT
 from peft import PeftModel
 from transformers import {loader}
 
 base = {loader}.from_pretrained("{base}")
-model = PeftModel.from_pretrained(base, "{_HERE}")
+model = PeftModel.from_pretrained(base, "{HERE}")
 ```
 
 A process that has not imported localora ends in `KeyError: 'LOCALIZED'`. For one that never shall, and for vLLM,
 SGLang, llama.cpp and Ollama, make plain LoRA of it, which computes the same:
 
-    localora export {_HERE.partition(",")[0].replace(" ", "-")} my-plain-lora
+    localora export {HERE.partition(",")[0].replace(" ", "-")} my-plain-lora
 
 {PAPERS}"""
 
