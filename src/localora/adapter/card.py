@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from huggingface_hub import ModelCard, ModelCardData
+from peft.peft_model import ModelCard, ModelCardData  # those of huggingface_hub that PEFT writes its cards with
 
 if TYPE_CHECKING:
     from localora.adapter.config import LocalizedConfig
@@ -197,14 +197,14 @@ def _write(
     path: Path, card: ModelCard, section: str, config: LocalizedConfig, *, untouched: bool, library: str = "peft"
 ) -> None:
     """Into the card's metadata, and in place of its marked section, or of the whole text if that is PEFT's template."""
-    base, peft = hub_id(config.base_model_name_or_path), library == "peft"
-    kept = {tag for tag in card.data.tags or [] if not tag.startswith("base_model:")}  # PEFT puts a path there
+    base, peft, data = hub_id(config.base_model_name_or_path), library == "peft", cast(ModelCardData, card.data)
+    kept = {tag for tag in data.tags or [] if not tag.startswith("base_model:")}  # PEFT puts a path there
     ours = {"localora", "lora", *(["peft"] if peft else []), *([f"base_model:adapter:{base}"] if peft and base else [])}
-    card.data.library_name = library
-    card.data.tags = sorted(kept | ours)
-    card.data.base_model = base  # None leaves the key out
+    data.library_name = library
+    data.tags = sorted(kept | ours)
+    data.base_model = base  # None leaves the key out
     if config.task_type == "CAUSAL_LM":
-        card.data.pipeline_tag = "text-generation"
+        data.pipeline_tag = "text-generation"
     marked, text = f"{BEGIN}\n{section.strip()}\n{END}", str(card.text)
     if BEGIN in text and END in text:
         before, _, rest = text.partition(BEGIN)
