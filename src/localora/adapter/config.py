@@ -14,10 +14,10 @@ from peft import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import get_pattern_key
 
+from localora.adapter.card import complete_card
 from localora.adapter.options import option, options_of
 from localora.adapter.patterns import check_pattern
 from localora.adapter.peft_names import accept_peft_names
-from localora.adapter.card import complete_card
 from localora.errors import ConfigError
 from localora.placement.budget import LayerBudget, clustered_budget, global_local_budget
 from localora.placement.partition import MAX_CLUSTERS
