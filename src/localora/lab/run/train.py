@@ -93,11 +93,13 @@ def _run(
                     _save(recipe, record, setup, adaptation, model, folder)
         except Exception as error:
             said = storage_reason(error, folder.path)
-            failure = error if said is None else StorageError(f"{said} (the run in {folder.path}: {HOW_TO_GO_ON})")
-            record.status, record.error = "failed", str(failure)
+            full = None if said is None else StorageError(f"{said} (the run in {folder.path}: {HOW_TO_GO_ON})")
+            record.status, record.error = "failed", str(full or error)
             with suppress(StorageError):  # the disk that is full, or the folder that is gone, is what we tell of
                 _write(record, folder)
-            raise failure from error
+            if full is None:
+                raise
+            raise full from error
         record.peak_memory_mib = max(record.peak_memory_mib, memory.mib)
     record.status = "finished"
     _write(record, folder)
