@@ -17,7 +17,8 @@ RANK = 4  # of the tables
 CLUSTERS = (2, 4, 8)
 OVERLAPS = (0.1, 0.25, 0.5, 1.0)  # of the dial, at DIAL_CLUSTERS; 0 is in the tables
 DIAL_CLUSTERS = 4
-AT_EQUAL_ERROR = {"cps-oracle": "oracle", "cps-found": "found", "cps-probe": "found by a probe"}  # held against LoRA
+# held against LoRA
+AT_EQUAL_ERROR = {"cps-oracle": "oracle", "cps-found": "found", "cps-update": "found in an update"}
 TUNING_SEED = 100
 FIRST_LR, LR_FACTOR = 1e-2, 3.0
 LOWEST_LR, HIGHEST_LR = 1e-4, 1.0
@@ -70,14 +71,14 @@ def cells(scale: Scale) -> list[Cell]:
 
 def _table(K: int) -> Iterator[Cell]:
     for key, student in STUDENTS.items():
-        if not student.probe:  # the linear layer's gradient shows its blocks
+        if student.labels != "update":  # the linear layer's gradient shows its blocks
             yield Cell("linear", K, 0.0, key, RANK)
     yield Cell("linear", K, 0.0, "lora", K * RANK)
 
 
 def _transformer(K: int, scale: Scale) -> Iterator[Cell]:
-    probes = [key for key, student in STUDENTS.items() if student.probe]
-    for key in ("lora", "cps-oracle", "cps-found", *probes, "cps-random"):
+    updates = [key for key, student in STUDENTS.items() if student.labels == "update"]
+    for key in ("lora", "cps-oracle", "cps-found", *updates, "cps-random"):
         yield Cell("transformer", K, 0.0, key, RANK)
     for multiple in scale.multiples[1:4]:
         yield Cell("transformer", K, 0.0, "lora", K * multiple)

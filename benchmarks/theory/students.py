@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 from benchmarks.theory.tasks import Batch, Task
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 
-from localora import CpsLoraConfig, GLoraConfig, Repartitioner, calibrate
+from localora import CpsLoraConfig, GLoraConfig, Repartitioner, calibrate, calibrate_from_update
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.model import adapted_layers
 from localora.placement.agreement import adjusted_rand_index
 
 SCHEDULE = (0.05, 0.15, 0.3)  # the default of CpsLoraConfig
 CALIBRATION_BATCHES = 4
+LORA_RATE = 3e-3  # of the LoRA whose update is clustered
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,10 @@ class Student:
         key: its name in records.
         label: its name in tables and pictures.
         labels: "oracle" (the planted ones), "found" (unplaced at first: calibrated, then re-partitioned), "start"
-            (calibrated, never re-partitioned), "probe" (found in a probe's update, never re-partitioned), "random", or
-            "none" (LoRA has nothing to place).
+            (calibrated, never re-partitioned), "update" (found in the update of a LoRA trained first, never
+            re-partitioned), "random", or "none" (LoRA has nothing to place).
         options: of the config.
-        probe: steps of the probe, one fresh batch each, over those of the training that follows.
-        counted: whether probe and training together have the steps that the others have; else training alone has.
+        counted: whether that LoRA's steps and training's together are those that the others have; else each has them.
     """
 
     key: str
@@ -41,14 +44,13 @@ class Student:
     labels: str
     options: dict[str, Any]
     method: type[LocalizedConfig] = CpsLoraConfig
-    probe: float = 0.0
     counted: bool = False
 
     def config(self, r: int, clusters: int, targets: list[str], steps: int) -> LocalizedConfig:
         """Scale 1 at every rank; K is the planted number of blocks, except for LoRA."""
         options = dict(self.options)
         if self.method is CpsLoraConfig:
-            options = {"clusters": clusters, "probe_steps": round(self.probe * steps), **options}
+            options = {"clusters": clusters, **options}
         return self.method(
             r=r,
             alpha=float(r),
@@ -67,10 +69,8 @@ STUDENTS = {
         Student("cps-oracle", "CPS-LoRA, oracle labels", "oracle", {}),
         Student("cps-found", "CPS-LoRA, found labels", "found", {}),
         Student("cps-start", "CPS-LoRA, labels of the start", "start", {}),
-        Student("cps-probe", "CPS-LoRA, labels of a probe", "probe", {}, probe=1.0),
-        Student(
-            "cps-probe-counted", "CPS-LoRA, labels of a probe, its steps counted", "probe", {}, probe=1.0, counted=True
-        ),
+        Student("cps-update", "CPS-LoRA, labels of a LoRA's update", "update", {}),
+        Student("cps-update-counted", "CPS-LoRA, of an update, its steps counted", "update", {}, counted=True),
         Student("cps-random", "CPS-LoRA, random labels", "random", {}),
         Student("cps-free", "CPS-LoRA, found, balance 0", "found", {"balance": 0.0}),
         Student("hybrid", "hybrid, found labels", "found", {"global_share": 0.5}),
@@ -93,12 +93,12 @@ class Trained:
 def train(task: Task, student: Student, r: int, seed: int, lr: float, steps: int) -> Trained:
     """Adam with a warm-up and a cosine to zero; one fresh batch a step."""
     if student.counted:
-        steps = round(steps / (1 + student.probe))
+        steps = round(steps / 2)
     torch.manual_seed(seed)
     config = student.config(r, task.clusters, task.targets, steps)
     model = get_peft_model(task.base(), config)  # type: ignore[arg-type]
     first = list(islice(task.batches(seed + 1), CALIBRATION_BATCHES))
-    _place(task, student, model, task.batches(seed + 1))
+    _place(task, student, model, task.batches(seed + 1), steps)
     agreement_first = _agreement(task, student, model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=lr)
@@ -132,12 +132,32 @@ def _share_of_lr(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up)))
 
 
-def _place(task: Task, student: Student, model: PeftModel, batches: Iterator[Batch]) -> None:
+def _place(task: Task, student: Student, model: PeftModel, batches: Iterator[Batch], steps: int) -> None:
     if student.labels == "oracle":
         for name, layer in adapted_layers(model, "default"):
             layer.place("default", task.planted(name))
-    elif student.labels in ("found", "start", "probe"):
+    elif student.labels == "update":
+        config = model.peft_config["default"]
+        assert isinstance(config, CpsLoraConfig)
+        with tempfile.TemporaryDirectory() as folder:
+            _train_lora(task, 2 * config.clusters * config.r, islice(batches, steps), Path(folder))
+            calibrate_from_update(model, folder)
+    elif student.labels in ("found", "start"):
         calibrate(model, batches, CALIBRATION_BATCHES)
+
+
+def _train_lora(task: Task, r: int, batches: Iterable[Batch], folder: Path) -> None:
+    """A plain LoRA of PEFT's and of scale 1, trained by Adam at one rate on each batch once, and saved."""
+    base = task.base()
+    sides = [min(layer.weight.shape) for name, layer in base.named_modules() if isinstance(layer, nn.Linear)]
+    rank = min(r, *sides)
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(task.targets))
+    model = get_peft_model(base, config)  # type: ignore[arg-type]
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=LORA_RATE)
+    model.train()
+    for batch in batches:
+        _step(model, batch, optimizer)
+    model.save_pretrained(str(folder))
 
 
 def _agreement(task: Task, student: Student, model: PeftModel) -> float | None:

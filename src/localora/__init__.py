@@ -14,6 +14,7 @@ from localora.export.folder import ExportError
 from localora.export.lora import ExportReport, export_lora
 from localora.lifecycle.calibration import calibrate
 from localora.lifecycle.callback import LocalizationCallback
+from localora.lifecycle.from_update import calibrate_from_update
 from localora.lifecycle.passes import CalibrationError
 from localora.lifecycle.report import CalibrationReport, LayerReport
 from localora.lifecycle.schedule import Repartitioner, RepartitionEvent, ScheduleError
@@ -43,6 +44,7 @@ __all__ = [
     "UnplacedAdapterError",
     "adapter_size",
     "calibrate",
+    "calibrate_from_update",
     "export_lora",
     "hold_factors",
     "hot_swap",

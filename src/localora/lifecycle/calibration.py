@@ -30,16 +30,14 @@ def calibrate(
     """Place an adapter from the gradients of a few batches; do this after `get_peft_model` and before training.
 
     G-LoRA takes the rows and columns with the highest first-order Taylor importance |W * dL/dW|; CPS-LoRA co-clusters a
-    sketch of the summed gradient, or with `probe_steps` the update of a short training that is then thrown away. No
-    parameter changes and no `.grad` is touched; the model keeps its mode. In a distributed run every process calls this
-    with its own batches; the signals are summed.
+    sketch of the summed gradient. No parameter changes and no `.grad` is touched; the model keeps its mode. In a
+    distributed run every process calls this with its own batches; the signals are summed.
 
     Args:
         model: a PEFT model (or a model with injected adapters).
         batches: dicts given to the model as keyword arguments, or anything `loss_fn` understands. Tensors are moved to
-            the model's device. At most `steps` of them are read, and kept if a second pass is needed; for a probe, at
-            most `probe_steps`, gone through again if there are fewer.
-        steps: batches to observe. One batch costs about one training step. A probe's steps are the config's.
+            the model's device. At most `steps` of them are read, and kept if a second pass is needed.
+        steps: batches to observe. One batch costs about one training step.
         loss_fn: (model, batch) -> scalar loss; default `model(**batch).loss`, or the first output.
         adapter_name: the adapter to place; default the active one.
         replace: place again an adapter that already has a placement. Its trained factors then mean something else, so
@@ -47,23 +45,23 @@ def calibrate(
         progress: called with (passes done, passes in all) after each forward and backward pass.
 
     Returns:
-        CalibrationReport: per layer what the placement captures; per run the mean loss of the batches (with a probe,
-            as it was trained on them) and the seconds.
+        CalibrationReport: per layer what the placement captures; per run the mean loss of the batches and the
+            seconds.
 
     Raises:
         CalibrationError: no batches, a loss that is not finite, no label tokens, or an adapter that is placed already.
     """
     started = time.perf_counter()
     name, config = adapter_config(model, adapter_name)
-    layers = _layers_to_place(model, name, replace)
-    passes = Passes(model, batches, batches_to_read(config, steps), loss_fn)
+    layers = layers_to_place(model, name, replace)
+    passes = Passes(model, batches, steps, loss_fn)
     count = len(passes.batches)
     if isinstance(config, GLoraConfig):
         passes.progress = _with_total(progress, block_passes(config, count))
         reports = plan_blocks(passes, layers, name, config)
     else:
         assert isinstance(config, CpsLoraConfig)
-        passes.progress = _with_total(progress, config.probe_steps or count)
+        passes.progress = _with_total(progress, count)
         reports = plan_clusters(passes, layers, name, config)
     for layer_name, layer in layers.items():
         layer.place(name, reports[layer_name].partition)
@@ -75,11 +73,6 @@ def calibrate(
         loss=sum(passes.losses[:count]) / count,
         seconds=time.perf_counter() - started,
     )
-
-
-def batches_to_read(config: LocalizedConfig, steps: int) -> int:
-    """How many batches calibration reads where `steps` are to be observed: one for each step of a probe."""
-    return config.probe_steps if isinstance(config, CpsLoraConfig) and config.probe_steps else steps
 
 
 def _with_total(progress: Callable[[int, int], None] | None, total: int) -> Callable[[int], None] | None:
@@ -104,7 +97,12 @@ def adapter_config(model: nn.Module, adapter_name: str | None) -> tuple[str, Loc
     return adapter_name, config
 
 
-def _layers_to_place(model: nn.Module, name: str, replace: bool) -> Layers:
+def layers_to_place(model: nn.Module, name: str, replace: bool) -> Layers:
+    """The layers that wait for a placement; with `replace`, all that can have one.
+
+    Raises:
+        CalibrationError: there are none.
+    """
     with_local = {key: layer for key, layer in adapted_layers(model, name) if layer.localized_layout[name].budget.local}
     if not with_local:
         raise CalibrationError(f"the adapter {name!r} has no local term on any layer, so there is nothing to place")

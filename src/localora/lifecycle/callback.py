@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from localora.adapter.model import active_adapters, adapted_layers
-from localora.lifecycle.calibration import adapter_config, batches_to_read, calibrate
+from localora.lifecycle.calibration import calibrate
 from localora.lifecycle.passes import CalibrationError, LossFn
 from localora.lifecycle.random_state import random_state_kept
 from localora.lifecycle.report import CalibrationReport
@@ -31,7 +31,7 @@ class LocalizationCallback(TrainerCallback):
     state of the run is restored afterwards, so the data order is that of a run without the callback.
 
     Args:
-        steps: batches to observe, at the start and at each event. A probe takes one for each of its own steps.
+        steps: batches to observe, at the start and at each event.
         loss_fn: (model, batch) -> loss, for trainers whose batches the model itself cannot turn into a loss, as DPO's.
         progress: called with (passes done, passes in all) while an adapter is placed at train begin.
 
@@ -60,8 +60,7 @@ class LocalizationCallback(TrainerCallback):
         loader = getattr(kwargs["train_dataloader"], "base_dataloader", kwargs["train_dataloader"])
         names = active_adapters(model)
         unplaced = {name for name in names if any(x.is_unplaced(name) for _, x in adapted_layers(model, name))}
-        needed = [batches_to_read(adapter_config(model, name)[1], self.steps) for name in unplaced]
-        batches = _FirstBatches(loader, max([self.steps, *needed]))
+        batches = _FirstBatches(loader, self.steps)
         loss_fn = self.loss_fn or _trainer_loss
         for name in names:
             if name in unplaced:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,6 @@ from localora.adapter.config import CpsLoraConfig, GLoraConfig, LocalizedConfig
 from localora.adapter.layer import LocalizedLinear
 from localora.lifecycle.observe import Observer
 from localora.lifecycle.passes import CalibrationError, Layers, Passes
-from localora.lifecycle.probe import Factors, probe_updates
 from localora.lifecycle.processes import decide_once, sum_over_processes
 from localora.lifecycle.report import LayerReport
 from localora.placement.budget import LocalShape
@@ -135,27 +134,14 @@ def block_passes(config: GLoraConfig, batches: int) -> int:
 
 
 def plan_clusters(passes: Passes, layers: Layers, name: str, config: CpsLoraConfig) -> dict[str, LayerReport]:
-    """CPS-LoRA: a sketch of the summed gradient, or the update of a probe, then its co-clusters."""
-    observe = _probe_factors if config.probe_steps else _gradient_factors
-    factors_of = observe(passes, layers, name, config)
+    """CPS-LoRA: a sketch of the summed gradient, then its co-clusters."""
+    sketches = gradient_sketches(passes, layers, config)
 
     def plan_one(key: str) -> LayerReport:
-        return _cocluster(key, layers[key], name, config, *factors_of(key))
+        left, right = sketches.pop(key).factors()  # popped: the memory of a sketch is free once it is planned on
+        return cocluster(key, layers[key], name, config, left, right)
 
     return decide_once(lambda: dict(zip(layers, over_threads(plan_one, layers), strict=True)))
-
-
-def _gradient_factors(passes: Passes, layers: Layers, name: str, config: CpsLoraConfig) -> Callable[[str], Factors]:
-    """Of each layer's gradient; to be asked for once, so that the memory of a sketch is free once it is planned on."""
-    sketches = gradient_sketches(passes, layers, config)
-    return lambda key: sketches.pop(key).factors()
-
-
-def _probe_factors(passes: Passes, layers: Layers, name: str, config: CpsLoraConfig) -> Callable[[str], Factors]:
-    """Of each layer's update by a probe; to be asked for once."""
-    updates = probe_updates(passes, layers, name, config)
-    _check_seen({key: bool(B.any()) for key, (B, _) in updates.items()}, IN_CALIBRATION)
-    return updates.pop
 
 
 def gradient_sketches(
@@ -214,9 +200,10 @@ def _choose_blocks(scores: Mapping[str, TaylorScores], layers: Layers, name: str
     return decide_once(lambda: {key: choose(key) for key in layers})
 
 
-def _cocluster(
+def cocluster(
     key: str, layer: LocalizedLinear, name: str, config: CpsLoraConfig, left_ms: Tensor, right_sn: Tensor
 ) -> LayerReport:
+    """The co-clusters of M = left_ms @ right_sn on one layer: its gradient, or an update."""
     started = time.perf_counter()
     local = local_shape(layer, name)
     result = plan_coclusters(
@@ -239,18 +226,18 @@ def sum_signals(signals: Mapping[str, TaylorScores | GradientSketch]) -> None:
     """
     seen = torch.tensor([signal.batches for signal in signals.values()])
     sum_over_processes([seen])
-    _check_seen({key: count > 0 for key, count in zip(signals, seen.tolist(), strict=True)}, IN_CALIBRATION)
+    _check_seen({key: count > 0 for key, count in zip(signals, seen.tolist(), strict=True)})
     for key, signal in signals.items():
         sum_over_processes(signal.tensors())
         if not all(bool(tensor.isfinite().all()) for tensor in signal.tensors()):
             raise CalibrationError(f"the gradient of {key} holds NaN or infinity; try bfloat16 instead of float16")
 
 
-def _check_seen(seen: dict[str, bool], where: str) -> None:
+def _check_seen(seen: dict[str, bool]) -> None:
     """Raise if no layer was reached by a gradient; warn if some were not."""
     silent = [key for key, reached in seen.items() if not reached]
     if len(silent) == len(seen):
-        raise CalibrationError(f"no gradient reached any adapted layer in {where}")
+        raise CalibrationError(f"no gradient reached any adapted layer in {IN_CALIBRATION}")
     if silent:
         warnings.warn(
             f"no gradient reached {len(silent)} of {len(seen)} adapted layers, {silent[0]} among them (an expert "

@@ -78,7 +78,7 @@ class CalibrationReport:
     method: str
     layers: tuple[LayerReport, ...]
     batches: int
-    loss: float
+    loss: float | None  # None where no batch was looked at
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,10 +96,10 @@ class CalibrationReport:
 
     def summary(self) -> list[str]:
         """Five lines: what was placed, what the placements hold, and the layers that stand out."""
-        head = (
-            f"{self.method}: {len(self.layers)} layers placed from {self.batches} batches in {self.seconds:.1f} s "
-            f"(loss {self.loss:.3f})"
-        )
+        source = "an update" if self.loss is None else f"{self.batches} batches"
+        head = f"{self.method}: {len(self.layers)} layers placed from {source} in {self.seconds:.1f} s"
+        if self.loss is not None:
+            head += f" (loss {self.loss:.3f})"
         layers = sorted(self.layers, key=lambda layer: layer.held)
         shares = [layer.held for layer in layers]
         return [

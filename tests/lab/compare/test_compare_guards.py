@@ -69,18 +69,6 @@ def test_another_budget_is_refused_unless_it_has_a_label(model_folder: Path) -> 
     check_budgets(resolved_plan(model_folder, methods=methods))
 
 
-def test_steps_of_a_probe_are_another_budget_too(model_folder: Path) -> None:
-    methods = {"lora": None, "cps-lora": {"clusters": 2, "probe_steps": 50, "repartition": []}}
-    with pytest.raises(PlanError) as caught:
-        check_budgets(resolved_plan(model_folder, methods=methods))
-    assert caught.value.problems == [
-        "methods.cps-lora: its probe trains for 50 steps that the other methods do not have; give it a budget_label, "
-        "which every table then shows, or leave probe_steps out"
-    ]
-    methods["cps-lora"]["budget_label"] = "and 50 steps"
-    check_budgets(resolved_plan(model_folder, methods=methods))
-
-
 def test_one_percent_is_the_most(model_folder: Path) -> None:
     resolved = resolved_plan(model_folder)
     lora = resolved.contenders[0].model_copy(update={"budget": 1000})

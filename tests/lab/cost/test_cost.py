@@ -129,14 +129,6 @@ def test_global_local_rank_and_calibration_of_the_8b() -> None:
     assert predicted.calibration_working == 2 * 4 * 2048 * 4096
 
 
-def test_a_probe_costs_what_training_its_factors_costs() -> None:
-    """Of rank 2 K r = 2 * 4 * 16, or the smaller side; 16 bytes a number: factor, gradient and two moments."""
-    config = CpsLoraConfig(r=16, clusters=4, probe_steps=100, repartition=[], target_modules=["k_proj", "up_proj"])
-    predicted = predict_cost("llama-3-8b", config)
-    assert predicted.calibration_kept == 32 * 16 * 128 * ((4096 + 1024) + (4096 + 14336))
-    assert predicted.calibration_working == 0
-
-
 def test_kept_signals_are_as_large_as_the_tensors_kept() -> None:
     shapes = [(48, 32), (16, 32), (32, 48)]
     scores = [TaylorScores(m, n) for m, n in shapes]

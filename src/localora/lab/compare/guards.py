@@ -12,15 +12,12 @@ from localora.lab.data.load import load_task
 from localora.lab.data.overlap import prompt_hash
 from localora.lab.data.published.registry import parse_tasks
 from localora.lab.evaluation.tasks import load_tasks
-from localora.lab.recipe.schema import ClusteredMethod
 
 BUDGET_TOLERANCE = 0.01
 
 
 def check_budgets(resolved: ResolvedPlan) -> None:
     """Every method trains as many parameters as LoRA at the plan's r, within one percent, or has a `budget_label`.
-
-    So does one that trains for more steps than the others, if only a probe.
 
     Raises:
         PlanError: names each method that does not.
@@ -31,12 +28,6 @@ def check_budgets(resolved: ResolvedPlan) -> None:
         "every table then shows"
         for c in resolved.contenders
         if abs(c.trainable - c.budget) > BUDGET_TOLERANCE * c.budget and c.budget_label is None
-    ]
-    problems += [
-        f"methods.{c.label}: its probe trains for {c.method.probe_steps} steps that the other methods do not have; "
-        "give it a budget_label, which every table then shows, or leave probe_steps out"
-        for c in resolved.contenders
-        if isinstance(c.method, ClusteredMethod) and c.method.probe_steps and c.budget_label is None
     ]
     if problems:
         raise PlanError(resolved.name, problems)

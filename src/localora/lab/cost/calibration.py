@@ -4,8 +4,7 @@ Shape legend
     m, n   rows and columns of W      T   tokens of a batch      s   sketch width      b   rows of a band of G
 
 The terms are those of placement/signals.py. What stays from batch to batch is kept on the CPU for every layer; what
-lives while one layer is observed exists once, on the model's device, since backward visits one layer at a time. A probe
-(tuner/probe.py) keeps its factors on the model's device, with what Adam needs of them.
+lives while one layer is observed exists once, on the model's device, since backward visits one layer at a time.
 """
 
 from __future__ import annotations
@@ -53,11 +52,6 @@ def sketch_bytes(shapes: Iterable[tuple[int, int]], tokens: int, width: int, dty
         for (m, n), s in widths.items()
     )
     return CalibrationBytes(kept, max(working, default=0))
-
-
-def probe_bytes(shapes: Iterable[tuple[int, int, int]]) -> CalibrationBytes:
-    """CPS-LoRA and hybrid with a probe: for each (m, n, R), float32 factors, their gradients and Adam's two moments."""
-    return CalibrationBytes(sum(4 * F32 * R * (m + n) for m, n, R in shapes), 0)
 
 
 def _copies(m: int, n: int, tokens: int, as_it_is: bool) -> int:

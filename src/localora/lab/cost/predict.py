@@ -19,11 +19,10 @@ from localora.adapter.model import adapted_layers
 from localora.adapter.size import frozen_rank_after
 from localora.errors import ConfigError
 from localora.export.grid import on_grid
-from localora.lab.cost.calibration import CalibrationBytes, probe_bytes, sketch_bytes, taylor_bytes
+from localora.lab.cost.calibration import CalibrationBytes, sketch_bytes, taylor_bytes
 from localora.lab.cost.file_size import safetensors_bytes
 from localora.lab.cost.report import CostReport
 from localora.lab.cost.shapes import meta_model, model_config
-from localora.lifecycle.probe import rank_of_probe
 from localora.placement.budget import lora_parameters
 
 ADAM_BYTES = 8  # two float32 moments a parameter
@@ -135,9 +134,6 @@ def _calibration(
 ) -> CalibrationBytes:
     if not isinstance(config, LocalizedConfig) or config.global_share == 1:
         return CalibrationBytes(0, 0)
-    if isinstance(config, CpsLoraConfig) and config.probe_steps:
-        budgets = [layer.localized_layout["default"].budget for _, layer in adapted_layers(model, "default")]
-        return probe_bytes((b.m, b.n, rank_of_probe(config, b)) for b in budgets if b.local)
     if isinstance(config, CpsLoraConfig):
         return sketch_bytes(shapes, tokens, config.sketch, dtype)
     return taylor_bytes(shapes, tokens, dtype)

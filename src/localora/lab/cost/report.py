@@ -19,7 +19,7 @@ class CostReport:
         exact_rank: the largest rank a matrix's update can have as plain LoRA; exported_rank: that on the export's grid.
         adapter_bytes: the adapter file, labels included; export_bytes: the file of the exact plain-LoRA export.
         gradient_bytes, optimizer_bytes: of the trainable parameters; Adam keeps two float32 moments.
-        calibration_kept: signals of all layers, in CPU memory; or a probe of all layers, on the model's device.
+        calibration_kept: signals of all layers, in CPU memory.
         calibration_working: the most that observing one layer takes on the model's device, for `tokens` in a batch.
     """
 

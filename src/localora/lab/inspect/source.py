@@ -11,11 +11,11 @@ from peft import LoraConfig, PeftConfig, PeftType, get_peft_model_state_dict
 from torch import Tensor, nn
 
 from localora.adapter.config import LocalizedConfig
+from localora.adapter.lora_file import lora_factors, read_lora_folder
 from localora.export.sources import Adapter, read_folder, read_model
 from localora.lab.inspect.checkpoints import CheckpointPair
 from localora.lab.inspect.errors import InspectionError
 from localora.lab.inspect.matrix import Dense, Factors, Matrix
-from localora.lab.inspect.peft_lora import lora_factors, read_lora_folder
 from localora.lab.model.targets import depth_order
 
 Inspectable = nn.Module | str | Path | Mapping[str, Tensor]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from localora.adapter.adapter_file import PEFT_PREFIX, WEIGHTS
-from localora.lab.inspect.errors import InspectionError
+from localora.errors import AdapterError
 
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # the saved base is not the one training started from
 
@@ -25,11 +25,11 @@ def read_lora_folder(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     """Config and tensors of a saved LoRA.
 
     Raises:
-        InspectionError: no weights there.
+        AdapterError: no weights there.
     """
     path = folder / WEIGHTS
     if not path.is_file():
-        raise InspectionError(f"{folder} has no {WEIGHTS}; save the adapter with save_pretrained (safetensors)")
+        raise AdapterError(f"{folder} has no {WEIGHTS}; save the adapter with save_pretrained (safetensors)")
     config = PeftConfig.from_pretrained(str(folder))
     assert isinstance(config, LoraConfig)
     return config, load_file(path)
@@ -39,7 +39,7 @@ def lora_factors(config: LoraConfig, tensors: dict[str, Tensor]) -> tuple[dict[s
     """Layer name -> (s B `(m, r)`, A `(r, n)`), and the names of what is no pair of 2-D factors.
 
     Raises:
-        InspectionError: dW is not s B A, or a factor lacks its partner, or a rank contradicts the config.
+        AdapterError: dW is not s B A, or a factor lacks its partner, or a rank contradicts the config.
     """
     _refuse_other_updates(config)
     factors, used = {}, set()
@@ -51,16 +51,16 @@ def lora_factors(config: LoraConfig, tensors: dict[str, Tensor]) -> tuple[dict[s
         B = tensors.get(B_key)
         if B is None or B.ndim != 2 or B.shape[1] != A.shape[0]:
             partner = "is missing" if B is None else f"has shape {tuple(B.shape)}"
-            raise InspectionError(f"{key} has shape {tuple(A.shape)}, {B_key} {partner}; the adapter file is damaged")
+            raise AdapterError(f"{key} has shape {tuple(A.shape)}, {B_key} {partner}; the adapter file is damaged")
         name = saved_name.removeprefix(PEFT_PREFIX)
         r = _from_pattern(config.rank_pattern, name, config.r)
         if r != A.shape[0]:
-            raise InspectionError(f"{name} has rank {A.shape[0]}, its config says {r}; was adapter_config.json edited?")
+            raise AdapterError(f"{name} has rank {A.shape[0]}, its config says {r}; was adapter_config.json edited?")
         alpha = _from_pattern(config.alpha_pattern, name, config.lora_alpha)
         factors[name] = (B.double() * (alpha / math.sqrt(r) if config.use_rslora else alpha / r), A.double())
         used |= {key, B_key}
     if not factors:
-        raise InspectionError("the adapter has no lora_A and lora_B matrices")
+        raise AdapterError("the adapter has no lora_A and lora_B matrices")
     return factors, [key.removeprefix(PEFT_PREFIX) for key in tensors if key not in used]
 
 
@@ -71,18 +71,18 @@ def _from_pattern(pattern: dict[str, Any] | None, name: str, default: Any) -> An
 
 def _refuse_other_updates(config: LoraConfig) -> None:
     if config.use_dora:
-        raise InspectionError(
-            "a DoRA adapter's update depends on the base weights; merge it, save the model, and inspect "
-            "the two checkpoints with base="
+        raise AdapterError(
+            "a DoRA adapter's update depends on the base weights; merge it and save the model, which leaves "
+            "two checkpoints to compare"
         )
     if getattr(config, "target_parameters", None):
-        raise InspectionError(
-            "LoRA on target_parameters (stacked experts) is not a matrix a layer; merge it, save the model, and "
-            "inspect the two checkpoints with base="
+        raise AdapterError(
+            "LoRA on target_parameters (stacked experts) is not a matrix a layer; merge it and save "
+            "the model, which leaves two checkpoints to compare"
         )
     start = config.init_lora_weights
     if isinstance(start, str) and start.startswith(CHANGES_BASE):
-        raise InspectionError(
+        raise AdapterError(
             f"init_lora_weights={start!r} moved part of the base weights into the adapter, so B A is not the update; "
             "save it with save_pretrained(..., path_initial_model_for_weight_conversion=...), which makes it one"
         )
