@@ -15,12 +15,11 @@ from benchmarks.theory.tasks import Batch, Task
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from localora import CpsLoraConfig, GLoraConfig, Repartitioner, calibrate, calibrate_from_update
+from localora import CpsLoraConfig, GLoraConfig, calibrate, calibrate_from_update
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.model import adapted_layers
 from localora.placement.agreement import adjusted_rand_index
 
-SCHEDULE = (0.05, 0.15, 0.3)  # the default of CpsLoraConfig
 CALIBRATION_BATCHES = 4
 LORA_RATE = 3e-3  # of the LoRA whose update is clustered
 
@@ -32,9 +31,8 @@ class Student:
     Attributes:
         key: its name in records.
         label: its name in tables and pictures.
-        labels: "oracle" (the planted ones), "found" (unplaced at first: calibrated, then re-partitioned), "start"
-            (calibrated, never re-partitioned), "update" (found in the update of a LoRA trained first, never
-            re-partitioned), "random", or "none" (LoRA has nothing to place).
+        labels: "oracle" (the planted ones), "found" (by calibration, on gradients), "update" (in the update of a
+            LoRA trained first), "random", or "none" (LoRA has nothing to place).
         options: of the config.
         counted: whether that LoRA's steps and training's together are those that the others have; else each has them.
     """
@@ -56,7 +54,6 @@ class Student:
             alpha=float(r),
             target_modules=list(targets),
             placement="random" if self.labels == "random" else "calibrate",
-            repartition=list(SCHEDULE) if self.labels == "found" else [],
             **options,
         )
 
@@ -65,10 +62,9 @@ STUDENTS = {
     student.key: student
     for student in (
         Student("lora", "LoRA", "none", {"clusters": 1}),
-        Student("g-lora", "G-LoRA", "start", {}, GLoraConfig),
+        Student("g-lora", "G-LoRA", "found", {}, GLoraConfig),
         Student("cps-oracle", "CPS-LoRA, oracle labels", "oracle", {}),
         Student("cps-found", "CPS-LoRA, found labels", "found", {}),
-        Student("cps-start", "CPS-LoRA, labels of the start", "start", {}),
         Student("cps-update", "CPS-LoRA, labels of a LoRA's update", "update", {}),
         Student("cps-update-counted", "CPS-LoRA, of an update, its steps counted", "update", {}, counted=True),
         Student("cps-random", "CPS-LoRA, random labels", "random", {}),
@@ -80,14 +76,11 @@ STUDENTS = {
 
 @dataclass(frozen=True)
 class Trained:
-    """What became of a student: its error, how far its labels agree with the planted ones, first and last, and how many
-    rows and columns changed their cluster in between."""
+    """What became of a student: its error, and how far its labels agree with the planted ones."""
 
     error: float
     parameters: int
-    agreement_first: float | None
-    agreement_last: float | None
-    moved: int
+    agreement: float | None
 
 
 def train(task: Task, student: Student, r: int, seed: int, lr: float, steps: int) -> Trained:
@@ -97,25 +90,19 @@ def train(task: Task, student: Student, r: int, seed: int, lr: float, steps: int
     torch.manual_seed(seed)
     config = student.config(r, task.clusters, task.targets, steps)
     model = get_peft_model(task.base(), config)  # type: ignore[arg-type]
-    first = list(islice(task.batches(seed + 1), CALIBRATION_BATCHES))
     _place(task, student, model, task.batches(seed + 1), steps)
-    agreement_first = _agreement(task, student, model)
+    agreement = _agreement(task, student, model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_lr(step, steps))
-    repartitioner = Repartitioner(model, optimizer, steps, first)
     model.train()
     for batch in islice(task.batches(seed), steps):
         _step(model, batch, optimizer)
         schedule.step()
-        repartitioner.step()
-    repartitioner.finish()
     return Trained(
         error=task.error(model),
         parameters=sum(p.numel() for p in parameters),
-        agreement_first=agreement_first,
-        agreement_last=_agreement(task, student, model),
-        moved=sum(event.rows_moved + event.cols_moved for event in repartitioner.events),
+        agreement=agreement,
     )
 
 
@@ -142,7 +129,7 @@ def _place(task: Task, student: Student, model: PeftModel, batches: Iterator[Bat
         with tempfile.TemporaryDirectory() as folder:
             _train_lora(task, 2 * config.clusters * config.r, islice(batches, steps), Path(folder))
             calibrate_from_update(model, folder)
-    elif student.labels in ("found", "start"):
+    elif student.labels == "found":
         calibrate(model, batches, CALIBRATION_BATCHES)
 
 

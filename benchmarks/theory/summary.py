@@ -69,8 +69,7 @@ def _row(cell: Cell, scale: Scale, store: Store) -> dict[str, Any]:
         "lr": lr,
         "error": interval(errors),
         "optimum": _optimum(cell, scale),
-        "agreement_first": _mean([result["agreement_first"] for result in results]),
-        "agreement_last": _mean([result["agreement_last"] for result in results]),
+        "agreement": _mean([result["agreement"] for result in results]),
         **{
             f"relative_to_{name}": _relative(
                 errors, Cell(cell.task, cell.clusters, cell.overlap, other, RANK), scale, store

@@ -93,7 +93,7 @@ def _students(summary: Summary, task: str) -> str:
     if not rows:
         return "_Not measured yet._"
     heads = ["K", "student", "parameters", "learning rate", "error", "optimum", "error / oracle's"]
-    return _table([*heads, "agreement with the planted labels, first, last"], rows)
+    return _table([*heads, "agreement with the planted labels"], rows)
 
 
 def _ratio(row: dict[str, Any]) -> str:
@@ -107,10 +107,9 @@ def _ratio(row: dict[str, Any]) -> str:
 
 
 def _agreement(row: dict[str, Any]) -> str:
-    if row["agreement_first"] is None or row["student"] == "cps-oracle":
+    if row["agreement"] is None or row["student"] == "cps-oracle":
         return ""
-    first, last = (max(row[key], 0.0) for key in ("agreement_first", "agreement_last"))  # chance is a little below 0
-    return f"{first:.2f}, {last:.2f}"
+    return f"{max(row['agreement'], 0.0):.2f}"  # chance is a little below 0
 
 
 def _interval(value: dict[str, float] | None, digits: int) -> str:

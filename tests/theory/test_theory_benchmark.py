@@ -10,7 +10,7 @@ import pytest
 import torch
 from benchmarks.theory.__main__ import main
 from benchmarks.theory.grid import FULL, cells, needed
-from benchmarks.theory.students import CALIBRATION_BATCHES, STUDENTS, train
+from benchmarks.theory.students import STUDENTS, train
 from benchmarks.theory.summary import interval
 from benchmarks.theory.tables import fill_page
 from benchmarks.theory.tasks import Batch, LinearTask, TransformerTask
@@ -98,7 +98,7 @@ def test_a_lora_is_trained_beside_the_steps_or_within_them(student: str, expecte
                 yield batch
 
     train(Counting(4, 0.0, seed=0), STUDENTS[student], r=4, seed=7, lr=0.01, steps=20)
-    assert (drawn[8] - CALIBRATION_BATCHES, drawn[7]) == expected  # the first few are the repartitioner's
+    assert (drawn[8], drawn[7]) == expected
     assert student in {cell.student for cell in cells(FULL) if cell.task == "transformer"}
     assert student not in {cell.student for cell in cells(FULL) if cell.task == "linear"}
 
@@ -127,7 +127,7 @@ def test_the_quick_grid_shows_the_theorem_and_goes_on_where_it_stopped(
     for row in summary["parameters_at_equal_error"]:
         assert row["ratio"]["mean"] == pytest.approx(4, abs=0.15)
     assert rows["cps-found", 4]["relative_to_oracle"]["mean"] < 1.05
-    assert rows["cps-found", 4]["agreement_last"] > 0.98
+    assert rows["cps-found", 4]["agreement"] > 0.95
     assert rows["lora", 16]["parameters"] == 4 * rows["cps-oracle", 4]["parameters"]
     assert rows["cps-oracle", 4]["error"]["mean"] < 1.02 * rows["cps-oracle", 4]["optimum"]
     assert rows["cps-random", 4]["error"]["mean"] > 1.3 * rows["lora", 4]["error"]["mean"]

@@ -234,12 +234,6 @@ class CpsLoraConfig(LocalizedConfig):
         clusters: K, the number of row-and-column clusters, 1..127.
         balance: 0 leaves the sizes of the clusters free, 1 makes them equal.
         sketch: width s of the gradient sketch that the clusters are found on.
-        probe_steps: above 0, calibration finds the clusters in the update of a probe instead: a plain LoRA trained for
-            so many steps, one batch each, and thrown away (see :mod:`localora.lifecycle.probe`). Events of re-partition
-            plan on a gradient and would undo what it found: set `repartition_place="kept"`, or
-            `repartition_signal="delta"`.
-        probe_rank: rank of the probe; 0 means twice K times the rank of the clusters' terms.
-        probe_lr: learning rate of the probe, with Adam, constant; its update has scale 1.
         repartition_signal: what an event co-clusters: "gradient", the sketch at that moment; "delta", the update since
             the last event; or "both", update and gradient step together, each at equal weight.
 
@@ -250,20 +244,11 @@ class CpsLoraConfig(LocalizedConfig):
     clusters: int = option(4, "number of clusters K", ge=1, le=MAX_CLUSTERS)
     balance: float = option(0.5, "0: free sizes, 1: equal sizes", ge=0, le=1)
     sketch: int = option(64, "width of the gradient sketch that clusters are found on", ge=1)
-    probe_steps: int = option(0, "above 0: find clusters in the update of a LoRA trained so long, thrown away", ge=0)
-    probe_rank: int = option(0, "of that LoRA; 0: twice the rank of all clusters together", ge=0)
-    probe_lr: float = option(3e-3, "learning rate of that LoRA, with Adam", gt=0)
     repartition_signal: RepartitionSignal = option("gradient", "what an event co-clusters")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_method(self, "cps-lora")
-        found_anew = (self.repartition or self.repartition_every) and self.repartition_place == "found"
-        if self.probe_steps and found_anew and self.repartition_signal != "delta":
-            raise ConfigError(
-                "probe_steps finds clusters that a gradient does not show, and events would plan them anew on a "
-                "gradient; set repartition_place='kept', or repartition_signal='delta'"
-            )
 
     def layer_budget(self, m: int, n: int, r: int) -> LayerBudget:
         return clustered_budget(m, n, r, self.global_share, self.clusters)

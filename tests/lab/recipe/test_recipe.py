@@ -199,7 +199,7 @@ def test_alpha_is_twice_r_in_recipes_and_in_python(name: str, r: int) -> None:
         ("g-lora", "rewarm", -1, "greater than or equal to 0"),
         ("g-lora", "frozen", "there", "should be 'factors' or 'merged'"),
         ("cps-lora", "alpha", 0, "greater than 0"),
-        ("cps-lora", "probe_lr", float("inf"), "finite"),
+        ("cps-lora", "alpha", float("inf"), "finite"),
     ],
 )
 def test_ranges_of_our_methods_are_those_of_their_configs(name: str, key: str, bad: object, message: str) -> None:
