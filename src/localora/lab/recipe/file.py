@@ -101,12 +101,12 @@ def parse_yaml(text: str, source: str, known: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _load(text: str, source: str, otherwise: str) -> Any:
+def _load(text: str, source: str, otherwise: str, *, numbered: bool = True) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}: " if mark and "\n" in text else ""
+        where = f"line {mark.line + 1}: " if mark and numbered else ""
         raise RecipeError(source, [f"{where}{otherwise}: {getattr(error, 'problem', None) or error}"]) from error
     except RecursionError:
         raise RecipeError(source, [f"{otherwise}: nested too deeply"]) from None
@@ -124,7 +124,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise RecipeError(source, ["write it as section.key=value, for example training.steps=50"])
-    value = _load(text, source, "the value is not valid YAML")
+    value = _load(text, source, "the value is not valid YAML", numbered=False)
     *sections, last = key.split(".")
     for name in sections:
         values = values.setdefault(name, {})
