@@ -49,7 +49,7 @@ def test_what_it_says(tmp_path: Path) -> None:
         "| method | CPS-LoRA |",
         "| r | 4: as many trainable parameters as LoRA of this rank |",
         "| clusters K | 2 |",
-        "| scale | alpha 8 |",
+        "| scale of the update | 2 |",
         "| layers | `down_proj`, `gate_proj`, `k_proj`, `q_proj` |",
         "| placement | random |",
         "| events | 10%, 50% of training |",
@@ -71,7 +71,7 @@ def test_g_lora_and_other_tasks(tmp_path: Path) -> None:
     assert "| method | G-LoRA |" in text
     assert "| block | 50% of rows and columns |" in text
     assert "| events | every 50 steps |" in text
-    assert "alpha 32, rank-stabilised" in text
+    assert "| scale of the update | 4, rank-stabilised |" in text
     assert "AutoModelForSequenceClassification" in text
     assert "| base model | a local folder |" in text
 
@@ -119,7 +119,7 @@ def test_what_a_user_wrote_stays_and_the_rest_is_brought_up_to_date(tmp_path: Pa
     assert card.data.license == "mit"
     assert "localora" in (card.data.tags or [])
     assert card.text.count("## My notes\n\nTwo cats.") == 1
-    assert card.text.count("| scale | alpha 5 |") == card.text.count("# CPS-LoRA adapter") == 1
+    assert card.text.count("| scale of the update | 1.25 |") == card.text.count("# CPS-LoRA adapter") == 1
     assert card.text.count("| training | loss 2.0 before, 1.0 after |") == 1
     assert card.text.index("| training | data cats") < card.text.index("## Load it")
 

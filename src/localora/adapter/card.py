@@ -169,7 +169,7 @@ def _rows(config: LocalizedConfig) -> list[str]:
         *([f"| clusters K | {config.clusters} |"] if config.method == "cps-lora" else []),  # type: ignore[attr-defined]
         *([f"| block | {config.local_size:.0%} of rows and columns |"] if config.method == "g-lora" else []),  # type: ignore[attr-defined]
         f"| global share of the rank | {config.global_share:g} |",
-        f"| scale | alpha {config.alpha:g}{', rank-stabilised' if config.use_rslora else ''} |",
+        f"| scale of the update | {config.layer_scale(''):g}{', rank-stabilised' if config.use_rslora else ''} |",
         f"| layers | {_names(config.target_modules)} |",
         f"| placement | {config.placement} |",
         "| events | "
