@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,8 @@ def test_merge_and_export_raise(method: Method, tmp_path: Path) -> None:
 
 @every_placed_method
 def test_an_unplaced_file_loads_and_stays_unplaced(method: Method, tmp_path: Path) -> None:
-    unplaced(method).save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="saving the adapter 'default', which has no placement yet"):
+        unplaced(method).save_pretrained(tmp_path)
     with pytest.raises(UnplacedAdapterError, match="saved before it was placed"):
         export_lora(tmp_path, tmp_path / "out")
     back = PeftModel.from_pretrained(tiny_llama(), tmp_path, is_trainable=True).train()
@@ -90,3 +92,15 @@ def test_an_inactive_unplaced_adapter_is_no_obstacle() -> None:
     model.set_adapter("later")
     with pytest.raises(UnplacedAdapterError, match="'later'"):
         model(**token_batch())
+
+
+@every_placed_method
+def test_generating_with_an_unplaced_adapter_warns_and_a_single_pass_does_not(method: Method) -> None:
+    model = unplaced(method).eval()
+    ids = token_batch()["input_ids"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model(input_ids=ids)
+    assert not [w for w in caught if "placement" in str(w.message)]
+    with pytest.warns(UserWarning, match="generating with the adapter 'default', which has no placement yet"):
+        model.generate(input_ids=ids, max_new_tokens=3)

@@ -69,6 +69,7 @@ class LocalizedConfig(PeftConfig):
     """
 
     method: ClassVar[str]
+    planner: ClassVar[str]  # which of :data:`localora.lifecycle.planning.PLANNERS` finds its placements
     of_saved_adapter = False  # built by PEFT from an adapter's folder, whose labels are read and never planned again
 
     r: int = option(16, "LoRA-equivalent rank: the parameters of LoRA at this rank", ge=1)
@@ -210,6 +211,8 @@ class GLoraConfig(LocalizedConfig):
     Reference: Jiahao Xiong et al., G-LoRA: Global-Local Decoupled Low-Rank Adaptation, Findings of ACL 2026.
     """
 
+    planner: ClassVar[str] = "taylor"
+
     method: str = option("g-lora", "which method this config is; do not change", recipe=False)  # type: ignore[misc]
     global_share: float = option(0.5, "share of the rank in the whole-matrix term; 1 is LoRA", ge=0, le=1)
     local_size: float = option(0.25, "share of rows, and of columns, in the block", gt=0, le=1)
@@ -239,6 +242,8 @@ class CpsLoraConfig(LocalizedConfig):
 
     Reference: Jiahao Xiong et al., Localized Low-Rank Adaptation within Clustered Parameter Subspaces, ACL 2026.
     """
+
+    planner: ClassVar[str] = "coclustering"
 
     method: str = option("cps-lora", "which method this config is; do not change", recipe=False)  # type: ignore[misc]
     clusters: int = option(4, "number of clusters K", ge=1, le=MAX_CLUSTERS)

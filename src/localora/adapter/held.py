@@ -32,6 +32,14 @@ class FactorHold:
         finally:
             self._held = None
 
+    def again(self, key: Hashable) -> bool:
+        """Whether the block that is open has met the key before: in a generation, from its second token on."""
+        if self._held is None:
+            return False
+        met = key in self._held
+        self._held.setdefault(key, None)
+        return met
+
     def factors(self, key: Hashable, make: Callable[[], Factors]) -> Factors:
         held = self._held  # once: another thread may close the block meanwhile
         if held is None:

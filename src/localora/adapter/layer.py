@@ -29,6 +29,9 @@ from localora.placement.partition import LABEL_DTYPE, UNPLACED, Partition, Place
 BASE = "__base__"  # PEFT's name of no adapter, in a batch that names one for each sample
 
 
+UNPLACED_ADDS = "which has no placement yet: its local term adds nothing. Place it with localora.calibrate first"
+
+
 class UnplacedAdapterError(LocaloraError, RuntimeError):
     """An adapter was trained, merged or exported before any planner had placed it."""
 
@@ -399,7 +402,10 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
     def _verify_for_forward(self, name: str) -> None:
         learning = self.training and torch.is_grad_enabled()
         if self.is_unplaced(name) and (self.calibrating or not learning):
-            return  # an unplaced adapter adds its global term only; harmless until something is learned or kept
+            # An unplaced adapter adds its global term only; harmless until something is learned or kept.
+            if not self.calibrating and self.hold.again(("unplaced", id(self), name)):
+                warnings.warn(f"generating with the adapter {name!r}, {UNPLACED_ADDS}", stacklevel=2)
+            return
         self._verify(name)
 
     def _verify(self, name: str) -> None:

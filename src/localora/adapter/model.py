@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from localora.adapter.adapter_file import (
 )
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.held import FactorHold
-from localora.adapter.layer import LocalizedLinear
+from localora.adapter.layer import UNPLACED_ADDS, LocalizedLinear
 from localora.adapter.mixed_batch import samples_use
 from localora.adapter.targets import TargetError, linear_layers_of, tell_of_targets
 from localora.adapter.weighted import rank_of_sum, weighted_config, weighted_factors
@@ -176,6 +177,22 @@ class LocalizedModel(BaseTuner):
                 for name in list(layer.localized_folded):
                     layer.unfold(name)
         return super().unload()
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        waiting = [
+            layer for _, layer in adapted_layers(model, adapter_name) if not layer.localized_verified[adapter_name]
+        ]
+        if any(layer.is_unplaced(adapter_name) for layer in waiting):
+            warnings.warn(f"saving the adapter {adapter_name!r}, {UNPLACED_ADDS}", stacklevel=4)
+        return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

@@ -14,6 +14,11 @@ from localora.errors import ConfigError
 
 Config = TypeVar("Config", bound=type)
 
+
+class UnknownOptionError(ConfigError, TypeError):
+    """An option that a config has not; a TypeError too, as an unexpected keyword argument is."""
+
+
 SAME = {"lora_alpha": "alpha", "lora_dropout": "dropout", "init_lora_weights": "init_weights"}
 BECAUSE = {
     "bias": "biases are not trained: the export must be plain LoRA that every engine serves; use bias='none'",
@@ -50,9 +55,9 @@ def _translated(config_class: type, given: dict[str, Any]) -> dict[str, Any]:
             options[name] = value
         elif key not in lora:
             hint = nearest(key, (*known, *SAME)) or "; it may come from a newer localora, or from another method"
-            raise ConfigError(f"unknown key {key!r} for {config_class.__name__}{hint}")
+            raise UnknownOptionError(f"unknown key {key!r} for {config_class.__name__}{hint}")
         elif value != lora[key]:  # what LoRA does when it is left out is what we do
-            raise ConfigError(f"{key}={value!r} is not supported{_because(key)}")
+            raise UnknownOptionError(f"{key}={value!r} is not supported{_because(key)}")
     return options
 
 

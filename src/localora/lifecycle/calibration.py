@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from localora.adapter.config import CpsLoraConfig, GLoraConfig, LocalizedConfig
+from localora.adapter.config import LocalizedConfig
 from localora.adapter.model import active_adapters, adapted_layers
 from localora.lifecycle.passes import CalibrationError, Layers, LossFn, Passes
-from localora.lifecycle.planning import block_passes, plan_blocks, plan_clusters
+from localora.lifecycle.planning import PLANNERS
 from localora.lifecycle.processes import check_agreement
 from localora.lifecycle.report import CalibrationReport
 from localora.placement.partition import Placement
@@ -56,13 +56,9 @@ def calibrate(
     layers = layers_to_place(model, name, replace)
     passes = Passes(model, batches, steps, loss_fn)
     count = len(passes.batches)
-    if isinstance(config, GLoraConfig):
-        passes.progress = _with_total(progress, block_passes(config, count))
-        reports = plan_blocks(passes, layers, name, config)
-    else:
-        assert isinstance(config, CpsLoraConfig)
-        passes.progress = _with_total(progress, count)
-        reports = plan_clusters(passes, layers, name, config)
+    planner = PLANNERS[config.planner]
+    passes.progress = _with_total(progress, planner.passes(count))
+    reports = planner.plan(passes, layers, name, config)
     for layer_name, layer in layers.items():
         layer.place(name, reports[layer_name].partition)
     check_agreement(Placement.digest_of(report.partition for report in reports.values()))

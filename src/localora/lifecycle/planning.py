@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,15 @@ class Proposal:
     captured_after: float
 
 
+@dataclass(frozen=True)
+class Planner:
+    """What a method does with batches: find placements, find the next ones, and say how many passes the first takes."""
+
+    plan: Callable[[Passes, Layers, str, Any], dict[str, LayerReport]]
+    propose: Callable[[Passes, Layers, str, Any, Mapping[str, Partition] | None], dict[str, Proposal]]
+    passes: Callable[[int], int]
+
+
 def propose(
     passes: Passes, layers: Layers, name: str, config: LocalizedConfig, given: Mapping[str, Partition] | None = None
 ) -> dict[str, Proposal]:
@@ -56,10 +65,12 @@ def propose(
 
     Partitions that are `given` are not planned: one batch shows what they capture.
     """
-    if isinstance(config, CpsLoraConfig):
-        return _propose_clusters(passes, layers, name, config, given)
-    assert isinstance(config, GLoraConfig)
+    return PLANNERS[config.planner].propose(passes, layers, name, config, given)
 
+
+def _propose_blocks(
+    passes: Passes, layers: Layers, name: str, config: GLoraConfig, given: Mapping[str, Partition] | None
+) -> dict[str, Proposal]:
     def shares(blocks: Mapping[str, Partition]) -> dict[str, float]:
         return {key: s.inside_share for key, s in _taylor_scores(passes, layers, blocks, passes.batches[-1:]).items()}
 
@@ -128,7 +139,7 @@ def _signal_factors(
     return torch.cat([B for _, B in parts], dim=1), torch.cat([A for A, _ in parts])
 
 
-def block_passes(config: GLoraConfig, batches: int) -> int:
+def block_passes(batches: int) -> int:
     """How many backward passes :func:`plan_blocks` makes."""
     return batches + 1
 
@@ -249,3 +260,9 @@ def _check_seen(seen: dict[str, bool]) -> None:
 def _weight_mn(layer: LocalizedLinear) -> Tensor:
     weight = layer.get_base_weight()
     return weight.T if layer.is_conv1d else weight
+
+
+PLANNERS = {
+    "taylor": Planner(plan_blocks, _propose_blocks, block_passes),
+    "coclustering": Planner(plan_clusters, _propose_clusters, int),
+}

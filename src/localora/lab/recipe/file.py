@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -67,7 +68,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        counts = Counter(key for key in keys if isinstance(key, Hashable))  # others are refused where they are read
+        twice = sorted(str(key) for key, count in counts.items() if count > 1)
         if twice:
             self._refuse(f"key {', '.join(twice)} is given twice", node)
         return super().construct_mapping(node, deep)
