@@ -14,10 +14,11 @@ from localora.export.folder import ExportError
 from localora.export.lora import ExportReport, export_lora
 from localora.lifecycle.calibration import calibrate
 from localora.lifecycle.callback import LocalizationCallback
+from localora.lifecycle.event import RepartitionEvent, ScheduleError
 from localora.lifecycle.from_update import calibrate_from_update
 from localora.lifecycle.passes import CalibrationError
 from localora.lifecycle.report import CalibrationReport, LayerReport
-from localora.lifecycle.schedule import Repartitioner, RepartitionEvent, ScheduleError
+from localora.lifecycle.schedule import Repartitioner
 from localora.placement.partition import Partition, Placement, PlacementError
 
 register()

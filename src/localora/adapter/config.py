@@ -106,7 +106,7 @@ class LocalizedConfig(PeftConfig):
     def __post_init__(self) -> None:
         for each in options_of(type(self)).values():
             each.check(getattr(self, each.name))
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         from peft.utils.peft_types import PeftType
 
         self.peft_type = getattr(PeftType, PEFT_TYPE_NAME)
@@ -143,6 +143,7 @@ class LocalizedConfig(PeftConfig):
         local = (folder / CONFIG).is_file()
         if local:
             check_config_file(folder / CONFIG)
+        config: PeftConfig
         try:
             config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
         except (ValueError, TypeError, KeyError, AttributeError) as error:

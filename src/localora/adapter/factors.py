@@ -42,7 +42,7 @@ def places_of(labels_n: Tensor, covered: int, clusters: int) -> Tensor | None:
 
 def scatter(packed_nr: Tensor, places: Tensor | None, entries: int, clusters: int) -> Tensor:
     """The packed numbers `(n', r)` of one side to the dense `(n, K r)`. Differentiable in them."""
-    return packed_nr if places is None else _Scatter.apply(packed_nr, places, entries, clusters)
+    return packed_nr if places is None else _Scatter.apply(packed_nr, places, entries, clusters)  # type: ignore[no-untyped-call]
 
 
 class _Scatter(torch.autograd.Function):

@@ -318,8 +318,10 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
         acting = self.merged_adapters if self.merged else [] if self.disable_adapters else self.active_adapters
         for name in [name for name in self.localized_folded if name not in acting]:
             self.unfold(name)
+        result: Tensor
         if self.disable_adapters or self.merged:
-            return self.base_layer(x, *args, **kwargs)
+            result = self.base_layer(x, *args, **kwargs)
+            return result
         names = [name for name in self.active_adapters if name in self.localized_layout]
         W = self._plain_frozen_weight(x) if names else None
         with torch.set_grad_enabled(torch.is_grad_enabled() and W is None):
@@ -343,7 +345,7 @@ class LocalizedLinear(nn.Module, BaseTunerLayer):
             raise AdapterError("adapter_names needs adapters beside the base weight; call unmerge_adapter() first")
         for name in list(self.localized_folded):
             self.unfold(name)
-        result = self.base_layer(x, *args, **kwargs).clone()
+        result: Tensor = self.base_layer(x, *args, **kwargs).clone()
         for name in dict.fromkeys(name for name in adapter_names if name in self.localized_layout):
             if not self.localized_verified[name]:
                 self._verify_for_forward(name)

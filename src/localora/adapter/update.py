@@ -73,7 +73,9 @@ def add_update(
         updated = _add_(base, x.flatten(0, -2) @ A_Rn.T, B_mR)  # what apply and autocast cost, a single token feels
     else:
         with torch.autocast(x.device.type, enabled=False):
-            updated = _AddUpdate.apply(base, x, A_Rn, B_mR, keep, 1 / (1 - dropout), origin, W_mn, A_frozen, B_frozen)
+            updated = _AddUpdate.apply(  # type: ignore[no-untyped-call]
+                base, x, A_Rn, B_mR, keep, 1 / (1 - dropout), origin, W_mn, A_frozen, B_frozen
+            )
     return updated if base is y else y + updated.to(y.dtype)
 
 

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from localora.adapter.adapter_file import PEFT_PREFIX
 from localora.adapter.config import CpsLoraConfig
-from localora.adapter.lora_file import PEFT_PREFIX, lora_factors, read_lora_folder
+from localora.adapter.lora_file import lora_factors, read_lora_folder
 from localora.lifecycle.calibration import adapter_config, layers_to_place
 from localora.lifecycle.passes import CalibrationError
 from localora.lifecycle.planning import cocluster

@@ -49,7 +49,8 @@ def observe_gradients(observers: Mapping[nn.Module, Observer]) -> Iterator[None]
     def hook(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return output
-        return _Watch.apply(anchor, inputs[0].detach(), output, observers[layer])
+        watched: Tensor = _Watch.apply(anchor, inputs[0].detach(), output, observers[layer])  # type: ignore[no-untyped-call]
+        return watched
 
     with ExitStack() as stack:
         for layer in observers:

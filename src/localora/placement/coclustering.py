@@ -258,7 +258,8 @@ def _leading_maps(A: Tensor, H: Tensor, rank: int) -> tuple[Tensor, float]:
 def _square_root(A: Tensor) -> Tensor:
     """F with F^T F = A, for a batch of positive semidefinite A that may be singular (Cholesky would fail)."""
     eigenvalues, E = torch.linalg.eigh(A)
-    return eigenvalues.clamp(min=0).sqrt()[..., None] * E.mT
+    F: Tensor = eigenvalues.clamp(min=0).sqrt()[..., None] * E.mT
+    return F
 
 
 def _reassign(
