@@ -20,7 +20,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-QUICKSTART_FOLDER = Path("runs/quickstart-comparison")  # runs/quickstart is that of recipes/quickstart.yaml
 
 METHODS_HELP = """Methods, and the keys that only they have:
     lora       PEFT's own LoRA, the baseline

@@ -15,7 +15,7 @@ from transformers import Adafactor, ViTConfig, ViTForImageClassification
 import localora
 from localora import CpsLoraConfig, Repartitioner, RepartitionEvent, ScheduleError
 from localora.adapter.model import adapted_layers
-from localora.adapter.size import adapter_size, size_after
+from localora.adapter.size import adapter_size, frozen_rank_after, size_of_budgets
 from method_table import Method, every_method
 from tiny_models import GPT2_TARGETS, LLAMA_TARGETS, Mlp, mlp_batch, tiny_gpt2, tiny_llama, token_batch
 
@@ -254,7 +254,7 @@ def test_three_numbers_of_size(method: Method, frozen: str) -> None:
     model = adapted_mlp(method.name, repartition=[0.5, 1.0], frozen=frozen)
     budgets = [layer.localized_layout["default"].budget for _, layer in adapted_layers(model, "default")]
     config = model.peft_config["default"]
-    predicted = [size_after(budgets, config, events) for events in range(3)]  # type: ignore[arg-type]
+    predicted = [size_of_budgets(budgets, frozen_rank_after(budgets, config, events)) for events in range(3)]  # type: ignore[arg-type]
     repartitioner = Repartitioner(model, None, 2, BATCHES)
     found = [adapter_size(model)]
     for _ in range(2):

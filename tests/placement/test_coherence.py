@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from peft import get_peft_model
 from torch import Tensor
 
+from localora import CpsLoraConfig, calibrate
+from localora.lifecycle import planning
 from localora.placement.coclustering import _alternate, _thin_svd, captured_energy, plan_coclusters, size_bounds
 from localora.placement.coclustering import subspace_correlation as correlation_of
 from localora.placement.partition import Partition, PlacementError
+from tiny_models import tiny_llama, token_batch
 
 F64 = torch.float64
 EACH = 10  # rows of a kind, and columns of a side
@@ -79,3 +85,18 @@ def test_the_objective_equals_its_dense_form_and_never_falls(seed: int, balance:
 def test_a_weight_outside_its_range_is_refused(coherence: float) -> None:
     with pytest.raises(PlacementError, match="coherence must lie in 0"):
         plan_coclusters(torch.ones(4, 2), torch.ones(2, 4), clusters=2, rank=1, balance=0.5, coherence=coherence)
+
+
+def test_the_option_of_the_config_reaches_the_planner(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    real = planning.plan_coclusters
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        seen.append(kwargs["coherence"])
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(planning, "plan_coclusters", noting)
+    config = CpsLoraConfig(r=2, clusters=2, coherence=0.25, target_modules=["q_proj"])
+    model = get_peft_model(tiny_llama(), config)  # type: ignore[arg-type]
+    calibrate(model, [token_batch(0)])
+    assert set(seen) == {0.25}

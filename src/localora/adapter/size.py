@@ -36,12 +36,6 @@ def size_of_budgets(budgets: Iterable[LayerBudget], consolidated_rank: int = 0) 
     return AdapterSize(trainable, trainable + frozen, rank + consolidated_rank)
 
 
-def size_after(budgets: Iterable[LayerBudget], config: LocalizedConfig, events: int) -> AdapterSize:
-    """From shapes alone, after so many events from where the config is now."""
-    budgets = list(budgets)
-    return size_of_budgets(budgets, frozen_rank_after(budgets, config, events))
-
-
 def frozen_rank_after(budgets: Iterable[LayerBudget], config: LocalizedConfig, events: int) -> int:
     """Rank of the frozen term after so many events more: each adds the largest rank of a layer's live update."""
     rank = config.consolidated_rank + events * max((budget.dense_rank for budget in budgets), default=0)

@@ -107,6 +107,7 @@ def _propose_clusters(
             clusters=local.clusters,
             rank=local.rank,
             balance=config.balance,
+            coherence=config.coherence,
             seed=config.seed,
             start=old,
         )
@@ -218,7 +219,13 @@ def cocluster(
     started = time.perf_counter()
     local = local_shape(layer, name)
     result = plan_coclusters(
-        left_ms, right_sn, clusters=local.clusters, rank=local.rank, balance=config.balance, seed=config.seed
+        left_ms,
+        right_sn,
+        clusters=local.clusters,
+        rank=local.rank,
+        balance=config.balance,
+        coherence=config.coherence,
+        seed=config.seed,
     )
     return LayerReport(
         key,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import statistics
 from collections.abc import Sequence
 from html import escape
@@ -11,7 +10,7 @@ from localora.lab.inspect.cluster_test import UNCHANGED
 from localora.lab.inspect.layer import LayerInspection
 from localora.lab.inspect.pictures import adapter_name
 from localora.lab.inspect.report import VERDICTS, InspectionReport
-from localora.lab.pages.shell import whole_page
+from localora.lab.pages.shell import data_uri, whole_page
 
 Cell = tuple[str, float | str | None]  # what is shown, what is sorted by
 CAPTIONS = {
@@ -83,8 +82,8 @@ def _summary(report: InspectionReport) -> str:
 def _picture(name: str, light: bytes, dark: bytes, rank: int) -> str:
     title, caption = CAPTIONS[name]
     return f"""<section><h2>{title}</h2><p class="soft">{caption.format(rank=rank)}</p>
-<picture><source media="(prefers-color-scheme: dark)" srcset="{_data_uri(dark)}">
-<img alt="{title}" src="{_data_uri(light)}"></picture></section>
+<picture><source media="(prefers-color-scheme: dark)" srcset="{data_uri(dark)}">
+<img alt="{title}" src="{data_uri(light)}"></picture></section>
 """
 
 
@@ -149,7 +148,3 @@ def _reading(report: InspectionReport) -> str:
         items = "".join(f"<li>{escape(name)}: {escape(why)}</li>" for name, why in report.skipped.items())
         left_out = f"<details><summary>{len(report.skipped)} tensors left out</summary><ul>{items}</ul></details>"
     return f"<section><h2>How to read it</h2>{READING}{left_out}</section>"
-
-
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

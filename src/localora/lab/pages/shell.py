@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
@@ -38,3 +39,8 @@ def whole_page(title: str, sections: Sequence[str], more_style: str = "") -> str
 </body>
 </html>
 """
+
+
+def data_uri(png: bytes) -> str:
+    """A picture inside its page, so that a page is one file."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

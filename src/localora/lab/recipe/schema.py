@@ -1,7 +1,4 @@
-"""Recipes: one YAML file says everything about a run, and every default is stated here, once.
-
-Those of localora's own methods are stated in their PEFT configs.
-"""
+"""Recipes: one YAML file says everything about a run; defaults of our own methods come from their PEFT configs."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
@@ -10,7 +9,7 @@ from importlib.resources import files
 from localora.lab.compare.comparison import Comparison
 from localora.lab.compare.headroom import headroom_sentence
 from localora.lab.compare.statistics.verdict import MEANINGS
-from localora.lab.pages.shell import whole_page
+from localora.lab.pages.shell import data_uri, whole_page
 from localora.lab.report.comparison.figures import TITLES
 from localora.lab.report.comparison.markdown import title
 from localora.lab.report.comparison.reading import READING
@@ -115,8 +114,8 @@ def _classes(*names: str) -> str:
 def _picture(name: str, light: bytes, dark: bytes) -> str:
     heading = TITLES[name]
     return f"""<section><h2>{heading}</h2>
-<picture><source media="(prefers-color-scheme: dark)" srcset="{_data_uri(dark)}">
-<img alt="{heading}" src="{_data_uri(light)}"></picture></section>
+<picture><source media="(prefers-color-scheme: dark)" srcset="{data_uri(dark)}">
+<img alt="{heading}" src="{data_uri(light)}"></picture></section>
 """
 
 
@@ -124,7 +123,3 @@ def _reading() -> str:
     return (
         "<dl>" + "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in READING.items()) + "</dl>"
     )
-
-
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
