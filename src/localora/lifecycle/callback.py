@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from localora.adapter.model import active_adapters, adapted_layers
 from localora.lifecycle.calibration import calibrate
-from localora.lifecycle.passes import CalibrationError, LossFn
+from localora.lifecycle.passes import LossFn, ZeroGradientError
 from localora.lifecycle.random_state import random_state_kept
 from localora.lifecycle.report import CalibrationReport
 from localora.lifecycle.schedule import Repartitioner
+from localora.lifecycle.trainer import before_training_losses, calling_trainer, log, loss_of, makes_its_batches
 
-EVENT = "repartition"  # the key of an event in the Trainer's log history, which checkpoints keep
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+logger = logging.getLogger(__name__)
+
+# Keys in the Trainer's log history, which checkpoints keep, and in its trackers.
+CALIBRATION = "calibration"
+EVENT = "repartition"
 
 
 class LocalizationCallback(TrainerCallback):
     """Places every active localora adapter at train begin, and does the events of its config's schedule.
 
-    Calibration uses the trainer's own first batches. Adapters that are placed already, for instance because training
-    resumes from a checkpoint, keep their placement, and events before the resumed step are not repeated. The random
-    state of the run is restored afterwards, so the data order is that of a run without the callback.
+    Calibration uses the trainer's own first batches and the loss it trains on. Where the training step makes its
+    batches itself, as GRPO does, that is the first step's batch alone, or the first one with any gradient, and the
+    adapter is placed just before its loss. What was found, and each event, is an entry of the trainer's log history and
+    goes to its trackers. Adapters that are placed already, for instance because training resumes from a checkpoint,
+    keep their placement, and events before the resumed step are not repeated. The random state of the run is restored
+    afterwards, so the data order is that of a run without the callback.
 
     Args:
         steps: batches to observe, at the start and at each event.
-        loss_fn: (model, batch) -> loss, for trainers whose batches the model itself cannot turn into a loss, as DPO's.
+        loss_fn: (model, batch) -> loss; default the trainer's own `compute_loss`.
         progress: called with (passes done, passes in all) while an adapter is placed at train begin.
 
     Attributes:
@@ -49,29 +59,49 @@ class LocalizationCallback(TrainerCallback):
         self.steps = steps
         self.loss_fn = loss_fn
         self.progress = progress
+        self._trainer: Trainer  # from train begin on
         self.reports: dict[str, CalibrationReport] = {}
         self.repartitioners: dict[str, Repartitioner] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        model = kwargs["model"]
+        self._trainer, model, optimizer = calling_trainer(state), kwargs["model"], kwargs.get("optimizer")
+        if makes_its_batches(self._trainer):
+            before_training_losses(self._trainer, lambda batch: self._begun(model, optimizer, batch))
+            return
         # accelerate's wrapper keeps a state that an iteration broken off half-way would leave behind.
         loader = getattr(kwargs["train_dataloader"], "base_dataloader", kwargs["train_dataloader"])
+        self._begin(model, optimizer, _FirstBatches(loader, self.steps))
+
+    def _begun(self, model: nn.Module, optimizer: Any, batch: Any) -> bool:
+        """:meth:`_begin` on one batch, unless it teaches nothing: completions that are rewarded all alike."""
+        try:
+            self._begin(model, optimizer, [batch])
+        except ZeroGradientError as error:
+            logger.warning("step %d: %s; the adapter is placed later", self._trainer.state.global_step + 1, error)
+            for name in active_adapters(model):
+                for _, layer in adapted_layers(model, name):
+                    layer.calibrating = True  # until the next calibration ends
+            return False
+        return True
+
+    def _begin(self, model: nn.Module, optimizer: Any, batches: Iterable[Any]) -> None:
+        """Place what is unplaced, and prepare the events."""
+        args, state = self._trainer.args, self._trainer.state
+        loss_fn = self.loss_fn or loss_of(self._trainer)
         names = active_adapters(model)
-        unplaced = {name for name in names if any(x.is_unplaced(name) for _, x in adapted_layers(model, name))}
-        batches = _FirstBatches(loader, self.steps)
-        loss_fn = self.loss_fn or _trainer_loss
         for name in names:
-            if name in unplaced:
+            if any(layer.is_unplaced(name) for _, layer in adapted_layers(model, name)):
                 with random_state_kept(), _autocast(args):
-                    self.reports[name] = calibrate(
-                        model, batches, self.steps, loss_fn, adapter_name=name, progress=self.progress
-                    )
+                    report = calibrate(model, batches, self.steps, loss_fn, adapter_name=name, progress=self.progress)
+                self.reports[name] = report
+                log(self._trainer, CALIBRATION, name, report.numbers())
+        for name in names:
             with random_state_kept():  # it reads batches
                 self.repartitioners[name] = Repartitioner(
                     model,
-                    kwargs.get("optimizer"),
+                    optimizer,
                     state.max_steps,
                     batches,
                     steps=self.steps,
@@ -85,8 +115,7 @@ class LocalizationCallback(TrainerCallback):
             with random_state_kept() if state.global_step in repartitioner.due else nullcontext(), _autocast(args):
                 event = repartitioner.at(state.global_step)
             if event is not None:
-                history: list[Any] = state.log_history  # it holds more than the floats that transformers says
-                history.append({EVENT: event.to_dict(), "adapter": name, "step": event.step})
+                log(self._trainer, EVENT, name, event.to_dict())
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -110,20 +139,6 @@ class _FirstBatches:
         if self.kept is None:
             self.kept = list(islice(self.loader, self.count))
         return iter(self.kept)
-
-
-def _trainer_loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-    """The model's own loss on what its forward accepts of the batch; collators add keys for the trainer alone."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    accepted = inspect.signature(base.forward).parameters
-    output = model(**{key: value for key, value in batch.items() if key in accepted})
-    loss = output.get("loss") if isinstance(output, Mapping) else None
-    if not isinstance(loss, Tensor):
-        raise CalibrationError(
-            "this trainer's batches give the model no loss, so calibration cannot tell what matters; pass "
-            "LocalizationCallback(loss_fn=lambda model, batch: ...)"
-        )
-    return loss
 
 
 def _autocast(args: TrainingArguments) -> Any:

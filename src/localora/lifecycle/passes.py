@@ -24,6 +24,10 @@ class CalibrationError(LocaloraError, RuntimeError):
     """Calibration cannot tell where the adapter should act; the message says why and what to do."""
 
 
+class ZeroGradientError(CalibrationError):
+    """The batches have a loss, but nothing to learn from: its gradient is zero on every layer."""
+
+
 class Passes:
     """The batches a placement is decided on, and the losses met on them.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from localora.adapter.config import CpsLoraConfig, GLoraConfig, LocalizedConfig
 from localora.adapter.layer import LocalizedLinear
 from localora.lifecycle.observe import Observer
-from localora.lifecycle.passes import CalibrationError, Layers, Passes
+from localora.lifecycle.passes import CalibrationError, Layers, Passes, ZeroGradientError
 from localora.lifecycle.processes import decide_once, sum_over_processes
 from localora.lifecycle.report import LayerReport
 from localora.placement.budget import LocalShape
@@ -241,6 +241,7 @@ def sum_signals(signals: Mapping[str, TaylorScores | GradientSketch]) -> None:
 
     Raises:
         CalibrationError: no process saw any gradient, or one that is not finite.
+        ZeroGradientError: the gradient is zero everywhere, so that any placement would be arbitrary.
     """
     seen = torch.tensor([signal.batches for signal in signals.values()])
     sum_over_processes([seen])
@@ -249,6 +250,8 @@ def sum_signals(signals: Mapping[str, TaylorScores | GradientSketch]) -> None:
         sum_over_processes(signal.tensors())
         if not all(bool(tensor.isfinite().all()) for tensor in signal.tensors()):
             raise CalibrationError(f"the gradient of {key} holds NaN or infinity; try bfloat16 instead of float16")
+    if not any(bool(tensor.any()) for signal in signals.values() for tensor in signal.tensors()):
+        raise ZeroGradientError(f"the gradient is zero on every adapted layer in {IN_CALIBRATION}; use other batches")
 
 
 def _check_seen(seen: dict[str, bool]) -> None:

@@ -91,6 +91,21 @@ class CalibrationReport:
             "layers": [layer.to_dict() for layer in self.layers],
         }
 
+    def numbers(self) -> dict[str, float | int | str | None]:
+        """The summary as numbers: for a log."""
+        shares = [layer.held for layer in self.layers]
+        return {
+            "method": self.method,
+            "layers": len(self.layers),
+            "batches": self.batches,
+            "loss": self.loss,
+            "held_median": median(shares),
+            "held_least": min(shares),
+            "held_most": max(shares),
+            "held_if_even": median(layer.share_of_entries for layer in self.layers),
+            "seconds": round(self.seconds, 3),
+        }
+
     def __str__(self) -> str:
         return "\n".join(self.summary())
 
