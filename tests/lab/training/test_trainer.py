@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.integrations import TensorBoardCallback, integration_utils
 
 import tiny_models
 from localora.lab.recipe.file import validate_recipe
-from localora.lab.training.trainer import CheckedTrainer, build_trainer
+from localora.lab.recipe.schema import RecipeError
+from localora.lab.training import trainer as trainer_module
+from localora.lab.training.trainer import CheckedTrainer, build_trainer, check_trackers
 from tiny_runs import recipe_values
 
 
@@ -25,6 +28,27 @@ def test_the_recipe_reaches_the_arguments(tmp_path: Path) -> None:
     assert args.bf16
     assert args.report_to == []
     assert args.logging_steps == 3  # at most 100 points
+
+
+class NoFiles(TensorBoardCallback):
+    def __init__(self) -> None:  # without the package
+        self.logging_dir = None
+
+
+def test_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", NoFiles)
+    made = trainer(tmp_path, report_to=["tensorboard"])
+    (tracker,) = [x for x in made.callback_handler.callbacks if isinstance(x, NoFiles)]
+    assert tracker.logging_dir == str(tmp_path / "tensorboard")
+
+
+def test_a_tracker_that_is_not_there_is_told_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_module, "find_spec", lambda name: None)
+    recipe = validate_recipe(recipe_values(tmp_path, tmp_path, report_to=["trackio"]))
+    with pytest.raises(RecipeError, match="trackio is not installed: pip install trackio"):
+        check_trackers(recipe)
 
 
 @pytest.mark.parametrize(

@@ -254,6 +254,9 @@ class TrainingSection(Section):
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: autocast")
     gradient_checkpointing: StrictBool = False
     checkpoint_every: PositiveInt = Field(default=100, description="steps; --resume continues from the last one")
+    report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
+        default=[], description="trackers; TensorBoard's files lie in tensorboard/ of the run"
+    )
     seed: Annotated[StrictInt, Field(ge=0, lt=2**32)] = 0
 
 

@@ -30,7 +30,7 @@ from localora.lab.training.launch import join_processes
 from localora.lab.training.lock import check_unlocked, locked
 from localora.lab.training.memory import PeakMemory
 from localora.lab.training.record import Evaluation, Parameters, RunRecord
-from localora.lab.training.trainer import build_trainer
+from localora.lab.training.trainer import build_trainer, check_trackers
 from localora.lifecycle.processes import decide_once, is_main_process
 
 BYTES_PER_PARAMETER = 4 * 3 * 3  # float32 weights and two Adam moments; two checkpoints at a time, result and export
@@ -77,6 +77,7 @@ def _run(
     *,
     overwrite: bool,
 ) -> RunRecord:
+    check_trackers(recipe)
     adaptation = adaptation_of(recipe, folder)
     with PeakMemory() as memory:
         record, setup, model = _prepare(recipe, adaptation, earlier, before, narrator)

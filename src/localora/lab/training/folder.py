@@ -19,6 +19,7 @@ from localora.errors import LocaloraError
 
 LOCK = ".lock"
 COMPLETE = "complete"  # the file that ends a checkpoint
+TENSORBOARD = "tensorboard"  # a folder of a run
 MIN_FREE_BYTES = 256 * 2**20  # a small adapter, its export and two checkpoints with optimizer state
 
 
@@ -67,7 +68,7 @@ class RunFolder:
     def owned(self) -> tuple[Path, ...]:
         """All that a run writes; --overwrite removes these and nothing else."""
         files = (self.record, self.loss_picture, self.placement_picture)
-        return (*files, self.adapter, self.model, self.lora, self.checkpoints)
+        return (*files, self.adapter, self.model, self.lora, self.checkpoints, self.path / TENSORBOARD)
 
     def holds_run(self) -> bool:
         return self.record.exists() or self.checkpoints.exists()

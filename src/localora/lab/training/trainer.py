@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,10 +12,12 @@ import torch
 from torch import nn
 from torch.nn.utils import get_total_norm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
 from localora.errors import LocaloraError
 from localora.lab.recipe.schema import Recipe, RecipeError
+from localora.lab.training.folder import TENSORBOARD
 from localora.lifecycle.processes import processes, sum_over_processes
 
 LOGGED_POINTS = 100  # at most so many points of the training loss in a record
@@ -92,6 +95,17 @@ class Guard(TrainerCallback):
         self.trainer.check_gradients(kwargs["model"].parameters())
 
 
+def check_trackers(recipe: Recipe) -> None:
+    """Before anything is loaded.
+
+    Raises:
+        RecipeError: a tracker that the recipe names is not installed.
+    """
+    missing = [name for name in recipe.training.report_to if find_spec(name) is None]
+    if missing:
+        raise RecipeError("training.report_to", [f"{name} is not installed: pip install {name}" for name in missing])
+
+
 def _all_finite(tensors: list[torch.Tensor]) -> bool:
     """The same answer on every process; one number is read off the device, whatever the number of tensors."""
     largest = get_total_norm([t for t in tensors if t.numel()], norm_type=math.inf)
@@ -132,11 +146,14 @@ def build_trainer(recipe: Recipe, checkpoints: Path, **parts: Any) -> CheckedTra
         logging_steps=math.ceil(training.steps / LOGGED_POINTS),
         logging_nan_inf_filter=False,
         disable_tqdm=True,
-        report_to=[],
+        report_to=list(training.report_to),
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
     )
     trainer = CheckedTrainer(args=arguments, **parts)
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback):  # its own place goes with the checkpoints when the run has ended
+            callback.logging_dir = str(checkpoints.parent / TENSORBOARD)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Guard(trainer))
     return trainer
