@@ -11,7 +11,7 @@ import torch
 from moving import adapted_mlp, partition, swapped, train, trainable
 from torch import nn
 
-from localora import CalibrationError, CpsLoraConfig, Partition, Repartitioner, RepartitionEvent, ScheduleError
+from localora import CpsLoraConfig, Partition, Repartitioner, RepartitionEvent, ScheduleError
 from localora.adapter.model import adapted_layers
 from localora.lifecycle import schedule
 from localora.lifecycle.planning import Proposal
@@ -117,16 +117,15 @@ def test_training_that_ends_early_is_a_warning(caplog: pytest.LogCaptureFixture)
 
 
 def test_an_event_without_batches_says_so() -> None:
-    repartitioner = Repartitioner(adapted_mlp("cps-lora", repartition=[1.0]), None, 1, [])
-    with pytest.raises(CalibrationError, match="no batches"):
-        repartitioner.step()
+    with pytest.raises(ScheduleError, match="no batches"):
+        Repartitioner(adapted_mlp("cps-lora", repartition=[1.0]), None, 1, [])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"repartition": [0.0]}, r"fractions of training in \(0, 1\], got 0.0"),
-        ({"repartition": [1.5]}, r"fractions of training in \(0, 1\], got 1.5"),
+        ({"repartition": [0.0]}, r"repartition must be a number in \(0, 1\], got 0.0"),
+        ({"repartition": [1.5]}, r"repartition must be a number in \(0, 1\], got 1.5"),
         ({"repartition": [0.5], "repartition_every": 3}, "not both"),
         ({"repartition_signal": "loss"}, "gradient, delta, both"),
     ],

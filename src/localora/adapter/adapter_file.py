@@ -52,7 +52,8 @@ class SavedLayer:
 
     @property
     def is_unplaced(self) -> bool:
-        return self.budget.local is not None and bool((self.tensors["row_labels"] == UNPLACED).all())
+        sides = () if self.budget.local is None else ("row_labels", "col_labels")
+        return bool(sides) and all(bool((self.tensors[side] == UNPLACED).all()) for side in sides)
 
     def partition(self) -> Partition | None:
         """Where its local term acts; None without one.
@@ -137,6 +138,12 @@ def read_adapter(folder: str | Path) -> AdapterFile:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     layers, others = layers_of(config, tensors)
     check_labels(layers.values())
+    for module in config.modules_to_save or []:
+        if not any(f".{module}." in f".{key}" for key in others):
+            raise AdapterFileError(
+                f"{path} has no tensor of {module!r}, which its config's modules_to_save names; save the adapter again "
+                "with save_pretrained"
+            )
     return AdapterFile(config, layers, others)
 
 

@@ -57,13 +57,18 @@ def hot_swap(model: nn.Module, folder: str | Path, adapter_name: str = "default"
     """Put a saved adapter in the place of one of the same shapes: no parameter is made anew, whatever its scale.
 
     Raises:
-        AdapterError: the model has no adapter of that name, or the saved one sits on other layers or has other shapes;
-            nothing has changed then.
+        AdapterError: the model has no adapter of that name, it is merged, or the saved one sits on other layers or has
+            other shapes; nothing has changed then.
         ConfigError, AdapterFileError, UnplacedAdapterError: the saved adapter is damaged, or was never placed.
     """
     saved = read_adapter(folder)
     saved.check_placed()
     layers = {name.removeprefix(PEFT_PREFIX): layer for name, layer in adapted_layers(model, adapter_name)}
+    if any(adapter_name in layer.merged_adapters for layer in layers.values()):
+        raise AdapterError(
+            f"{adapter_name!r} is merged into the base weights, which another adapter could not undo; call "
+            "unmerge_adapter() first"
+        )
     if layers.keys() != saved.layers.keys():
         other = sorted(layers.keys() ^ saved.layers.keys())
         raise AdapterError(

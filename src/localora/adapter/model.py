@@ -188,7 +188,9 @@ class LocalizedModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         waiting = [
-            layer for _, layer in adapted_layers(model, adapter_name) if not layer.localized_verified[adapter_name]
+            layer
+            for _, layer in adapted_layers(model, adapter_name)
+            if not (layer.localized_verified[adapter_name] or layer.localized_row_labels[adapter_name].is_meta)
         ]
         if any(layer.is_unplaced(adapter_name) for layer in waiting):
             warnings.warn(f"saving the adapter {adapter_name!r}, {UNPLACED_ADDS}", stacklevel=4)
@@ -244,6 +246,8 @@ def check_state(model: nn.Module, config: LocalizedConfig, adapter_name: str, st
 def check_saved_in_full(model: nn.Module, adapter_name: str, others: Iterable[str]) -> None:
     """Refuse keys that would be written anywhere but into this adapter's own copy of a module in `modules_to_save`.
 
+    And a file that lacks a tensor of such a copy.
+
     Raises:
         AdapterFileError: names them.
     """
@@ -253,6 +257,13 @@ def check_saved_in_full(model: nn.Module, adapter_name: str, others: Iterable[st
         if isinstance(module, AuxiliaryTrainingWrapper)
         for key in module.adapter_state_dict_load_map(adapter_name).values()
     }
+    others = list(others)
+    missing = sorted(allowed - {key.removeprefix(PEFT_PREFIX) for key in others})
+    if missing:
+        raise AdapterFileError(
+            f"the adapter file lacks {missing[0]}, of a module that its config's modules_to_save names; save the "
+            "adapter again with save_pretrained"
+        )
     strangers = [key for key in others if key.removeprefix(PEFT_PREFIX) not in allowed]
     if strangers:
         raise AdapterFileError(

@@ -100,6 +100,8 @@ def export_lora(
     """
     if rank is not None and rank < 1:
         raise AdapterError(f"the rank to truncate to must be at least 1, got {rank}")
+    if modelfile is not None and not modelfile.strip():
+        raise ExportError("modelfile is empty; give the name by which Ollama knows the base model")
     out = Path(out)
     if not isinstance(model_or_folder, nn.Module) and out.resolve() == Path(model_or_folder).resolve():
         raise ExportError(f"{out} is the adapter's own folder; export to another one, or the adapter would be lost")

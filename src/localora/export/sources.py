@@ -37,6 +37,8 @@ def read_model(model: nn.Module, adapter_name: str) -> Adapter:
     if not isinstance(config, LocalizedConfig):
         raise AdapterError(f"{adapter_name!r} is no localora adapter of this model")
     layers = adapted_layers(model, adapter_name)
+    if not layers:
+        raise AdapterError(f"no layer of this model holds the adapter {adapter_name!r} any more; was it unloaded?")
     factors = {}
     with torch.no_grad():
         for name, layer in layers:

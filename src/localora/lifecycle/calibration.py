@@ -97,8 +97,14 @@ def layers_to_place(model: nn.Module, name: str, replace: bool) -> Layers:
     """The layers that wait for a placement; with `replace`, all that can have one.
 
     Raises:
-        CalibrationError: there are none.
+        CalibrationError: there are none, or the adapter is merged.
     """
+    merged = [key for key, layer in adapted_layers(model, name) if name in layer.merged_adapters]
+    if merged:
+        raise CalibrationError(
+            f"the adapter {name!r} is merged into the base weights, which other labels would no longer undo; call "
+            "unmerge_adapter() first"
+        )
     with_local = {key: layer for key, layer in adapted_layers(model, name) if layer.localized_layout[name].budget.local}
     if not with_local:
         raise CalibrationError(f"the adapter {name!r} has no local term on any layer, so there is nothing to place")

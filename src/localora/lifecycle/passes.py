@@ -50,6 +50,8 @@ class Passes:
     ) -> None:
         self.model = model
         with failing_together():
+            if isinstance(batches, Mapping):
+                raise CalibrationError("calibration got one batch where it wants several; pass a list: [batch]")
             self.batches = [_to_device(batch, model) for batch in islice(batches, steps)]
             if not self.batches:
                 raise CalibrationError("calibration got no batches: the data set is empty, or its iterator is used up")

@@ -245,13 +245,24 @@ def sum_signals(signals: Mapping[str, TaylorScores | GradientSketch]) -> None:
     """
     seen = torch.tensor([signal.batches for signal in signals.values()])
     sum_over_processes([seen])
-    _check_seen({key: count > 0 for key, count in zip(signals, seen.tolist(), strict=True)})
+    observed = {key: count > 0 for key, count in zip(signals, seen.tolist(), strict=True)}
+    _check_seen(observed)
+    zero = []
     for key, signal in signals.items():
         sum_over_processes(signal.tensors())
+        if not any(bool(tensor.any()) for tensor in signal.tensors()):
+            zero.append(key)
         if not all(bool(tensor.isfinite().all()) for tensor in signal.tensors()):
             raise CalibrationError(f"the gradient of {key} holds NaN or infinity; try bfloat16 instead of float16")
-    if not any(bool(tensor.any()) for signal in signals.values() for tensor in signal.tensors()):
+    if len(zero) == len(signals):
         raise ZeroGradientError(f"the gradient is zero on every adapted layer in {IN_CALIBRATION}; use other batches")
+    zero = [key for key in zero if observed[key]]  # the others were told of above
+    if zero:
+        warnings.warn(
+            f"the gradient is zero in {len(zero)} of {len(signals)} adapted layers, {zero[0]} among them; their "
+            "placement is arbitrary. Does the loss depend on them, and do the batches have labels?",
+            stacklevel=4,
+        )
 
 
 def _check_seen(seen: dict[str, bool]) -> None:

@@ -37,9 +37,15 @@ def check_possible(model: nn.Module, layers: Layers, name: str, config: Localize
     """Refuse, before any training is lost, what no event could handle.
 
     Raises:
-        ScheduleError: factors that FSDP1 or ZeRO-3 took apart, an optimizer that does not hold them, or base weights
+        ScheduleError: factors that FSDP1 or ZeRO-3 took apart, an optimizer without torch's `param_groups` and
+            `state`, or that does not hold them, or base weights
             that `frozen="merged"` cannot add to.
     """
+    if optimizer is not None and not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "state")):
+        raise ScheduleError(
+            f"{type(optimizer).__name__} has no param_groups and state as torch's optimizers do, so an event could not "
+            "drop the state of the factors; give Repartitioner the optimizer itself"
+        )
     held = None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
     for key, layer in layers.items():
         for parameter, shape in zip(layer.trained(name).values(), _shapes(layer, name), strict=True):

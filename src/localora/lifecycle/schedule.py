@@ -76,6 +76,8 @@ class Repartitioner:
         self.scheduled = self.config.repartition_steps(total_steps)
         self.due = [step for step in self.scheduled if step > done_steps]
         self.batches = list(islice(batches, steps)) if self.due else []
+        if self.due and not self.batches:
+            raise ScheduleError("events are due, and there are no batches for them to look at; give Repartitioner some")
         self.events: list[RepartitionEvent] = []
         self._rewarm: Rewarm | None = None
         if self.scheduled:

@@ -85,9 +85,9 @@ def _folder(folder: Path) -> Source:
         return _localized(read_folder(folder))
     if isinstance(config, LoraConfig) and config.peft_type == PeftType.LORA:  # AdaLoRA's config is one, too
         return _lora(*read_lora_folder(folder))
+    kind = getattr(config.peft_type, "value", config.peft_type)  # a damaged config has none
     raise InspectionError(
-        f"{folder} holds an adapter of type {config.peft_type.value}; merge it, save the model, and inspect the two "
-        "checkpoints with base="
+        f"{folder} holds an adapter of type {kind}; merge it, save the model, and inspect both checkpoints with base="
     )
 
 

@@ -1,0 +1,122 @@
+"""What would corrupt a model, or place an adapter on nothing, is refused or told of before anything has changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import localora
+from adapted_models import logits
+from localora.adapter.adapter_file import read_adapter
+from localora.lab.cost import predict_cost
+from tiny_models import tiny_llama, token_batch
+
+
+def placed(**options: Any) -> PeftModel:
+    config = localora.CpsLoraConfig(
+        r=4, clusters=2, placement="random", init_weights=False, target_modules=["q_proj", "v_proj"], **options
+    )
+    return get_peft_model(tiny_llama(), config)  # type: ignore[arg-type]
+
+
+def base_of(model: PeftModel) -> Tensor:
+    with model.disable_adapter():
+        return logits(model)
+
+
+def test_a_merged_adapter_is_not_placed_anew() -> None:
+    model = placed().eval()
+    model.merge_adapter()
+    with pytest.raises(localora.CalibrationError, match=r"merged into the base weights.*unmerge_adapter"):
+        localora.calibrate(model, [token_batch(1)], replace=True)
+    model.unmerge_adapter()
+    torch.testing.assert_close(base_of(model), logits(tiny_llama().eval()), rtol=1e-4, atol=1e-4)
+
+
+def test_a_merged_adapter_is_not_swapped(tmp_path: Path) -> None:
+    placed().save_pretrained(str(tmp_path))
+    model = placed().eval()
+    model.merge_adapter()
+    with pytest.raises(ValueError, match=r"merged into the base weights.*unmerge_adapter"):
+        localora.hot_swap(model, tmp_path)
+    model.unmerge_adapter()
+    torch.testing.assert_close(base_of(model), logits(tiny_llama().eval()), rtol=1e-4, atol=1e-4)
+
+
+def test_an_optimizer_without_state_is_refused_before_training() -> None:
+    class Wrapper:
+        def __init__(self, parameters: list[Tensor]) -> None:
+            self.param_groups = [{"params": parameters, "lr": 0.1}]
+
+    model = placed(repartition_every=1)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with pytest.raises(localora.ScheduleError, match="Wrapper has no param_groups and state"):
+        localora.Repartitioner(model, Wrapper(parameters), 3, [token_batch(0)])
+    with pytest.raises(localora.ScheduleError, match="no batches"):
+        localora.Repartitioner(model, torch.optim.SGD(parameters), 3, [])
+
+
+@pytest.mark.parametrize("config", [localora.CpsLoraConfig, localora.GLoraConfig])
+def test_gradients_that_are_zero_are_told_of(config: Any) -> None:
+    def second_block_only(model: PeftModel, batch: dict[str, Tensor]) -> Tensor:
+        """The first block's output is cut off from the loss, though the graph reaches it."""
+        first = model.get_base_model().model.layers[0]
+        handle = first.register_forward_hook(lambda _, __, output: output * 0 + output.detach())
+        try:
+            return model(**batch).loss
+        finally:
+            handle.remove()
+
+    def unplaced() -> PeftModel:
+        return get_peft_model(tiny_llama(), config(r=4, target_modules=["q_proj"]))  # type: ignore[arg-type]
+
+    with pytest.warns(UserWarning, match=r"gradient is zero in 1 of 2 adapted layers, .*layers\.0.*q_proj among them"):
+        localora.calibrate(unplaced(), [token_batch(0)], loss_fn=second_block_only)
+    with pytest.raises(localora.CalibrationError, match="gradient is zero on every adapted layer"):
+        localora.calibrate(unplaced(), [token_batch(0)], loss_fn=lambda model, batch: model(**batch).loss * 0)
+
+
+def test_one_batch_in_place_of_several_is_refused() -> None:
+    model = get_peft_model(tiny_llama(), localora.CpsLoraConfig(r=2, clusters=2, target_modules=["q_proj"]))
+    with pytest.raises(localora.CalibrationError, match=r"pass a list: \[batch\]"):
+        localora.calibrate(model, token_batch(0))
+
+
+def test_labels_unplaced_on_one_side_only_are_refused(tmp_path: Path) -> None:
+    placed().save_pretrained(str(tmp_path))
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file({k: t.fill_(-2) if k.endswith("row_labels") else t for k, t in tensors.items()}, path)
+    with pytest.raises(ValueError, match="label"):
+        PeftModel.from_pretrained(tiny_llama(), str(tmp_path))
+
+
+def test_a_module_to_save_that_the_file_lacks_is_named(tmp_path: Path) -> None:
+    placed(modules_to_save=["lm_head"]).save_pretrained(str(tmp_path))
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({k: t for k, t in load_file(path).items() if "lm_head" not in k}, path)
+    with pytest.raises(ValueError, match="'lm_head', which its config's modules_to_save names"):
+        read_adapter(tmp_path)
+    with pytest.raises((ValueError, KeyError), match="lm_head"):
+        PeftModel.from_pretrained(tiny_llama(), str(tmp_path))
+
+
+def test_an_unloaded_adapter_has_nothing_to_export(tmp_path: Path) -> None:
+    model = placed()
+    model.unload()
+    with pytest.raises(ValueError, match="no layer of this model holds the adapter"):
+        localora.export_lora(model, tmp_path / "out")
+    with pytest.raises(ValueError, match="modelfile is empty"):
+        localora.export_lora(placed(), tmp_path / "out", modelfile=" ")
+
+
+@pytest.mark.parametrize("config", [localora.CpsLoraConfig, localora.GLoraConfig])
+def test_the_cost_of_an_adapter_that_waits_for_its_placement_is_predicted(config: Any) -> None:
+    predicted = predict_cost("smollm2-135m", config(r=8, target_modules="all-linear"))
+    assert predicted.trainable == predicted.lora_trainable
