@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,15 @@ import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import Trainer, TrainingArguments
 
 import localora
 from adapted_models import logits
 from localora.adapter.adapter_file import read_adapter
 from localora.lab.cost import predict_cost
+from localora.lab.model.errors import ModelError
+from localora.lab.recipe.file import parse_yaml
+from localora.lab.recipe.schema import RecipeError
 from tiny_models import tiny_llama, token_batch
 
 
@@ -120,3 +126,29 @@ def test_an_unloaded_adapter_has_nothing_to_export(tmp_path: Path) -> None:
 def test_the_cost_of_an_adapter_that_waits_for_its_placement_is_predicted(config: Any) -> None:
     predicted = predict_cost("smollm2-135m", config(r=8, target_modules="all-linear"))
     assert predicted.trainable == predicted.lora_trainable
+
+
+def test_a_callback_with_nothing_to_place_says_so(tmp_path: Path) -> None:
+    arguments = TrainingArguments(output_dir=str(tmp_path), max_steps=1, use_cpu=True, report_to=[], disable_tqdm=True)
+    data = [{key: value[0] for key, value in token_batch(0).items()}]
+    trainer = Trainer(
+        tiny_llama(),
+        arguments,
+        train_dataset=data,
+        callbacks=[localora.LocalizationCallback()],  # type: ignore[arg-type]
+    )
+    with pytest.raises(localora.CalibrationError, match=r"no active localora adapter.*get_peft_model"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("size", [-3, "big"])
+def test_a_config_of_impossible_sizes_is_no_model(tmp_path: Path, size: Any) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": size}))
+    with pytest.raises(ModelError, match=re.escape(str(tmp_path))):
+        predict_cost(str(tmp_path), localora.CpsLoraConfig(r=8, target_modules="all-linear"))
+
+
+@pytest.mark.parametrize("text", ["x: !!timestamp nope", 'x: !!float ""', "x: !!bool maybe"])
+def test_a_yaml_tag_before_another_kind_of_value_is_one_sentence(text: str) -> None:
+    with pytest.raises(RecipeError, match="not valid YAML"):
+        parse_yaml(text, "mine.yaml", [])

@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from localora.adapter.model import active_adapters, adapted_layers
 from localora.lifecycle.calibration import calibrate
-from localora.lifecycle.passes import LossFn, ZeroGradientError
+from localora.lifecycle.passes import CalibrationError, LossFn, ZeroGradientError
 from localora.lifecycle.random_state import random_state_kept
 from localora.lifecycle.report import CalibrationReport
 from localora.lifecycle.schedule import Repartitioner
@@ -91,6 +91,11 @@ class LocalizationCallback(TrainerCallback):
         args, state = self._trainer.args, self._trainer.state
         loss_fn = self.loss_fn or loss_of(self._trainer)
         names = active_adapters(model)
+        if not names:
+            raise CalibrationError(
+                "the trained model has no active localora adapter, so LocalizationCallback has nothing to place; call "
+                "get_peft_model(model, CpsLoraConfig(...)) first, or leave the callback out"
+            )
         for name in names:
             if any(layer.is_unplaced(name) for _, layer in adapted_layers(model, name)):
                 with random_state_kept(), _autocast(args):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
 
 from localora.lab.model.errors import ModelError
@@ -51,7 +51,7 @@ def model_config(name_or_config: str | Path | PretrainedConfig) -> tuple[str, Pr
     path = Path(name).expanduser()
     try:
         return name, AutoConfig.from_pretrained(str(path) if path.exists() else name)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(
             f"no model config found for {name!r}: {reason}\nGive a folder with config.json, that file, a Hub id, or "

@@ -112,6 +112,8 @@ def _load(text: str, source: str, otherwise: str, *, numbered: bool = True) -> A
         raise RecipeError(source, [f"{where}{otherwise}: {getattr(error, 'problem', None) or error}"]) from error
     except RecursionError:
         raise RecipeError(source, [f"{otherwise}: nested too deeply"]) from None
+    except (AttributeError, IndexError, KeyError, TypeError) as error:  # PyYAML's, of a tag on a value it cannot read
+        raise RecipeError(source, [f"{otherwise}: a tag (!!) before another kind of value"]) from error
     except ValueError as error:  # Python's, of a number with thousands of digits, or a date such as 2026-02-31
         raise RecipeError(source, [f"{otherwise}: {error}"]) from error
 
