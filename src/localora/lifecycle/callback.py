@@ -68,6 +68,7 @@ class LocalizationCallback(TrainerCallback):
     ) -> None:
         self._trainer, model, optimizer = calling_trainer(state), kwargs["model"], kwargs.get("optimizer")
         if makes_its_batches(self._trainer):
+            self._wait_to_place(model)  # the trainer generates before it has a batch to place on
             before_training_losses(self._trainer, lambda batch: self._begun(model, optimizer, batch))
             return
         # accelerate's wrapper keeps a state that an iteration broken off half-way would leave behind.
@@ -80,11 +81,16 @@ class LocalizationCallback(TrainerCallback):
             self._begin(model, optimizer, [batch])
         except ZeroGradientError as error:
             logger.warning("step %d: %s; the adapter is placed later", self._trainer.state.global_step + 1, error)
-            for name in active_adapters(model):
-                for _, layer in adapted_layers(model, name):
-                    layer.calibrating = True  # until the next calibration ends
+            self._wait_to_place(model)
             return False
         return True
+
+    @staticmethod
+    def _wait_to_place(model: nn.Module) -> None:
+        """That an adapter is unplaced is no mistake until the next calibration ends."""
+        for name in active_adapters(model):
+            for _, layer in adapted_layers(model, name):
+                layer.calibrating = True
 
     def _begin(self, model: nn.Module, optimizer: Any, batches: Iterable[Any]) -> None:
         """Place what is unplaced, and prepare the events."""

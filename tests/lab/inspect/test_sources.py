@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from localora import export_lora
+from localora.errors import AdapterError, LocaloraError
 from localora.lab.inspect.checkpoints import CheckpointPair
 from localora.lab.inspect.errors import InspectionError
 from localora.lab.inspect.microscope import inspect_delta
@@ -186,7 +187,7 @@ def test_lora_whose_update_is_not_b_a_is_refused(tmp_path: Path, options: dict[s
     stock_lora(tmp_path, r=4)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | options))
-    with pytest.raises(InspectionError, match=message):
+    with pytest.raises(LocaloraError, match=message):
         inspect_delta(tmp_path)
 
 
@@ -196,13 +197,13 @@ def test_damaged_lora_is_refused(tmp_path: Path) -> None:
     tensors = load_file(path)
     key = next(key for key in tensors if ".lora_B." in key)
     save_file({name: x for name, x in tensors.items() if name != key}, path)
-    with pytest.raises(InspectionError, match="is missing; the adapter file is damaged"):
+    with pytest.raises(AdapterError, match="is missing; the adapter file is damaged"):
         inspect_delta(tmp_path)
     save_file({name: x[:3].clone() if "lora_A" in name else x[:, :3].clone() for name, x in tensors.items()}, path)
-    with pytest.raises(InspectionError, match="has rank 3, its config says 4"):
+    with pytest.raises(AdapterError, match="has rank 3, its config says 4"):
         inspect_delta(tmp_path)
     path.unlink()
-    with pytest.raises(InspectionError, match=r"no adapter_model\.safetensors"):
+    with pytest.raises(AdapterError, match=r"no adapter_model\.safetensors"):
         inspect_delta(tmp_path)
 
 

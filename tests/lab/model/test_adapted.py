@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import tiny_runs
-from localora import CpsLoraConfig, GlobalLocalLoraConfig
+from localora import CpsLoraConfig, GLoraConfig
 from localora.lab.model.adapted import load_adapted
 from localora.lab.model.errors import ModelError
 
@@ -19,9 +19,7 @@ LOCALIZED = {"placement": "random", "init_weights": False}
 CONFIGS = {
     "LoraConfig": lambda: LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj"], task_type="CAUSAL_LM"),
     "CpsLoraConfig": lambda: CpsLoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **LOCALIZED),
-    "GlobalLocalLoraConfig": lambda: GlobalLocalLoraConfig(
-        r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **LOCALIZED
-    ),
+    "GLoraConfig": lambda: GLoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **LOCALIZED),
 }
 TOKENS = torch.tensor([[5, 80, 9, 200]])
 
