@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +24,8 @@ Result = tuple[str, list[str], int, Files]  # the node's name, why it cannot do 
 
 def run_remotely(job: str, module: str, needs: Needs, environment: dict[str, str]) -> Result:
     """`python -m MODULE JOB.json PARENT` on this node. A node that is not fit does nothing, and says why."""
+    # Ray cancels by this interrupt; a cluster that was started in a shell's background ignores it, and so would we.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     node = socket.gethostname()
     if problems := node_problems(needs):
         return node, problems, 1, {}
