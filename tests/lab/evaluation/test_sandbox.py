@@ -59,7 +59,8 @@ class Outside:
 
 def boxes(option: str = "--remount-ro") -> list[psutil.Process]:
     """The boxes that run, told by their command, without those of other test runs."""
-    return [p for p in psutil.process_iter(["cmdline"]) if option in (p.info["cmdline"] or ()) and not elsewhere(p)]
+    running = psutil.process_iter(["cmdline", "cpu_times"])  # read at once: a process may end at any later word
+    return [p for p in running if option in (p.info["cmdline"] or ()) and not elsewhere(p)]
 
 
 def elsewhere(process: psutil.Process) -> bool:
@@ -189,7 +190,7 @@ def test_boxes_end_with_the_process_that_started_them():
         os._exit(0)
 
     def endless() -> bool:
-        return any("sample" in p.info["cmdline"] and p.cpu_times().user > 0.5 for p in boxes("-S"))
+        return any("sample" in p.info["cmdline"] and p.info["cpu_times"].user > 0.5 for p in boxes("-S"))
 
     wait_until(endless, "a box that runs")
     os.kill(child, signal.SIGKILL)
