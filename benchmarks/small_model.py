@@ -1,7 +1,8 @@
 """`python -m benchmarks.small_model`: a language model of half a million weights, for comparisons with many runs.
 
-A Llama of two layers, 128 wide, with a tokenizer of 512 byte pairs. It is trained in full, from random weights, on
-generated arithmetic alone, and left in runs/small-model/trained/model. Adapting it to another generated task (short
+A Llama of two layers, 128 wide, with a tokenizer of 512 byte pairs; with `--size medium` four layers, 256 wide, of four
+million weights. It is trained in full, from random weights, on generated arithmetic alone, and left in
+runs/small-model/trained/model (runs/medium-model/...). Adapting it to another generated task (short
 Python functions, plans/small-model.yaml) asks for many new directions at once: more rank is worth having there, so that
 methods that place rank differently can be told apart at all. Four minutes on two cores.
 """
@@ -21,29 +22,35 @@ from localora.lab.recipe.schema import Recipe
 from localora.lab.run.train import train
 
 VOCABULARY = 512
-FOLDER = Path("runs/small-model")
+SIZES = {  # name: hidden, intermediate, layers
+    "small": (128, 384, 2),
+    "medium": (256, 1024, 4),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.small_model", description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=2000, help="of full training (default 2000)")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help=f"default {FOLDER}")
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--folder", type=Path, help="default runs/SIZE-model")
     arguments = parser.parse_args()
-    untrained(arguments.folder / "untrained")
-    trained = arguments.folder / "trained"
-    record = train(recipe(arguments.folder / "untrained", trained, arguments.steps), overwrite=True)
+    folder = arguments.folder or Path(f"runs/{arguments.size}-model")
+    untrained(folder / "untrained", arguments.size)
+    trained = folder / "trained"
+    record = train(recipe(folder / "untrained", trained, arguments.steps), overwrite=True)
     print(f"{trained / 'model'}: test loss {record.before.loss:.3f} -> {record.after.loss:.3f}")
 
 
-def untrained(folder: Path) -> None:
+def untrained(folder: Path, size: str = "small") -> None:
     """Tokenizer and random weights, the same on every call."""
+    hidden, intermediate, layers = SIZES[size]
     tokenizer = _tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=2,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=512,

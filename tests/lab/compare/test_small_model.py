@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from benchmarks.small_model import FOLDER, VOCABULARY, recipe, untrained
+from benchmarks.small_model import VOCABULARY, recipe, untrained
 
 from localora.lab.compare.plan_file import load_plan
 from localora.lab.data.generated.registry import generate_task
@@ -32,6 +32,6 @@ def test_untrained_it_knows_nothing_and_tokenizes_every_task(tmp_path: Path) -> 
 
 def test_the_plan_adapts_what_is_trained_here_to_a_task_it_has_not_seen() -> None:
     plan = load_plan(PLAN)
-    assert Path(plan.model.name) == FOLDER / "trained" / "model"
-    trained_on = recipe(FOLDER / "untrained", FOLDER / "trained", steps=1).data.task
+    assert Path(plan.model.name) == Path("runs/small-model") / "trained" / "model"
+    trained_on = recipe(Path("untrained"), Path("trained"), steps=1).data.task
     assert [task.task for task in plan.tasks.values()] == ["functions"] != [trained_on]
