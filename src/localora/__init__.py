@@ -5,7 +5,7 @@ Importing this package registers both methods with PEFT.
 
 from localora.adapter.config import CpsLoraConfig, GlobalLocalLoraConfig, GLoraConfig
 from localora.adapter.held import hold_factors
-from localora.adapter.layer import UnplacedAdapterError
+from localora.adapter.layer_state import UnplacedAdapterError
 from localora.adapter.loading import hot_swap, load
 from localora.adapter.model import placement_of
 from localora.adapter.registry import register

@@ -262,8 +262,8 @@ def test_three_numbers_of_size(method: Method, frozen: str) -> None:
         found.append(adapter_size(model))
     assert found == predicted
     trainable_parameters = sum(parameter.numel() for parameter in trainable(model))
-    tensors = [t for _, layer in adapted_layers(model, "default") for t in layer.adapter_tensors("default").values()]
-    stored = sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())
+    held = [item for _, layer in adapted_layers(model, "default") for item in layer.state_dict().items()]
+    stored = sum(t.numel() for key, t in held if key.startswith("localized_") and t.is_floating_point())
     assert (found[2].trainable, found[2].stored) == (trainable_parameters, stored)
     assert found[2].rank == max(len(layer.dense_factors("default")[0]) for _, layer in adapted_layers(model, "default"))
 

@@ -89,7 +89,8 @@ def sharded(rank: int, method: str, options: dict[str, Any]) -> dict[str, Any]:
             changes.append(float((after - before).norm() / before.norm()))
             states.append(len(optimizer.state))
             started = [whole(parameter.detach()) for parameter in trainable(model)]
-    tensors = [tensor for layer in layers for tensor in layer.adapter_tensors("default").values()]
+    held = [layer.state_dict() for layer in layers]
+    tensors = [tensor for state in held for key, tensor in state.items() if key.startswith("localized_")]
     return {
         "changes": changes,
         "states": states,

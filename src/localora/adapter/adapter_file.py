@@ -22,7 +22,7 @@ from torch import Tensor
 
 from localora.adapter.config import PEFT_TYPE_NAME, LocalizedConfig
 from localora.adapter.factors import places_of, scatter
-from localora.adapter.layer import UnplacedAdapterError, check_fits
+from localora.adapter.layer_state import UnplacedAdapterError, check_fits
 from localora.errors import AdapterError, AdapterMissingError, ConfigError
 from localora.placement.budget import LayerBudget
 from localora.placement.partition import LABEL_DTYPE, UNPLACED, Partition, PlacementError

@@ -12,7 +12,7 @@ from torch import nn
 
 from localora.adapter.adapter_file import PEFT_PREFIX, read_adapter
 from localora.adapter.config import LocalizedConfig
-from localora.adapter.layer import Layout
+from localora.adapter.layer_state import Layout
 from localora.adapter.model import adapted_layers
 from localora.errors import AdapterError
 
