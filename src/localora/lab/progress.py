@@ -35,6 +35,7 @@ class Phase:
     facts: str = ""
     first: int = 0  # how many were done when counting began: a resumed run does not begin at 0
     counting: float = 0.0  # since when
+    left: float | None = None  # seconds, where better is known than the pace so far
 
     def tell(self, done: int, total: int, facts: str = "") -> None:
         """So many are done; `facts` replace those told before."""
@@ -48,7 +49,9 @@ class Phase:
             return f"{self.name}  {duration_text(now - self.began)}"
         parts = [f"{self.unit or self.name} {self.done}/{self.total}", self.facts]
         counted, left = self.done - self.first, self.total - self.done
-        if counted > 0 and left > 0:
+        if self.left is not None:
+            parts.append(f"{duration_text(self.left)} left")
+        elif counted > 0 and left > 0:
             each = (now - self.counting) / counted
             parts += [f"{each:.2g} s/{self.unit}" if self.unit else "", f"{duration_text(left * each)} left"]
         else:

@@ -111,7 +111,7 @@ class CalibrationReport:
 
     def summary(self) -> list[str]:
         """Five lines: what was placed, what the placements hold, and the layers that stand out."""
-        source = "an update" if self.loss is None else f"{self.batches} batches"
+        source = "an update" if self.loss is None else f"{self.batches} batch{'es' if self.batches != 1 else ''}"
         head = f"{self.method}: {len(self.layers)} layers placed from {source} in {self.seconds:.1f} s"
         if self.loss is not None:
             head += f" (loss {self.loss:.3f})"

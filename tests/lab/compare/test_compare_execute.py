@@ -78,8 +78,10 @@ def records(folder: Path) -> dict[Path, tuple[bytes, int]]:
 
 
 def test_all_runs_are_made_and_never_again(resolved: ResolvedPlan, tmp_path: Path, acts: dict[str, str]) -> None:
-    state, _ = run(resolved, tmp_path)
+    state, said = run(resolved, tmp_path)
     assert (len(state.finished), state.due, state.failed, state.later) == (10, [], [], {})
+    told = [line.split(": ")[0] for line in said.splitlines() if " loss " in line]
+    assert sorted(told) == sorted(str(spec.folder) for spec in state.finished)  # a log tells of each run as it ends
     assert {label: choice.rate for (_, label), choice in state.choices.items()} == {"lora": BEST, "g-lora": BEST}
     made = records(tmp_path)
     assert len(made) == 10

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from localora.files import make_folder
 from localora.lab.compare.estimate import seconds_left, timings
@@ -14,9 +13,9 @@ from localora.lab.compare.same_machine import check_same_machine
 from localora.lab.compare.schedule import Schedule, schedule
 from localora.lab.compare.store import Store
 from localora.lab.compare.workers.pool import Done, Pool, job_text
-from localora.lab.progress import duration_text
+from localora.lab.progress import Narrator, duration_text
 from localora.lab.training.lock import locked
-from localora.lab.training.record import Evaluation
+from localora.lab.training.record import Evaluation, RunRecord
 
 WAIT_SECONDS = 1.0
 
@@ -46,9 +45,8 @@ def execute(resolved: ResolvedPlan, store: Store, pool: Pool, console: Console) 
 def _loop(resolved: ResolvedPlan, store: Store, pool: Pool, console: Console) -> Schedule:
     tried: set[RunSpec] = set()
     running: set[RunSpec] = set()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("runs", total=None, left="")
+    narrator = Narrator(console)
+    with narrator.phase("runs", "run", brief=True) as phase:
         while True:
             state = schedule(resolved, store.read)
             for spec in state.due:
@@ -56,30 +54,37 @@ def _loop(resolved: ResolvedPlan, store: Store, pool: Pool, console: Console) ->
                     pool.submit(spec, job_text(spec, _before(state, store, spec), _watched_before(state, store, spec)))
                     tried.add(spec)
                     running.add(spec)
-            left = duration_text(
-                seconds_left(state, timings(state, store.read), slots=min(pool.slots, max(1, len(running))))
-            )
-            over = len(state.finished) + len(state.diverged)
             names = ", ".join(sorted(f"{s.task} {s.label}" for s in running)[:2])
-            bar.update(task, completed=over, total=state.total, left=f"{left} left", description=names or "runs")
+            phase.left = seconds_left(state, timings(state, store.read), slots=min(pool.slots, max(1, len(running))))
+            phase.tell(len(state.finished) + len(state.diverged), state.total, names)
             if not running:
                 return state
             for done in pool.wait(WAIT_SECONDS):
                 running.remove(done.spec)
-                _note(done, store, console)
+                _note(done, store, narrator)
                 # At once, not with the report: on a cluster the next runs may go to the same odd node.
                 finished = {spec: store.read(spec) for spec in (*state.finished, done.spec)}
                 check_same_machine(finished, mixed=resolved.plan.allow_mixed_machines)
 
 
-def _note(done: Done, store: Store, console: Console) -> None:
-    if store.read(done.spec).status == "finished":
+def _note(done: Done, store: Store, narrator: Narrator) -> None:
+    outcome = store.read(done.spec)
+    if outcome.status == "finished" and outcome.record is not None:
+        seconds = duration_text(sum(outcome.record.seconds.values()))
+        narrator.say(f"{done.spec.folder}: {_loss(done.spec, outcome.record)}, {seconds}")
         return
     diverged = done.code == DIVERGED_EXIT
     error = done.error if done.code else "ended without a finished record"
     failure = store.fail(done.spec, error, diverged)
     said = "diverged" if diverged else f"FAILED (try {failure.attempts})"
-    console.print(f"{done.spec.folder}: {said}: {failure.reason}", highlight=False, soft_wrap=True, markup=False)
+    narrator.say(f"{done.spec.folder}: {said}: {failure.reason}")
+
+
+def _loss(spec: RunSpec, record: RunRecord) -> str:
+    """What the run is for: a rate is chosen on validation, a final run is reported on test."""
+    if spec.stage == "sweep":
+        return f"validation loss {record.curve.held_out[-1].loss:.3f}"
+    return f"test loss {record.after.loss:.3f}" if record.after else ""
 
 
 def _before(state: Schedule, store: Store, spec: RunSpec) -> Evaluation | None:
