@@ -32,7 +32,6 @@ def main() -> None:
         return
     result: dict[str, Any] = {
         "config": {"r": CONFIG.r, "clusters": CONFIG.clusters, "sketch": CONFIG.sketch, "balance": CONFIG.balance},
-        "signal": CONFIG.repartition_signal,
         "threads": options.threads,
         "torch": torch.__version__,
         "llama_3_8b": _in_own_process("llama"),

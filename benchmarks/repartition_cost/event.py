@@ -19,7 +19,7 @@ from benchmarks.repartition_cost.layers import NAME, Adapted, other_labels
 
 from localora import CpsLoraConfig
 from localora.lifecycle import planning
-from localora.lifecycle.repartition import consolidate, start_anew
+from localora.lifecycle.consolidation import consolidate, start_anew
 
 PARTS = {
     "_signal_factors": "signal: factors of sketch and update",

@@ -10,11 +10,12 @@ from localora.adapter.loading import hot_swap, load
 from localora.adapter.model import placement_of
 from localora.adapter.registry import register
 from localora.adapter.size import AdapterSize, adapter_size
+from localora.errors import ScheduleError
 from localora.export.folder import ExportError
 from localora.export.lora import ExportReport, export_lora
 from localora.lifecycle.calibration import calibrate
 from localora.lifecycle.callback import LocalizationCallback
-from localora.lifecycle.event import RepartitionEvent, ScheduleError
+from localora.lifecycle.event import RepartitionEvent
 from localora.lifecycle.from_update import calibrate_from_update
 from localora.lifecycle.passes import CalibrationError
 from localora.lifecycle.report import CalibrationReport, LayerReport

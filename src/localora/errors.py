@@ -19,6 +19,10 @@ class AdapterError(LocaloraError, ValueError):
     """An adapter that is not there, is of another kind, or cannot do what was asked of it."""
 
 
+class ScheduleError(LocaloraError, RuntimeError):
+    """A scheduled event that cannot happen, or that did not happen."""
+
+
 class LayerError(LocaloraError, TypeError, ValueError):
     """A layer that no adapter can be put on."""
 

@@ -373,28 +373,3 @@ def test_a_high_learning_rate_on_a_tiny_vision_transformer_stays_finite(seed: in
     assert max(losses) < 5
     norms = [float(p.detach().norm()) for p in trainable(model)]
     assert max(norms) < 20
-
-
-# The learning rate after an event
-
-
-def test_the_learning_rate_rises_again_after_an_event_and_schedulers_do_not_notice() -> None:
-    model = adapted_mlp("cps-lora", repartition=[0.3], rewarm=4)
-    optimizer = torch.optim.SGD(trainable(model), lr=1.0)
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)  # sets each rate from the one before
-    used: list[float] = []
-    repartitioner = Repartitioner(model, optimizer, 10, BATCHES)
-    optimizer.register_step_pre_hook(lambda *_: used.append(optimizer.param_groups[0]["lr"]))
-    for step in range(10):
-        optimizer.step()
-        assert optimizer.param_groups[0]["lr"] == 0.5**step
-        scheduler.step()
-        repartitioner.step()
-    factors = [1, 1, 1, 0.25, 0.5, 0.75, 1, 1, 1, 1]
-    assert used == [factor * 0.5**step for step, factor in enumerate(factors)]
-    repartitioner.finish()
-    resumed = Repartitioner(model, optimizer, 10, BATCHES, done_steps=4)
-    assert resumed._rate_factor() == 0.5
-    resumed.finish()
-    optimizer.step()
-    assert used[-1] == optimizer.param_groups[0]["lr"]

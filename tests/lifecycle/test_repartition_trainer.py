@@ -91,8 +91,8 @@ def steps(localization: LocalizationCallback) -> list[int]:
         ("cps-lora", {}, {2: [3, 8], 3: [8], 7: [8], 8: []}),
         ("cps-lora", {"frozen": "merged"}, {2: [3, 8], 5: [8], 9: []}),
         ("cps-lora", {"frozen_rank": 14, "repartition_place": "random"}, {5: [8], 8: []}),
-        ("g-lora", {"rewarm": 4}, {5: [8]}),
-        ("hybrid", {"repartition_place": "kept", "repartition_signal": "both"}, {5: [8]}),
+        ("g-lora", {}, {5: [8]}),
+        ("hybrid", {"repartition_place": "kept"}, {5: [8]}),
         ("lora-by-share", {}, {3: [8], 5: [8]}),
     ],
 )

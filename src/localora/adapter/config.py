@@ -26,7 +26,6 @@ PEFT_TYPE_NAME = "LOCALIZED"
 ALPHA_PER_RANK = 2.0  # alpha is so many times r where it is not set
 PlacementMode = Literal["calibrate", "random", "contiguous"]
 RepartitionPlace = Literal["found", "random", "kept"]
-RepartitionSignal = Literal["gradient", "delta", "both"]
 FrozenMode = Literal["factors", "merged"]
 
 
@@ -51,7 +50,7 @@ class LocalizedConfig(PeftConfig):
             "random" and "contiguous" place at once, for ablations.
         seed: seed of random placements and of calibration's sketches.
         init_weights: True starts from dW = 0; False from a non-zero update (for tests).
-        repartition: when events happen (see :mod:`localora.lifecycle.repartition`), as fractions of training in (0, 1];
+        repartition: when events happen (see :mod:`localora.lifecycle.event`), as fractions of training in (0, 1];
             empty means never. Done by :class:`localora.LocalizationCallback`, or by :class:`localora.Repartitioner` in
             a loop of one's own.
         repartition_every: or every so many optimizer steps; 0 means not.
@@ -60,7 +59,6 @@ class LocalizedConfig(PeftConfig):
         frozen: where the updates of past events are: "factors" beside the live ones, or "merged" into the base weights
             in memory, with the factors kept on the CPU; that a quantized base refuses.
         frozen_rank: upper bound of that frozen term's rank, kept by SVD, whose error the event states; 0 means none.
-        rewarm: optimizer steps over which the learning rate rises again after an event, from 1 / rewarm of it.
         consolidated_rank: rank of the frozen term so far, the same in every layer; written by the library.
 
     Raises:
@@ -92,7 +90,6 @@ class LocalizedConfig(PeftConfig):
     repartition_place: RepartitionPlace = option("found", "labels after an event")
     frozen: FrozenMode = option("factors", "past updates: beside the base weights, or merged into them")
     frozen_rank: int = option(0, "upper bound of the rank of past updates, kept by SVD; 0: none", ge=0)
-    rewarm: int = option(0, "steps over which the learning rate rises again after an event", ge=0)
     consolidated_rank: int = option(0, "rank of the frozen term; written by the library", ge=0, recipe=False)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> LocalizedConfig:
@@ -241,8 +238,6 @@ class CpsLoraConfig(LocalizedConfig):
             their own (see :mod:`localora.placement.coherence`); 0 looks at captured energy alone. What it does to
             training has not been measured.
         sketch: width s of the gradient sketch that the clusters are found on.
-        repartition_signal: what an event co-clusters: "gradient", the sketch at that moment; "delta", the update since
-            the last event; or "both", update and gradient step together, each at equal weight.
 
     Reference: Jiahao Xiong et al., Localized Low-Rank Adaptation within Clustered Parameter Subspaces, ACL 2026.
     """
@@ -254,7 +249,6 @@ class CpsLoraConfig(LocalizedConfig):
     balance: float = option(0.5, "0: free sizes, 1: equal sizes", ge=0, le=1)
     coherence: float = option(0.0, "weight of coherent, uncorrelated clusters beside captured energy", ge=0, lt=1)
     sketch: int = option(64, "width of the gradient sketch that clusters are found on", ge=1)
-    repartition_signal: RepartitionSignal = option("gradient", "what an event co-clusters")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,15 +1,95 @@
-"""What one event did, in numbers, and the error of one that cannot happen."""
+"""One event, in the order its parts come: look, consolidate, place, start anew; and what it did, in numbers.
+
+    look            the loss and, where labels can change, the gradient, on a fixed set of batches: nothing changes yet
+    consolidate     frozen <- [frozen, live]: exactly, so the function does not change
+    place           new labels of rows and columns: found, random, or kept
+    start anew      factors as at creation (B = 0), and the optimizer's state of them dropped
+
+What is drawn is seeded by the step: an event is a function of the model, the batches and the step alone, so a run that
+resumes needs nothing beside its adapter and its optimizer. With nothing to place this is the known chain of LoRAs:
+
+Lialin et al. 2023, ReLoRA: High-Rank Training Through Low-Rank Updates. https://arxiv.org/abs/2307.05695
+Xia, Qin and Hazan 2024, Chain of LoRA. https://arxiv.org/abs/2401.04151
+"""
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from localora.errors import LocaloraError
+from localora.adapter.config import LocalizedConfig
+from localora.lifecycle.consolidation import check_finite, consolidate, event_seed, start_anew
+from localora.lifecycle.passes import Layers, Passes
+from localora.lifecycle.planning import Proposal, local_shape, partition_of, propose
+from localora.lifecycle.processes import check_agreement, failing_together
+from localora.placement.partition import Partition, Placement
+from localora.placement.random import random_partition
+
+DIVERGED = "has training diverged? Lower the learning rate and resume from the last checkpoint before this step"
 
 
-class ScheduleError(LocaloraError, RuntimeError):
-    """A scheduled event that cannot happen, or that did not happen."""
+def event(
+    passes: Passes, layers: Layers, name: str, config: LocalizedConfig, optimizer: Any | None, step: int
+) -> RepartitionEvent:
+    """Do one event on the adapter called `name`, after `step` optimizer steps.
+
+    Raises:
+        ScheduleError: a factor is not finite; nothing has changed then.
+        CalibrationError: nor is the loss.
+    """
+    started = time.perf_counter()
+    with failing_together():
+        check_finite(layers, name)
+    loss_before = passes.first_loss(DIVERGED)
+    placed = {key: layer for key, layer in layers.items() if layer.localized_layout[name].budget.has_choice}
+    old = {key: partition_of(layer, name) for key, layer in placed.items()}
+    proposals = _proposals(passes, placed, name, config, old, step)
+    joined_norm, error = consolidate(layers, name, config)
+    for key, proposal in proposals.items():
+        placed[key].place(name, proposal.partition)
+    start_anew(layers, name, optimizer, config.seed, step)
+    check_agreement(Placement.digest_of(partition_of(layer, name) for layer in placed.values()))
+    moved = [_moved(old[key], proposal.partition) for key, proposal in proposals.items()]
+    return RepartitionEvent(
+        step=step,
+        place=config.repartition_place if placed else "none",
+        rows_moved=sum(rows for rows, _ in moved),
+        cols_moved=sum(cols for _, cols in moved),
+        captured_before=_mean([proposal.captured_before for proposal in proposals.values()]),
+        captured_after=_mean([proposal.captured_after for proposal in proposals.values()]),
+        frozen_rank=config.consolidated_rank,
+        joined_norm=joined_norm,
+        recompression_error=error,
+        loss_before=loss_before,
+        loss_after=passes.first_loss(DIVERGED),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _proposals(
+    passes: Passes, placed: Layers, name: str, config: LocalizedConfig, old: dict[str, Partition], step: int
+) -> dict[str, Proposal]:
+    if not placed:
+        return {}
+    given = None if config.repartition_place == "found" else old
+    if config.repartition_place == "random":
+        given = {
+            key: random_partition(
+                layer.out_features, layer.in_features, local_shape(layer, name), event_seed(config.seed, step, key)
+            )
+            for key, layer in placed.items()
+        }
+    return propose(passes, placed, name, config, given)
+
+
+def _moved(old: Partition, new: Partition) -> tuple[int, int]:
+    """Rows and columns that changed their label."""
+    return int((old.row_labels != new.row_labels).sum()), int((old.col_labels != new.col_labels).sum())
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,11 @@ from localora.lifecycle.passes import CalibrationError, Layers, Passes, ZeroGrad
 from localora.lifecycle.processes import decide_once, sum_over_processes
 from localora.lifecycle.report import LayerReport
 from localora.placement.budget import LocalShape
-from localora.placement.coclustering import captured_energy, plan_coclusters
+from localora.placement.coclustering import CoclusteringResult, captured_energy, plan_coclusters
 from localora.placement.partition import Partition
 from localora.placement.signals import GradientSketch, SharedInputs, TaylorScores
 from localora.placement.taylor import plan_block
-from localora.placement.thin import gram_norm
-from localora.placement.threads import one_thread, over_threads
+from localora.placement.threads import over_threads
 
 IN_CALIBRATION = "calibration: does the loss depend on the model's output, and does the loss_fn use the model given?"
 
@@ -87,57 +86,20 @@ def _propose_blocks(
 def _propose_clusters(
     passes: Passes, layers: Layers, name: str, config: CpsLoraConfig, given: Mapping[str, Partition] | None
 ) -> dict[str, Proposal]:
-    sketches: dict[str, GradientSketch] = {}
-    if given is not None or config.repartition_signal != "delta":
-        sketches = gradient_sketches(passes, layers, config, None if given is None else passes.batches[:1])
+    sketches = gradient_sketches(passes, layers, config, None if given is None else passes.batches[:1])
 
     def propose_one(key: str) -> Proposal:
-        layer = layers[key]
-        local, old = local_shape(layer, name), partition_of(layer, name)
-        sketch = sketches.pop(key, None)  # popped, so that the memory of a sketch is free once it is planned on
+        layer, old = layers[key], partition_of(layers[key], name)
+        left, right = sketches.pop(key).factors()  # popped: the memory of a sketch is free once it is planned on
         if given is not None:
-            assert sketch is not None
-            left, right = sketch.factors()
-            before, after = (captured_energy(left, right, partition, local.rank) for partition in (old, given[key]))
+            rank = local_shape(layer, name).rank
+            before, after = (captured_energy(left, right, partition, rank) for partition in (old, given[key]))
             return Proposal(given[key], before, after)
-        left, right = _signal_factors(layer, name, sketch, config)
-        result = plan_coclusters(
-            left,
-            right,
-            clusters=local.clusters,
-            rank=local.rank,
-            balance=config.balance,
-            coherence=config.coherence,
-            seed=config.seed,
-            start=old,
-        )
+        result = _coclusters(layer, name, config, left, right, old)
         assert result.start_energy is not None
         return Proposal(result.partition, result.start_energy, result.captured_energy)
 
     return decide_once(lambda: dict(zip(layers, over_threads(propose_one, layers), strict=True)))
-
-
-@torch.no_grad()
-@one_thread()
-def _signal_factors(
-    layer: LocalizedLinear, name: str, sketch: GradientSketch | None, config: CpsLoraConfig
-) -> tuple[Tensor, Tensor]:
-    """Thin factors of what the next partition should capture: the live update, the step -G, or both alike."""
-    left, right = [], []
-    if config.repartition_signal != "gradient":
-        A, B = layer.live_factors(name)
-        left.append(B.double().cpu())
-        right.append(A.double().cpu())
-    if sketch is not None:
-        left_ms, right_sn = sketch.factors()
-        left.append(-left_ms)
-        right.append(right_sn)
-    # Each part is scaled to unit norm; an update that is still zero is left out rather than divided by zero.
-    norms = [gram_norm(A, B) for A, B in zip(right, left, strict=True)]
-    parts = [(A / norm, B) for A, B, norm in zip(right, left, norms, strict=True) if norm > 0]
-    if not parts:
-        return left[0], right[0]
-    return torch.cat([B for _, B in parts], dim=1), torch.cat([A for A, _ in parts])
 
 
 def block_passes(batches: int) -> int:
@@ -217,8 +179,26 @@ def cocluster(
 ) -> LayerReport:
     """The co-clusters of M = left_ms @ right_sn on one layer: its gradient, or an update."""
     started = time.perf_counter()
+    result = _coclusters(layer, name, config, left_ms, right_sn)
+    return LayerReport(
+        key,
+        result.partition,
+        captured_energy=result.captured_energy,
+        subspace_correlation=result.subspace_correlation,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _coclusters(
+    layer: LocalizedLinear,
+    name: str,
+    config: CpsLoraConfig,
+    left_ms: Tensor,
+    right_sn: Tensor,
+    start: Partition | None = None,
+) -> CoclusteringResult:
     local = local_shape(layer, name)
-    result = plan_coclusters(
+    return plan_coclusters(
         left_ms,
         right_sn,
         clusters=local.clusters,
@@ -226,13 +206,7 @@ def cocluster(
         balance=config.balance,
         coherence=config.coherence,
         seed=config.seed,
-    )
-    return LayerReport(
-        key,
-        result.partition,
-        captured_energy=result.captured_energy,
-        subspace_correlation=result.subspace_correlation,
-        seconds=time.perf_counter() - started,
+        start=start,
     )
 
 

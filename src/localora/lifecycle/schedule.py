@@ -1,35 +1,25 @@
-"""Events on a schedule: when they happen, in which order their parts come, and what they report.
+"""When events happen: after fractions of training, or every N steps, in a loop of one's own or in a Trainer.
 
-A schedule is a list of fractions of training, or "every N steps". The gradient is observed at the event itself, on a
-fixed set of the run's batches, and what is drawn is seeded by the step: an event is a function of the model, the
-batches and the step alone, so a run that resumes needs nothing beside its adapter and its optimizer.
+What happens at one is `event.py`.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
 from torch import nn
 
-from localora.adapter.layer import LocalizedLinear
 from localora.adapter.model import adapted_layers
+from localora.errors import ScheduleError
 from localora.lifecycle.calibration import adapter_config
-from localora.lifecycle.event import RepartitionEvent, ScheduleError
+from localora.lifecycle.consolidation import check_possible, live_rank
+from localora.lifecycle.event import RepartitionEvent, event
 from localora.lifecycle.passes import LossFn, Passes
-from localora.lifecycle.planning import Proposal, local_shape, partition_of, propose
-from localora.lifecycle.processes import check_agreement, failing_together
-from localora.lifecycle.repartition import check_finite, check_possible, consolidate, event_seed, live_rank, start_anew
-from localora.lifecycle.rewarm import Rewarm
-from localora.placement.partition import Partition, Placement
-from localora.placement.random import random_partition
 
 logger = logging.getLogger(__name__)
-
-DIVERGED = "has training diverged? Lower the learning rate and resume from the last checkpoint before this step"
 
 
 class Repartitioner:
@@ -79,19 +69,11 @@ class Repartitioner:
         if self.due and not self.batches:
             raise ScheduleError("events are due, and there are no batches for them to look at; give Repartitioner some")
         self.events: list[RepartitionEvent] = []
-        self._rewarm: Rewarm | None = None
         if self.scheduled:
             check_possible(model, self.layers, self.name, self.config, optimizer)
             if self.config.frozen == "merged":  # what was loaded lies beside the base weights
                 for layer in self.layers.values():
                     layer.fold(self.name, live_rank(self.layers, self.name))
-            if self.config.rewarm and optimizer is not None:
-                self._rewarm = Rewarm(optimizer, self._rate_factor)
-
-    @property
-    def placed(self) -> dict[str, LocalizedLinear]:
-        """The layers whose labels decide anything; none of LoRA as a placement."""
-        return {key: x for key, x in self.layers.items() if x.localized_layout[self.name].budget.has_choice}
 
     def step(self) -> RepartitionEvent | None:
         """Call after every optimizer step; returns the event if one was due."""
@@ -107,11 +89,12 @@ class Repartitioner:
                 f"the event scheduled after step {self.due[0]} did not happen and {done_steps} steps are done; "
                 "call Repartitioner.step() after every optimizer step"
             )
-        event = self._event()
+        passes = Passes(self.model, self.batches, len(self.batches), self.loss_fn)
+        done = event(passes, self.layers, self.name, self.config, self.optimizer, done_steps)
         self.due.pop(0)
-        self.events.append(event)
-        logger.info("%s", event)
-        return event
+        self.events.append(done)
+        logger.info("%s", done)
+        return done
 
     def finish(self, done_steps: int | None = None) -> None:
         """Check that every event up to the last step happened.
@@ -123,68 +106,8 @@ class Repartitioner:
             ScheduleError: one did not.
         """
         self.done_steps = self.done_steps if done_steps is None else done_steps
-        if self._rewarm is not None:
-            self._rewarm.close()
         missed = [step for step in self.due if step <= self.done_steps]
         if missed:
             raise ScheduleError(f"training has ended, but the events scheduled after steps {missed} never happened")
         if self.due:
             logger.warning("training ended at step %d, before the events at %s", self.done_steps, self.due)
-
-    def _event(self) -> RepartitionEvent:
-        started = time.perf_counter()
-        passes = Passes(self.model, self.batches, len(self.batches), self.loss_fn)
-        with failing_together():
-            check_finite(self.layers, self.name)
-        loss_before = passes.first_loss(DIVERGED)
-        placed = self.placed
-        old = {key: partition_of(layer, self.name) for key, layer in placed.items()}
-        proposals = self._proposals(passes, placed, old)
-        joined_norm, error = consolidate(self.layers, self.name, self.config)
-        start_anew(self.layers, self.name, self.optimizer, self.config.seed, self.done_steps)
-        for key, proposal in proposals.items():
-            placed[key].place(self.name, proposal.partition)
-        check_agreement(Placement.digest_of(partition_of(layer, self.name) for layer in placed.values()))
-        moved = [_moved(old[key], proposal.partition) for key, proposal in proposals.items()]
-        return RepartitionEvent(
-            step=self.done_steps,
-            place=self.config.repartition_place if placed else "none",
-            rows_moved=sum(rows for rows, _ in moved),
-            cols_moved=sum(cols for _, cols in moved),
-            captured_before=_mean([proposal.captured_before for proposal in proposals.values()]),
-            captured_after=_mean([proposal.captured_after for proposal in proposals.values()]),
-            frozen_rank=self.config.consolidated_rank,
-            joined_norm=joined_norm,
-            recompression_error=error,
-            loss_before=loss_before,
-            loss_after=passes.first_loss(DIVERGED),
-            seconds=time.perf_counter() - started,
-        )
-
-    def _proposals(
-        self, passes: Passes, placed: dict[str, LocalizedLinear], old: dict[str, Partition]
-    ) -> dict[str, Proposal]:
-        if not placed:
-            return {}
-        given = None if self.config.repartition_place == "found" else old
-        if self.config.repartition_place == "random":
-            given = {key: self._random(key, layer) for key, layer in placed.items()}
-        return propose(passes, placed, self.name, self.config, given)
-
-    def _rate_factor(self) -> float:
-        """Of the step to come: 1 / rewarm in the first after an event, 1 from the one numbered `rewarm` on."""
-        last = max((step for step in self.scheduled if step <= self.done_steps), default=-self.config.rewarm)
-        return min(1.0, (self.done_steps + 1 - last) / self.config.rewarm)
-
-    def _random(self, key: str, layer: LocalizedLinear) -> Partition:
-        seed = event_seed(self.config.seed, self.done_steps, key)
-        return random_partition(layer.out_features, layer.in_features, local_shape(layer, self.name), seed)
-
-
-def _moved(old: Partition, new: Partition) -> tuple[int, int]:
-    """Rows and columns that changed their label."""
-    return int((old.row_labels != new.row_labels).sum()), int((old.col_labels != new.col_labels).sum())
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None

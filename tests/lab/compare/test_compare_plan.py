@@ -119,7 +119,7 @@ def test_events_of_every_method_can_be_compared(model_folder: Path) -> None:
         "lora-events": {"name": "g-lora", "global_share": 1.0, **events},
         "random": {"name": "cps-lora", "clusters": 2, "placement": "random", "repartition_place": "random", **events},
         "kept": {"name": "hybrid", "clusters": 2, "placement": "random", "repartition_place": "kept", **events},
-        "merged": {"name": "g-lora", "repartition": [0.25], "frozen": "merged", "rewarm": 2},
+        "merged": {"name": "g-lora", "repartition": [0.25], "frozen": "merged"},
     }
     resolved = resolved_plan(model_folder, methods=methods)
     check_budgets(resolved)

@@ -76,12 +76,27 @@ def test_a_key_that_is_new_since_a_record_was_made_is_at_its_default(model_folde
     methods: dict[str, Any] = {"lora": None, "g-lora": {"local_size": 0.5}}
     spec = finals(resolved_plan(model_folder, methods=methods))[2]
     record = record_of(spec, 1.0)
-    del record.recipe["method"]["rewarm"]
+    del record.recipe["method"]["frozen_rank"]
     leave(Store(tmp_path), spec, record)
     assert Store(tmp_path).read(spec).status == "finished"
-    methods["g-lora"]["rewarm"] = 1
-    with pytest.raises(PlanError, match=r"another plan \(method\.rewarm was 0, is 1\)"):
+    methods["g-lora"]["frozen_rank"] = 1
+    with pytest.raises(PlanError, match=r"another plan \(method\.frozen_rank was 0, is 1\)"):
         Store(tmp_path).read(finals(resolved_plan(model_folder, methods=methods))[2])
+
+
+@pytest.mark.parametrize(("value", "earlier"), [(0, False), (4, True)])
+def test_a_key_that_is_gone_counts_where_it_did_something(
+    model_folder: Path, tmp_path: Path, value: int, earlier: bool
+) -> None:
+    methods: dict[str, Any] = {"lora": None, "g-lora": {"local_size": 0.5}}
+    resolved, store = resolved_plan(model_folder, methods=methods), Store(tmp_path)
+    fill(store, resolved, {"lora": [1.0, 1.1], "g-lora": [1.0, 1.1]})
+    spec = finals(resolved)[2]
+    record = record_of(spec, 1.0)
+    record.recipe["method"]["rewarm"] = value
+    leave(store, spec, record)
+    note = "1 run(s) are of an earlier version, whose methods had other keys (rewarm)"
+    assert (note in compare_records(Store(tmp_path)).notes) == earlier
 
 
 def test_records_of_a_method_with_other_keys_are_reported_and_not_added_to(model_folder: Path, tmp_path: Path) -> None:

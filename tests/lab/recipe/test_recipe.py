@@ -196,7 +196,7 @@ def test_alpha_is_twice_r_in_recipes_and_in_python(name: str, r: int) -> None:
         ("cps-lora", "clusters", 128, "less than or equal to 127"),
         ("hybrid", "global_share", 1, "less than 1"),
         ("cps-lora", "repartition", [0.5, 1.5], "less than or equal to 1"),
-        ("g-lora", "rewarm", -1, "greater than or equal to 0"),
+        ("g-lora", "frozen_rank", -1, "greater than or equal to 0"),
         ("g-lora", "frozen", "there", "should be 'factors' or 'merged'"),
         ("cps-lora", "alpha", 0, "greater than 0"),
         ("cps-lora", "alpha", float("inf"), "finite"),

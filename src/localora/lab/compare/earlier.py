@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from localora.adapter.peft_names import RETIRED
 from localora.lab.recipe.schema import MethodSection
 
 _METHOD: TypeAdapter[Any] = TypeAdapter(MethodSection)
@@ -30,10 +31,11 @@ def known_plan(values: Any) -> Any:
 
 
 def known_method(method: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A method's section without the keys that this version has no more, and these keys."""
+    """A method's section without the keys that this version has no more, and those of them that did anything."""
     try:
         _METHOD.validate_python(method)
     except ValidationError as error:
         gone = [str(one["loc"][-1]) for one in error.errors(include_url=False) if one["type"] == "extra_forbidden"]
-        return {key: value for key, value in method.items() if key not in gone}, gone
+        left = {key: value for key, value in method.items() if key not in gone}
+        return left, [key for key in gone if key not in RETIRED or method[key] != RETIRED[key]]
     return method, []

@@ -1,17 +1,13 @@
-"""The parts of an event: what was learned is kept, and training starts anew beside it.
+"""Two parts of an event: what was learned joins the frozen term, and training starts anew beside it.
 
 Shape legend
     A, B   live factors, dense: (R, n), (m, R)       c   rank of the frozen term, the same in every layer
 
     consolidate     frozen <- [frozen, live], (c + R, n) and (m, c + R): exactly, so the function does not change
-    place           new labels of rows and columns: found, random, or kept
     start anew      factors as at creation (B = 0), and the optimizer's state of them dropped
 
 Parameters stay the same objects, so optimizers, DDP and compiled graphs keep working, and a checkpoint of adapter and
-optimizer is all that a resumed run needs. With nothing to place this is the known chain of LoRAs:
-
-Lialin et al. 2023, ReLoRA: High-Rank Training Through Low-Rank Updates. https://arxiv.org/abs/2307.05695
-Xia, Qin and Hazan 2024, Chain of LoRA. https://arxiv.org/abs/2401.04151
+optimizer is all that a resumed run needs.
 """
 
 from __future__ import annotations
@@ -26,7 +22,7 @@ from torch import Tensor, nn
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.factors import Factors, joined, whole
 from localora.adapter.layer import LocalizedLinear
-from localora.lifecycle.event import ScheduleError
+from localora.errors import ScheduleError
 from localora.lifecycle.passes import Layers
 from localora.lifecycle.processes import decide_once
 from localora.placement.thin import gram_norm, truncate_factors
