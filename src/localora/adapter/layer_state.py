@@ -118,6 +118,12 @@ class LayerState(nn.Module, BaseTunerLayer):
         self._move_adapter_to_device_of_base_layer(name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        super()._move_adapter_to_device_of_base_layer(adapter_name, device)
+        for labels in (self.localized_row_labels, self.localized_col_labels):
+            if adapter_name in labels:
+                labels[adapter_name] = labels[adapter_name].to(LABEL_DTYPE)  # PEFT 0.20 makes them floats, exactly
+
     @torch.no_grad()
     def _init_factors(self, name: str, zero_init: bool, generator: torch.Generator | None = None) -> None:
         """Draw from the global random state, or on the CPU from `generator`, so that every process draws the same."""

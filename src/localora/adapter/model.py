@@ -13,7 +13,6 @@ import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import Tensor, nn
@@ -31,9 +30,10 @@ from localora.adapter.config import LocalizedConfig
 from localora.adapter.held import FactorHold
 from localora.adapter.layer import UNPLACED_ADDS, LocalizedLinear
 from localora.adapter.mixed_batch import samples_use
+from localora.adapter.peft_0_20 import NoMatchingPeftModuleError
 from localora.adapter.targets import TargetError, linear_layers_of, tell_of_targets
 from localora.adapter.weighted import rank_of_sum, weighted_config, weighted_factors
-from localora.errors import AdapterError, LayerError
+from localora.errors import AdapterError, LayerError, LocaloraError
 from localora.placement.partition import Partition, Placement
 from localora.placement.random import contiguous_partition, random_partition
 
@@ -57,6 +57,8 @@ class LocalizedModel(BaseTuner):
         config = self.peft_config[adapter_name]
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except LocaloraError:
+            raise
         except NoMatchingPeftModuleError as error:
             raise TargetError(f"{error} {linear_layers_of(model)}") from error
         if isinstance(config, LocalizedConfig) and not config.of_saved_adapter:
@@ -187,23 +189,35 @@ class LocalizedModel(BaseTuner):
         state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
+        cls.before_saving(model, adapter_name)
+        return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+
+    @staticmethod
+    def before_saving(model: nn.Module, adapter_name: str) -> None:
+        """Warn of an adapter that was never placed."""
         waiting = [
             layer
             for _, layer in adapted_layers(model, adapter_name)
             if not (layer.localized_verified[adapter_name] or layer.localized_row_labels[adapter_name].is_meta)
         ]
         if any(layer.is_unplaced(adapter_name) for layer in waiting):
-            warnings.warn(f"saving the adapter {adapter_name!r}, {UNPLACED_ADDS}", stacklevel=4)
-        return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+            warnings.warn(f"saving the adapter {adapter_name!r}, {UNPLACED_ADDS}", stacklevel=5)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         assert isinstance(config, LocalizedConfig)
+        cls.before_loading(model, config, adapter_name, state_dict)
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+
+    @staticmethod
+    def before_loading(
+        model: nn.Module, config: LocalizedConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> None:
+        """Make room for a saved frozen term, and refuse tensors that are not the whole of this adapter."""
         _match_frozen(model, config, adapter_name, state_dict)
         check_state(model, config, adapter_name, state_dict)
-        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
 
 def check_state(model: nn.Module, config: LocalizedConfig, adapter_name: str, state: dict[str, Tensor]) -> None:

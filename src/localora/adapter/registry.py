@@ -10,6 +10,7 @@ from peft.utils.peft_types import PeftType
 
 from localora.adapter.config import PEFT_TYPE_NAME, LocalizedConfig
 from localora.adapter.model import LocalizedModel
+from localora.adapter.peft_0_20 import ask_before_saving_and_loading
 
 
 def register() -> None:
@@ -30,6 +31,7 @@ def register() -> None:
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     _add_enum_member()
     register_peft_method(name=PEFT_TYPE_NAME.lower(), config_cls=LocalizedConfig, model_cls=LocalizedModel)
+    ask_before_saving_and_loading(LocalizedModel, PEFT_TYPE_NAME)
 
 
 def _add_enum_member() -> None:

@@ -8,12 +8,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.layer import LocalizedLinear
+from localora.adapter.peft_0_20 import NoMatchingPeftModuleError
 from localora.errors import ConfigError
 
 SHOWN = 12  # names in a message
