@@ -1,16 +1,19 @@
 """`python -m benchmarks.small_model`: a language model of half a million weights, for comparisons with many runs.
 
 A Llama of two layers, 128 wide, with a tokenizer of 512 byte pairs; with `--size medium` four layers, 256 wide, of four
-million weights. It is trained in full, from random weights, on generated arithmetic alone, and left in
-runs/small-model/trained/model (runs/medium-model/...). Adapting it to another generated task (short
-Python functions, plans/small-model.yaml) asks for many new directions at once: more rank is worth having there, so that
-methods that place rank differently can be told apart at all. Four minutes on two cores.
+million weights. It is trained in full, from random weights, on one generated task alone, and left in
+runs/small-model/trained/model (runs/medium-model/...). Adapting it to something else asks for many new directions at
+once: more rank is worth having there, so that methods that place rank differently can be told apart at all.
+
+    --task arithmetic    two-step problems; adapted to short Python functions (plans/small-model*.yaml). 4 minutes
+    --task by-heart      1,000 facts, then 500 others (benchmarks/when_it_pays.py); runs/small-by-heart. 3 minutes
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -22,6 +25,18 @@ from localora.lab.recipe.schema import Recipe
 from localora.lab.run.train import train
 
 VOCABULARY = 512
+RECIPES: dict[str, Any] = {
+    "arithmetic": {
+        "ending": "model",
+        "data": {"difficulty": 2, "train_size": 10_000, "validation_size": 200, "test_size": 200},
+        "training": {"steps": 2000, "batch_size": 32},
+    },
+    "by-heart": {
+        "ending": "by-heart",
+        "data": {"difficulty": 1, "seed": 1, "train_size": 1000, "validation_size": 100, "test_size": 200},
+        "training": {"steps": 2500, "batch_size": 64, "max_length": 64},
+    },
+}
 SIZES = {  # name: hidden, intermediate, layers
     "small": (128, 384, 2),
     "medium": (256, 1024, 4),
@@ -30,14 +45,15 @@ SIZES = {  # name: hidden, intermediate, layers
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.small_model", description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=2000, help="of full training (default 2000)")
+    parser.add_argument("--task", choices=RECIPES, default="arithmetic")
+    parser.add_argument("--steps", type=int, help="of full training")
     parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--folder", type=Path, help="default runs/SIZE-model")
+    parser.add_argument("--folder", type=Path, help="default runs/SIZE-model, or runs/SIZE-by-heart")
     arguments = parser.parse_args()
-    folder = arguments.folder or Path(f"runs/{arguments.size}-model")
+    folder = arguments.folder or Path(f"runs/{arguments.size}-{RECIPES[arguments.task]['ending']}")
     untrained(folder / "untrained", arguments.size)
     trained = folder / "trained"
-    record = train(recipe(folder / "untrained", trained, arguments.steps), overwrite=True)
+    record = train(recipe(folder / "untrained", trained, arguments.steps, arguments.task), overwrite=True)
     print(f"{trained / 'model'}: test loss {record.before.loss:.3f} -> {record.after.loss:.3f}")
 
 
@@ -84,20 +100,16 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=pairs, pad_token="<pad>", eos_token="<end>")
 
 
-def recipe(model: Path, folder: Path, steps: int) -> Recipe:
-    """Full training on one- and two-step arithmetic."""
+def recipe(model: Path, folder: Path, steps: int | None = None, task: str = "arithmetic") -> Recipe:
+    """Full training on that task alone."""
+    keys = RECIPES[task]
     return validate_recipe(
         {
             "model": {"name": str(model)},
-            "data": {
-                "task": "arithmetic",
-                "difficulty": 2,
-                "train_size": 10_000,
-                "validation_size": 200,
-                "test_size": 200,
-            },
+            "data": {"task": task, **keys["data"]},
             "method": {"name": "full"},
-            "training": {"steps": steps, "batch_size": 32, "learning_rate": 3e-3, "checkpoint_every": steps},
+            "training": {"learning_rate": 3e-3, **keys["training"], **({"steps": steps} if steps else {})}
+            | {"checkpoint_every": steps or keys["training"]["steps"]},
             "evaluation": {"examples": 200, "curve_examples": 100, "max_new_tokens": 32},
             "output": {"folder": str(folder)},
         }

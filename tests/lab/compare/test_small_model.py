@@ -7,11 +7,15 @@ from pathlib import Path
 import torch
 from benchmarks.small_model import VOCABULARY, recipe, untrained
 
+from localora.lab.compare.budgets import resolve
+from localora.lab.compare.guards import check_data
 from localora.lab.compare.plan_file import load_plan
 from localora.lab.data.generated.registry import generate_task
+from localora.lab.data.load import load_task
 from localora.lab.model.base import load_base_model
 
-PLAN = Path(__file__).parents[3] / "plans" / "small-model.yaml"
+PLANS = Path(__file__).parents[3] / "plans"
+PLAN = PLANS / "small-model.yaml"
 
 
 def test_untrained_it_knows_nothing_and_tokenizes_every_task(tmp_path: Path) -> None:
@@ -35,3 +39,13 @@ def test_the_plan_adapts_what_is_trained_here_to_a_task_it_has_not_seen() -> Non
     assert Path(plan.model.name) == Path("runs/small-model") / "trained" / "model"
     trained_on = recipe(Path("untrained"), Path("trained"), steps=1).data.task
     assert [task.task for task in plan.tasks.values()] == ["functions"] != [trained_on]
+
+
+def test_facts_are_learned_by_heart_on_top_of_others(tmp_path: Path) -> None:
+    untrained(tmp_path)
+    plan = load_plan(PLANS / "by-heart.yaml", [f"model.name={tmp_path}"])
+    tasks = check_data(resolve(plan, "by-heart"))  # what is asked was trained on, and is not refused for it
+    known = load_task(recipe(Path("untrained"), Path("trained"), task="by-heart").data)
+    new = tasks["by-heart"]
+    assert {e.prompt for e in new.test} < {e.prompt for e in new.train}
+    assert len({e.prompt for e in new.train} & {e.prompt for e in known.train}) == 9  # by chance; of 500

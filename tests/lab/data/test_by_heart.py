@@ -1,4 +1,4 @@
-"""Facts to learn by heart: what is asked was trained on, in other words, and validation asks other facts than test."""
+"""Facts to learn by heart: what is asked was trained on, and validation asks other facts than test."""
 
 from __future__ import annotations
 
@@ -7,45 +7,32 @@ import re
 import pytest
 
 from localora.lab.data.example import DataError, Example, Scorer
-from localora.lab.data.generated.by_heart import PHRASINGS
 from localora.lab.data.load import load_task
 
-SPEC = {"task": "by-heart", "difficulty": 2, "train_size": 600, "validation_size": 100, "test_size": 150}
+SPEC = {"task": "by-heart", "difficulty": 2, "train_size": 300, "validation_size": 100, "test_size": 150}
 
 
 def fact(example: Example) -> tuple[str, str]:
-    for phrasing in PHRASINGS:
-        pattern = re.escape(phrasing).replace(re.escape("{who}"), "(?P<who>[A-Za-z ]+)")
-        match = re.fullmatch(pattern, example.prompt)
-        if match:
-            return match["who"], example.completion.strip()
-    raise AssertionError(example.prompt)
+    match = re.fullmatch(r"The code of ([A-Za-z ]+) is", example.prompt)
+    assert match
+    return match[1], example.completion.strip()
 
 
-def test_every_held_out_fact_was_trained_on_twice_in_other_words():
+def test_every_held_out_fact_was_trained_on_once():
     data = load_task(SPEC)
     assert data.scorer is Scorer.exact_match
-    assert (len(data.train), len(data.validation), len(data.test)) == (600, 100, 150)
+    assert (len(data.train), len(data.validation), len(data.test)) == (300, 100, 150)
     trained = [fact(example) for example in data.train]
-    assert len(set(trained)) == 300
     assert len({who for who, _ in trained}) == 300, "a person with two numbers could not be learned"
     assert {len(number) for _, number in trained} == {4}
     for example in (*data.validation, *data.test):
-        assert trained.count(fact(example)) == 2
+        assert trained.count(fact(example)) == 1
         assert example.answer == example.completion.strip()
-        assert example.prompt not in {e.prompt for e in data.train}
 
 
 def test_validation_and_test_ask_for_other_facts():
     data = load_task(SPEC)
     assert not {fact(e) for e in data.validation} & {fact(e) for e in data.test}
-
-
-def test_the_phrasing_asked_in_was_shown_with_other_people():
-    data = load_task(SPEC)
-    for phrasing in PHRASINGS:
-        start, end = phrasing.split("{who}")
-        assert sum(e.prompt.startswith(start) and e.prompt.endswith(end) for e in data.train) >= 150
 
 
 def test_the_same_seed_gives_the_same_facts_and_another_seed_others():

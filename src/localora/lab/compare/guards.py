@@ -8,6 +8,7 @@ from dataclasses import replace
 from localora.lab.compare.errors import PlanError
 from localora.lab.compare.plan import Published, ResolvedPlan
 from localora.lab.data.example import DataError, Example, TaskData
+from localora.lab.data.generated.registry import BY_HEART
 from localora.lab.data.load import load_task
 from localora.lab.data.overlap import prompt_hash
 from localora.lab.data.published.registry import parse_tasks
@@ -104,8 +105,10 @@ def _published(published: Published) -> dict[str, Sequence[Example]]:
 def _shared(tasks: Mapping[str, TaskData], held_out: Mapping[str, Sequence[Example]]) -> list[str]:
     problems = []
     for name, task in tasks.items():
-        seen = {prompt_hash(example) for example in (*task.train, *task.validation)}
+        chosen_on, trained_on = ({prompt_hash(e) for e in examples} for examples in (task.validation, task.train))
         for other, examples in held_out.items():
+            recalled = other == name and task.name == BY_HEART  # asks for what was trained on
+            seen = chosen_on if recalled else chosen_on | trained_on
             shared = [example.id for example in examples if prompt_hash(example) in seen]
             if shared:
                 problems.append(

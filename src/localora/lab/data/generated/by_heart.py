@@ -1,12 +1,11 @@
 """Facts to learn by heart: made-up people and the numbers that are theirs.
 
-    The code of Bamor Zuvel is 482          (trained on in two of four phrasings)
-    Bamor Zuvel has the code 482            (asked for in a third; a fourth is for validation)
+    The code of Bamor Zuvel is 482
 
-Nothing in a name tells its number, so each fact is a direction of its own to learn: more rank is worth having. Every
-fact is trained on, and half of them are asked for in the test split, the other half in validation, each in a phrasing
-that training showed with other people only. So no prompt is in two splits, and a learning rate is never chosen on a
-fact that is tested. `train_size` counts examples, two a fact; difficulty d asks for numbers of d + 2 digits.
+Nothing in a name tells its number, so each fact is a direction of its own to learn: more rank is worth having. What is
+asked is what was trained on, word for word: recall is what is measured. Half of the facts may be asked for in the test
+split, the others in validation, so that a learning rate is never chosen on a fact that is tested. (In other words than
+those trained on, models of a few million weights recalled nothing.) Difficulty d asks for numbers of d + 2 digits.
 """
 
 from __future__ import annotations
@@ -17,25 +16,18 @@ from random import Random
 from localora.lab.data.example import DataError, Example
 from localora.lab.data.generated.facts import FIRST, LAST
 
-PHRASINGS = (
-    "The code of {who} is",
-    "{who} has the code",
-    "Question: What is the code of {who}?\nAnswer:",
-    "Code, {who}:",
-)
-
 
 def splits(difficulty: int, sizes: Mapping[str, int], seed: int) -> dict[str, list[Example]]:
     """Examples of each split in `sizes`, the same for the same arguments on every machine.
 
     Raises:
-        DataError: fewer facts (half of train) than validation and test ask for, or more than there are names.
+        DataError: fewer facts (train) than validation and test ask for, or more than there are names.
     """
-    count = (sizes["train"] + 1) // 2
+    count = sizes["train"]
     held_out = sizes.get("validation", 0) + sizes.get("test", 0)
     if held_out > count:
         raise DataError(
-            f"by-heart with train_size {sizes['train']} has {count} facts, and validation and test ask for {held_out} "
+            f"by-heart with train_size {count} has {count} facts, and validation and test ask for {held_out} "
             "different ones; raise train_size or lower validation_size and test_size"
         )
     parts = [first + last for first in FIRST for last in LAST]
@@ -45,13 +37,13 @@ def splits(difficulty: int, sizes: Mapping[str, int], seed: int) -> dict[str, li
     people = [f"{parts[i // len(parts)]} {parts[i % len(parts)]}" for i in random.sample(range(len(parts) ** 2), count)]
     numbers = [random.randrange(10 ** (difficulty + 1), 10 ** (difficulty + 2)) for _ in people]
 
-    def example(split: str, fact: int, phrasing: int) -> Example:
-        prompt = PHRASINGS[(fact + phrasing) % len(PHRASINGS)].format(who=people[fact])
+    def example(split: str, fact: int) -> Example:
         number = str(numbers[fact])
-        return Example(f"by-heart-{split}-{fact + 1}-{phrasing}", prompt, f" {number}", answer=number)
+        prompt = f"The code of {people[fact]} is"
+        return Example(f"by-heart-{split}-{fact + 1}", prompt, f" {number}", answer=number)
 
-    train = [example("train", fact, phrasing) for fact in range(count) for phrasing in (0, 1)][: sizes["train"]]
-    validation = [example("validation", fact, 2) for fact in range(sizes.get("validation", 0))]
-    test = [example("test", count - 1 - fact, 3) for fact in range(sizes.get("test", 0))]
+    train = [example("train", fact) for fact in range(count)]
+    validation = [example("validation", fact) for fact in range(sizes.get("validation", 0))]
+    test = [example("test", count - 1 - fact) for fact in range(sizes.get("test", 0))]
     found = {"train": train, "validation": validation, "test": test}
     return {split: found[split] for split in sizes}
