@@ -19,7 +19,8 @@ from localora.lab.recipe.data_spec import DataSpec
 def load_task(spec: Mapping[str, Any] | DataSpec) -> TaskData:
     """Generate or read the task that `spec` (the keys of :class:`DataSpec`) describes.
 
-    The splits share no normalised prompt (but by-heart's, which asks for what was trained on), and are the same for the same spec on every machine.
+    The splits share no normalised prompt (but by-heart's, which asks for what was trained on), and are the same for
+    the same spec on every machine.
 
     Raises:
         pydantic.ValidationError: unknown or contradictory keys.
