@@ -5,8 +5,9 @@ map every method gets the best of a grid of learning rates, chosen on validation
 then run with fresh seeds: the methods differ in nothing else, and all train LoRA's number of parameters at the cell's
 r. The model is one of `python -m benchmarks.small_model --task by-heart`, or any that a recipe can name.
 
-Every run adds a line to results/when-it-pays/MODEL.jsonl; what is there already is not run again. The map is for
-finding a regime: its few seeds decide nothing (docs/results.md).
+Every run adds a line to results/when-it-pays/MODEL.jsonl; what is there already is not run again. `--figure` draws the
+map from these lines and prints it as a table. It is for finding a regime: its few seeds decide nothing
+(docs/results.md).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
@@ -155,6 +157,70 @@ def cells(steps: list[int], ranks: list[int]) -> Iterator[tuple[int, int]]:
             yield count, r
 
 
+def differences(runs: list[dict[str, Any]]) -> dict[tuple[int, int, str], list[tuple[float, float]]]:
+    """By r, steps and method: test loss and recall of each seed, less LoRA's of the same seed."""
+    final = {
+        (run["r"], run["steps"], run["method"], run["seed"]): (run["test"], run["recall"])
+        for run in runs
+        if run["seed"] != RATE_SEED and run["test"] is not None
+    }
+    found: dict[tuple[int, int, str], list[tuple[float, float]]] = {}
+    for (r, steps, method, seed), (loss, recall) in sorted(final.items()):
+        lora = final.get((r, steps, "lora", seed))
+        if lora is not None:
+            found.setdefault((r, steps, method), []).append((loss - lora[0], recall - lora[1]))
+    return found
+
+
+def draw(runs: list[dict[str, Any]], to: Path) -> None:
+    """One panel a rank: difference to LoRA over steps, a dot a seed; and the same as a table on the console."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    found = differences(runs)
+    ranks = sorted({r for r, _, _ in found})
+    steps_run = sorted({steps for _, steps, _ in found})
+    methods = [name for name in METHODS if name != "lora" and any(name == method for _, _, method in found)]
+    shown, axes = pyplot.subplots(
+        1, len(ranks), figsize=(3.2 * len(ranks), 3), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    print("| r | steps | LoRA's test loss, recall | " + " | ".join(methods) + " |")
+    for r, panel in zip(ranks, axes[0], strict=True):
+        for number, method in enumerate(methods):
+            cells = {steps: values for (rank, steps, name), values in found.items() if (rank, name) == (r, method)}
+            means = [sum(loss for loss, _ in values) / len(values) for values in cells.values()]
+            panel.plot(list(cells), means, color=f"C{number}", label=method)
+            dots = [(steps, loss) for steps, values in cells.items() for loss, _ in values]
+            panel.scatter(*zip(*dots, strict=True), color=f"C{number}", s=10)
+        panel.axhline(0, color="grey", linewidth=0.8)
+        panel.set(title=f"r {r}", xlabel="steps", xscale="log")
+        panel.set_xticks(steps_run, [str(steps) for steps in steps_run])
+        panel.minorticks_off()
+        for steps in sorted({count for rank, count, _ in found if rank == r}):
+            base = [run for run in runs if (run["r"], run["steps"], run["method"]) == (r, steps, "lora")]
+            final = [run for run in base if run["seed"] != RATE_SEED]
+            print(
+                f"| {r} | {steps} | {_mean(final, 'test'):.3f}, {_mean(final, 'recall'):.1%} | "
+                + " | ".join(_cell(found.get((r, steps, method))) for method in methods)
+                + " |"
+            )
+    axes[0, 0].set_ylabel("test loss, less LoRA's")
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    shown.savefig(to, dpi=120)
+
+
+def _mean(runs: list[dict[str, Any]], key: str) -> float:
+    return float(sum(run[key] for run in runs) / len(runs))
+
+
+def _cell(values: list[tuple[float, float]] | None) -> str:
+    if values is None:
+        return "-"
+    loss, recall = (sum(each) / len(values) for each in zip(*values, strict=True))
+    return f"{loss:+.3f}, {100 * recall:+.1f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="small", help="small, medium, or a recipe's model.name")
@@ -164,11 +230,15 @@ def main() -> None:
     parser.add_argument("--modules", default="all-linear")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rates", type=float, nargs="+", default=[2.5e-3, 6.3e-3, 1.6e-2])
+    parser.add_argument("--figure", type=Path, help="draw what is there, and run nothing")
     arguments = parser.parse_args()
     transformers_logging.set_verbosity_error()
     named = arguments.model in ("small", "medium")
     model = f"runs/{arguments.model}-by-heart/trained/model" if named else arguments.model
     runs = Map(model, RESULTS / f"{arguments.model}.jsonl", arguments.modules, sorted(arguments.rates))
+    if arguments.figure:
+        draw(runs.runs, arguments.figure)
+        return
     for steps, r in cells(arguments.steps, arguments.r):
         for method in arguments.methods:
             rate = runs.best_rate(steps, r, method)
