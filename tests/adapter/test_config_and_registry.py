@@ -78,10 +78,6 @@ def test_names_of_peft_s_lora_are_accepted(method: Method) -> None:
         ({"lora_droput": 0.1}, "unknown key 'lora_droput' for CpsLoraConfig; did you mean 'lora_dropout'"),
         ({"bias": "all"}, "bias='all' is not supported, because biases are not trained"),
         ({"use_dora": True}, "use_dora=True is not supported, because DoRA's trained magnitudes"),
-        (
-            {"target_parameters": ["experts.up"]},
-            r"target_parameters=\['experts.up'\] is not supported, because adapters",
-        ),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' is not supported, because the factors start"),
         ({"use_qalora": True}, "use_qalora=True is not supported: peft.LoraConfig has use_qalora, localora has not"),
     ],

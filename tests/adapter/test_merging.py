@@ -99,3 +99,18 @@ def test_peft_s_own_conversion_to_lora(method: Method) -> None:
     lora = get_peft_model(tiny_llama(), config).eval()
     set_peft_model_state_dict(lora, state)
     torch.testing.assert_close(logits(lora), logits(model), rtol=1e-3, atol=1e-4)
+
+
+def test_merging_into_a_tied_lm_head_changes_the_embedding_too_and_warns() -> None:
+    model = tiny_llama()
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    before = model.model.embed_tokens.weight.detach().clone()
+    with pytest.warns(UserWarning, match="tied layer is part of the adapter"):
+        adapted_head = get_peft_model(model, BY_NAME["cps-lora"].config(target_modules=["lm_head"]))
+    delta = adapted_head.base_model.model.lm_head.get_delta_weight("default").detach()
+    with pytest.warns(UserWarning, match=r"tie_word_embeddings=True.*\['lm_head'\] are part of the adapter"):
+        merged = adapted_head.merge_and_unload()
+    assert merged.model.embed_tokens.weight is merged.lm_head.weight
+    torch.testing.assert_close(merged.model.embed_tokens.weight, before + delta)
+    assert delta.norm() > 0.1

@@ -43,6 +43,8 @@ class LocalizedConfig(PeftConfig):
         use_rslora: scale by alpha / sqrt(r).
         target_modules: names, suffixes or a regular expression of the layers to adapt, or "all-linear"; None takes
             PEFT's default for the architecture.
+        target_parameters: names or suffixes of experts' stacked weights to adapt, each expert by itself, such as
+            "mlp.experts.gate_up_proj" (see :mod:`localora.adapter.experts`).
         exclude_modules, layers_to_transform, layers_pattern, rank_pattern, alpha_pattern, modules_to_save: as in
             `peft.LoraConfig`.
         global_share: share of the rank that a global term over the whole matrix gets.
@@ -75,6 +77,7 @@ class LocalizedConfig(PeftConfig):
     dropout: float = option(0.0, "on the adapter's input", ge=0, lt=1)
     use_rslora: bool = option(False, "scale by alpha / sqrt(r) instead of alpha / r")
     target_modules: list[str] | str | None = option(None, "layers to adapt: names, a regular expression, or all-linear")
+    target_parameters: list[str] | None = option(None, "stacked weights of experts to adapt", recipe=False)
     exclude_modules: list[str] | str | None = option(None, "layers to leave out", recipe=False)
     layers_to_transform: list[int] | int | None = option(None, "indices of blocks to adapt", ge=0, recipe=False)
     layers_pattern: list[str] | str | None = option(None, "name of the list of blocks", recipe=False)
@@ -116,6 +119,11 @@ class LocalizedConfig(PeftConfig):
             raise ConfigError("layers_pattern has no effect without layers_to_transform; set both or neither")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise ConfigError("layers_to_transform needs target_modules as a list of names, not a string")
+        if self.target_parameters and self.dropout:
+            raise ConfigError(
+                "dropout must be 0 with target_parameters: an expert's update is added to its weight, not made of its "
+                "tokens, so they cannot be dropped one by one"
+            )
         if self.repartition and self.repartition_every:
             raise ConfigError("set repartition (fractions) or repartition_every (steps), not both")
         if self.frozen == "merged" and self.frozen_rank:
@@ -180,13 +188,25 @@ class LocalizedConfig(PeftConfig):
         """
         raise NotImplementedError
 
+    def stack_of(self, name: str) -> tuple[str, int] | None:
+        """Of which stacked weights, and of which expert of them, the layer called `name` is; None of a linear layer."""
+        stack, _, index = name.rpartition(".")
+        targets = self.target_parameters or ()
+        is_expert = index.isdigit() and any(f".{stack}".endswith(f".{target}") for target in targets)
+        return (stack, int(index)) if is_expert else None
+
+    def _in_patterns(self, name: str) -> str:
+        """Experts of one stack share its name there, as in PEFT's LoRA."""
+        found = self.stack_of(name)
+        return name if found is None else found[0]
+
     def layer_rank(self, name: str) -> int:
         """The LoRA-equivalent rank of the layer called `name`: from `rank_pattern` where it matches, else r."""
-        return self.rank_pattern.get(get_pattern_key(list(self.rank_pattern), name), self.r)
+        return self.rank_pattern.get(get_pattern_key(list(self.rank_pattern), self._in_patterns(name)), self.r)
 
     def layer_scale(self, name: str) -> float:
         """s in dW = s B A for the layer called `name`: alpha / r, or alpha / sqrt(r) with rank-stabilised scaling."""
-        alpha = self.alpha_pattern.get(get_pattern_key(list(self.alpha_pattern), name), self.alpha)
+        alpha = self.alpha_pattern.get(get_pattern_key(list(self.alpha_pattern), self._in_patterns(name)), self.alpha)
         r = self.layer_rank(name)
         alpha = ALPHA_PER_RANK * r if alpha is None else alpha
         return alpha / math.sqrt(r) if self.use_rslora else alpha / r

@@ -107,9 +107,9 @@ class _Factor(nn.Module):
         """`labels=None` means the whole matrix in one cluster."""
         if labels is None:
             return packed_nr
-        return scatter(packed_nr, self._places(labels, packed_nr.shape[0], clusters), labels.numel(), clusters)
+        return scatter(packed_nr, self.places(labels, packed_nr.shape[0], clusters), labels.numel(), clusters)
 
-    def _places(self, labels: Tensor, covered: int, clusters: int) -> Tensor | None:
+    def places(self, labels: Tensor, covered: int, clusters: int) -> Tensor | None:
         """Read from the labels, once for as long as they are the same tensor, unwritten since."""
         if torch.compiler.is_compiling() or labels.is_inference():
             return places_of(labels, covered, clusters)  # a compiled graph reads them anew, and so outlives a move

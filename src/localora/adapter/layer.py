@@ -19,6 +19,7 @@ from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
 from localora.adapter.delta import LayerDelta
+from localora.adapter.expert import Expert
 from localora.adapter.factors import ColumnFactor, RowFactor
 from localora.adapter.update import Origin, add_update, update_dtype
 from localora.errors import AdapterError
@@ -34,29 +35,35 @@ class LocalizedLinear(LayerDelta):
     def forward(self, x: Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Tensor:
         if adapter_names is not None and not self.disable_adapters:
             return self._forward_mixed(x, adapter_names, *args, **kwargs)
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        acting = self.merged_adapters if self.merged else [] if self.disable_adapters else self.active_adapters
-        for name in [name for name in self.localized_folded if name not in acting]:
-            self.unfold(name)
+        names = self.acting_beside()
         result: Tensor
-        if self.disable_adapters or self.merged:
+        if not names:
             result = self.base_layer(x, *args, **kwargs)
             return result
-        names = [name for name in self.active_adapters if name in self.localized_layout]
-        W = self._plain_frozen_weight(x) if names else None
+        W = self._plain_frozen_weight(x)
         with torch.set_grad_enabled(torch.is_grad_enabled() and W is None):
             result = self.base_layer(x, *args, **kwargs)
         if W is not None:
             result = result.detach()  # a view made without gradient could not be written to with it
         if self.quantization_backend is not None:
-            result = self.quantization_backend.maybe_clone_base_result(result)
+            result = result.clone()  # bitsandbytes gives views of what its own functions return: nobody may write there
         for name in names:
             if not self.localized_verified[name]:
                 self._verify_for_forward(name)
             result = self._add(name, result, x, W)
             W = None  # the first update carries the base layer's gradient
         return result
+
+    def acting_beside(self) -> list[str]:
+        """The adapters that a forward pass adds, after the base weight is rid of those that must not act."""
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        acting = self.merged_adapters if self.merged else [] if self.disable_adapters else self.active_adapters
+        for name in [name for name in self.localized_folded if name not in acting]:
+            self.unfold(name)
+        if self.disable_adapters or self.merged:
+            return []
+        return [name for name in self.active_adapters if name in self.localized_layout]
 
     def _forward_mixed(self, x: Tensor, adapter_names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
         """Each sample with the adapter that it names; the first dimension of x counts samples."""
@@ -169,4 +176,4 @@ class LocalizedLinear(LayerDelta):
         return self._base_plus_product(A, sign * B)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        return True
+        return not isinstance(self.base_layer, Expert)  # PEFT would look for a linear layer of the expert's name

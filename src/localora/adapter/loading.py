@@ -88,7 +88,7 @@ def hot_swap(model: nn.Module, folder: str | Path, adapter_name: str = "default"
         partition = own.partition()
         if partition is not None:
             layer.place(adapter_name, partition)
-        like = layer.get_base_weight()
+        like = next(iter(layer.trained(adapter_name).values()))
         frozen = [own.tensors.get(key) for key in ("frozen_A", "frozen_B")]
         empty = (like.new_zeros(0, own.budget.n), like.new_zeros(own.budget.m, 0))
         layer.set_frozen(

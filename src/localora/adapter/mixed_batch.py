@@ -9,6 +9,7 @@ from typing import Any
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from localora.adapter.experts import LocalizedExperts
 from localora.adapter.layer import BASE, LocalizedLinear
 from localora.errors import AdapterError
 
@@ -18,10 +19,16 @@ def samples_use(model: nn.Module, adapter_names: Sequence[str], num_beams: int |
     """Inside, sample i of a forward pass has adapter `adapter_names[i]`, or none where that is "__base__".
 
     Raises:
-        AdapterError: the model trains, a name that no layer has, or beams in a model that encodes before it decodes.
+        AdapterError: the model trains, a name that no layer has, adapters on experts, or beams in a model that encodes
+            before it decodes.
     """
     if model.training:
         raise AdapterError("adapter_names is for inference; call model.eval() first")
+    if any(isinstance(module, LocalizedExperts) for module in model.modules()):
+        raise AdapterError(
+            "adapter_names cannot be used with adapters on experts (target_parameters), whose tokens come from all "
+            "samples at once; use one adapter a batch"
+        )
     layers = [module for module in model.modules() if isinstance(module, LocalizedLinear)]
     known = {name for layer in layers for name in layer.localized_layout}
     strangers = sorted(set(adapter_names) - known - {BASE})

@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.tuners.tuners_utils import BaseTuner, init_empty_weights
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, _get_submodules
 from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import Tensor, nn
@@ -27,10 +27,12 @@ from localora.adapter.adapter_file import (
     split,
 )
 from localora.adapter.config import LocalizedConfig
+from localora.adapter.experts import LocalizedExperts, match_stacks, warn_of_stacks_left_out
 from localora.adapter.held import FactorHold
 from localora.adapter.layer import UNPLACED_ADDS, LocalizedLinear
 from localora.adapter.mixed_batch import samples_use
 from localora.adapter.peft_0_20 import NoMatchingPeftModuleError
+from localora.adapter.quantized import keep_readable
 from localora.adapter.targets import TargetError, linear_layers_of, tell_of_targets
 from localora.adapter.weighted import rank_of_sum, weighted_config, weighted_factors
 from localora.errors import AdapterError, LayerError, LocaloraError
@@ -55,6 +57,8 @@ class LocalizedModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         config = self.peft_config[adapter_name]
+        asked = getattr(config, "target_modules", None)
+        keep_readable(model)
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except LocaloraError:
@@ -63,6 +67,8 @@ class LocalizedModel(BaseTuner):
             raise TargetError(f"{error} {linear_layers_of(model)}") from error
         if isinstance(config, LocalizedConfig) and not config.of_saved_adapter:
             tell_of_targets(model, adapter_name, config)
+            if asked == "all-linear":
+                warn_of_stacks_left_out(model, adapter_name)
 
     def _create_and_replace(
         self,
@@ -77,29 +83,66 @@ class LocalizedModel(BaseTuner):
         if isinstance(target, LocalizedLinear):
             layer = target
         else:
-            _check_supported(target, current_key)
-            layer = LocalizedLinear(target, **get_quantization_kwargs(self))
+            quantization = get_quantization_kwargs(self)
+            _check_supported(target, current_key, quantization)
+            layer = LocalizedLinear(target, **quantization)
             layer._active_adapter = self.active_adapter
             layer.hold = self.hold
-        budget = peft_config.layer_budget(layer.out_features, layer.in_features, peft_config.layer_rank(current_key))
-        layer.add_adapter(
-            adapter_name,
-            budget,
-            scale=peft_config.layer_scale(current_key),
-            dropout=peft_config.dropout,
-            zero_init=peft_config.init_weights,
-            inference_mode=peft_config.inference_mode,
-        )
-        if peft_config.consolidated_rank:
-            _allocate_frozen(layer, adapter_name, peft_config.consolidated_rank)
+        self._add_to_layer(layer, adapter_name, peft_config, current_key)
         if layer is not target:
-            if adapter_name not in self.active_adapters:
-                layer.requires_grad_(False)  # an additional adapter does not train until it is activated
             self._replace_module(parent, target_name, layer, target)
-        self._place_at_once(layer, adapter_name, peft_config, current_key)
-        if peft_config.of_saved_adapter:
+
+    def _inject_parameters(
+        self, peft_config: PeftConfig, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool
+    ) -> list[str]:
+        """An adapter for each expert of the stacks that `target_parameters` names; PEFT calls this at injection."""
+        assert isinstance(peft_config, LocalizedConfig)
+        found = match_stacks(model, peft_config)
+        for key, module in found.items():
+            name, _, parameter = key.rpartition(".")
+            parent, target, target_name = _get_submodules(model, name)
+            experts = target if isinstance(target, LocalizedExperts) else LocalizedExperts(module)
+            with init_empty_weights() if low_cpu_mem_usage else nullcontext():
+                new = parameter not in experts.localized_stacks
+                for index, layer in enumerate(experts.add_stack(parameter)):
+                    if new:
+                        layer._active_adapter, layer.hold = self.active_adapter, self.hold
+                    self._add_to_layer(layer, adapter_name, peft_config, f"{key}.{index}")
+            setattr(parent, target_name, experts)
+        return list(found)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(new_module, LocalizedLinear):
+            super()._replace_module(parent, child_name, new_module, child)
+        else:  # the base module, unloaded: PEFT would set its `weight`, which not all have, to itself
+            setattr(parent, child_name, new_module)
+
+    def _add_to_layer(self, layer: LocalizedLinear, name: str, config: LocalizedConfig, key: str) -> None:
+        new = not layer.localized_layout
+        budget = config.layer_budget(layer.out_features, layer.in_features, config.layer_rank(key))
+        layer.add_adapter(
+            name,
+            budget,
+            scale=config.layer_scale(key),
+            dropout=config.dropout,
+            zero_init=config.init_weights,
+            inference_mode=config.inference_mode,
+        )
+        if config.consolidated_rank:
+            _allocate_frozen(layer, name, config.consolidated_rank)
+        if new and name not in self.active_adapters:
+            layer.requires_grad_(False)  # an additional adapter does not train until it is activated
+        self._place_at_once(layer, name, config, key)
+        if config.of_saved_adapter:
             # A loader may now write other labels straight into the buffers: they are checked at their first use.
-            layer.localized_verified[adapter_name] = budget.local is None
+            layer.localized_verified[name] = budget.local is None
+
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
+        assert isinstance(peft_config, LocalizedConfig)
+        unknown = model_config.get("model_type") not in self.target_module_mapping
+        if peft_config.target_modules is None and peft_config.target_parameters and unknown:
+            return peft_config  # experts alone
+        return super()._prepare_adapter_config(peft_config, model_config)
 
     def _place_at_once(self, layer: LocalizedLinear, name: str, config: LocalizedConfig, key: str) -> None:
         budget = layer.localized_layout[name].budget
@@ -114,7 +157,9 @@ class LocalizedModel(BaseTuner):
                 layer.localized_col_labels[name].copy_(layer.localized_col_labels[other])
                 frozen = layer.frozen_factors(other)
                 if frozen is not None:
-                    layer.set_frozen(name, *(factor.to(layer.get_base_weight().device, copy=True) for factor in frozen))
+                    layer.set_frozen(
+                        name, *(factor.to(next(layer.parameters()).device, copy=True) for factor in frozen)
+                    )
                 return
         m, n = layer.out_features, layer.in_features
         if not budget.has_choice:
@@ -355,16 +400,18 @@ def placement_of(model: nn.Module, adapter_name: str = "default") -> dict[str, P
     return {name: layer.placement(adapter_name) for name, layer in layers}
 
 
-def _check_supported(target: nn.Module, key: str) -> None:
+def _check_supported(target: nn.Module, key: str, quantization: dict[str, Any]) -> None:
     if isinstance(target, nn.modules.linear.NonDynamicallyQuantizableLinear):
         raise LayerError(
             f"layer {key} is the output projection of a torch.nn.MultiheadAttention, which reads its weight directly "
             "and would bypass the adapter. Leave it out of target_modules"
         )
-    backend = resolve_quantization_backend(target)
+    backend = resolve_quantization_backend(target, **quantization)
     linear_backend = backend is not None and backend.layer_type == "linear"
     if not (isinstance(target, (nn.Linear, Conv1D)) or linear_backend):
+        gguf = type(target).__name__ == "GgufLinear"
+        remedy = "Load the model with GgufConfig(dequantize=True)" if gguf else "Leave it out of target_modules"
         raise LayerError(
             f"layer {key} is a {type(target).__name__}; localora adapts torch.nn.Linear, transformers' Conv1D and "
-            "linear layers of PEFT's quantization backends. Leave it out of target_modules"
+            f"linear layers of PEFT's quantization backends. {remedy}"
         )

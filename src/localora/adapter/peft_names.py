@@ -28,7 +28,6 @@ BECAUSE = {
     "bias": "biases are not trained: the export must be plain LoRA that every engine serves; use bias='none'",
     "use_dora": "DoRA's trained magnitudes make the update depend on the base weight, so it is no sum of low-rank "
     "terms that can be placed, merged and exported exactly",
-    "target_parameters": "adapters sit on linear layers, and an expert's stacked weights are none",
     "fan_in_fan_out": "each layer says itself how its weight is stored; leave it out",
     "trainable_token_indices": "embeddings are not adapted; put the embedding into modules_to_save",
     "init_lora_weights": "the factors start as LoRA's do by default: init_weights=True, or False for a test",

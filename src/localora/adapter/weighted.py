@@ -59,7 +59,7 @@ def weighted_factors(
     layer: LocalizedLinear, adapters: Sequence[str], weights: Sequence[float], rank: int
 ) -> tuple[Tensor, Tensor]:
     """A `(c, n)` and B `(m, c)` of the sum on one layer, padded with zeros to the rank c of all layers."""
-    like = layer.get_base_weight()
+    like = next(layer.parameters())  # of a quantized base, the weight would be costly to have
     A = torch.zeros(rank, layer.in_features, device=like.device)
     B = torch.zeros(layer.out_features, rank, device=like.device)
     start = 0

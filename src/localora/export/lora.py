@@ -26,6 +26,7 @@ from localora.adapter.adapter_file import PEFT_PREFIX, WEIGHTS
 from localora.adapter.card import hub_id, training_rows, write_export_card
 from localora.errors import AdapterError
 from localora.export.engines import write_modelfile
+from localora.export.experts import expert_tensors, factors_in_file, linear_layers
 from localora.export.folder import ExportError, check_target, written_whole
 from localora.export.gguf_file import check_gguf, write_gguf
 from localora.export.grid import RANK_GRID, on_grid
@@ -146,6 +147,12 @@ def _warn_of_limits(adapter: Adapter, rank: int) -> None:
             f"(rank={RANK_GRID[-1]}) or less to truncate by SVD",
             stacklevel=3,
         )
+    if len(linear_layers(adapter.config, adapter.factors)) < len(adapter.factors):
+        warnings.warn(
+            "the adapter has updates of stacked experts; PEFT loads them from the export (target_parameters), but "
+            "serving engines were not tried with them. merge_and_unload() and save the model for those",
+            stacklevel=3,
+        )
     if adapter.other_tensors:
         warnings.warn(
             "the adapter has modules_to_save; PEFT loads them from the export, but serving engines refuse them",
@@ -155,10 +162,11 @@ def _warn_of_limits(adapter: Adapter, rank: int) -> None:
 
 def _tensors(adapter: Adapter, kept: dict[str, tuple[Tensor, Tensor]], rank: int) -> dict[str, Tensor]:
     tensors = {key: value.contiguous() for key, value in adapter.other_tensors.items()}
-    for name, (A, B) in kept.items():
-        tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = _pad(A, rank, dim=0)
-        tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = _pad(B, rank, dim=1)
-    return tensors
+    padded = {name: (_pad(A, rank, dim=0), _pad(B, rank, dim=1)) for name, (A, B) in kept.items()}
+    for name in linear_layers(adapter.config, padded):
+        tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"], tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = padded[name]
+    experts = expert_tensors(adapter.config, padded)
+    return tensors | {f"{PEFT_PREFIX}{key}": value for key, value in experts.items()}
 
 
 def _base_config(source: nn.Module | str | Path, base: str | Path | None, adapter: Adapter) -> PretrainedConfig:
@@ -197,12 +205,13 @@ def _pad(factor: Tensor, rank: int, dim: int) -> Tensor:
 
 
 def _write_config(adapter: Adapter, rank: int, out: Path) -> None:
-    names = sorted(adapter.factors)
+    names = sorted(linear_layers(adapter.config, adapter.factors))
     suffixes = sorted({name.rpartition(".")[2] for name in names})
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,
         target_modules=suffixes if adapter.complete_suffixes else names,
+        target_parameters=adapter.config.target_parameters,
         bias="none",
         fan_in_fan_out=adapter.conv1d,
         task_type=adapter.config.task_type,
@@ -220,11 +229,10 @@ def _write_config(adapter: Adapter, rank: int, out: Path) -> None:
 
 def _errors(adapter: Adapter, folder: Path) -> tuple[float, float]:
     """The largest relative difference of a layer's dW from the file's, read back; and if that were bfloat16."""
-    written = load_file(folder / WEIGHTS)
+    written = {key.removeprefix(PEFT_PREFIX): value for key, value in load_file(folder / WEIGHTS).items()}
     errors, bf16_errors = [], []
     for name, (A, B) in adapter.factors.items():
-        A_file = written[f"{PEFT_PREFIX}{name}.lora_A.weight"]
-        B_file = written[f"{PEFT_PREFIX}{name}.lora_B.weight"]
+        A_file, B_file = factors_in_file(adapter.config, written, name, adapter.factors)
         errors.append(relative_difference(A, B, A_file, B_file))
         bf16_errors.append(relative_difference(A, B, A_file.bfloat16(), B_file.bfloat16()))
     worst = torch.tensor([errors, bf16_errors], dtype=torch.float64).amax(dim=1)  # NaN if any is, unlike max()

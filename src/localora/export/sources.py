@@ -57,7 +57,7 @@ def _complete(config: LocalizedConfig, names: Iterable[str]) -> bool:
     targets = config.target_modules
     if config.exclude_modules or config.layers_to_transform is not None or targets is None or isinstance(targets, str):
         return False
-    return set(targets) == {name.rpartition(".")[2] for name in names}
+    return set(targets) == {name.rpartition(".")[2] for name in names if config.stack_of(name) is None}
 
 
 def read_folder(folder: Path) -> Adapter:

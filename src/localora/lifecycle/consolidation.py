@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from localora.adapter.config import LocalizedConfig
+from localora.adapter.expert import Expert
 from localora.adapter.factors import Factors, joined, whole
 from localora.adapter.layer import LocalizedLinear
 from localora.errors import ScheduleError
@@ -78,7 +79,8 @@ def _check_foldable(model: nn.Module, layers: Layers) -> None:
     for key, layer in layers.items():
         weight: Tensor | None = getattr(layer.get_base_layer(), "weight", None)
         reason = None
-        if layer.quantization_backend is not None or weight is None or not weight.dtype.is_floating_point:
+        quantized = layer.quantization_backend is not None and not isinstance(layer.get_base_layer(), Expert)
+        if quantized or weight is None or not weight.dtype.is_floating_point:
             reason = "quantized, and rounding to its grid would change the function"
         elif hasattr(weight, "full_tensor") or weight.numel() != layer.in_features * layer.out_features:
             reason = "sharded over processes"

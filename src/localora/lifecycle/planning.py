@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from localora.lifecycle.report import LayerReport
 from localora.placement.budget import LocalShape
 from localora.placement.coclustering import CoclusteringResult, captured_energy, plan_coclusters
 from localora.placement.partition import Partition
+from localora.placement.random import random_partition
 from localora.placement.signals import GradientSketch, SharedInputs, TaylorScores
 from localora.placement.taylor import plan_block
 from localora.placement.threads import over_threads
@@ -33,10 +35,15 @@ IN_CALIBRATION = "calibration: does the loss depend on the model's output, and d
 
 def plan_blocks(passes: Passes, layers: Layers, name: str, config: GLoraConfig) -> dict[str, LayerReport]:
     """G-LoRA: Taylor scores, then the block of the highest."""
-    blocks = _choose_blocks(_taylor_scores(passes, layers, {}, passes.batches), layers, name)
+    scores = _taylor_scores(passes, layers, {}, passes.batches)
+    silent = _silent(scores)
+    blocks = _choose_blocks(scores, silent, layers, name, config)
     # The share inside the final block is known only after it is chosen: one more pass, over the last batch.
     measured = _taylor_scores(passes, layers, blocks, passes.batches[-1:])
-    return {key: LayerReport(key, blocks[key], importance_share=measured[key].inside_share) for key in layers}
+    return {
+        key: LayerReport(key, blocks[key], importance_share=measured[key].inside_share, at_random=key in silent)
+        for key in layers
+    }
 
 
 @dataclass(frozen=True)
@@ -87,9 +94,12 @@ def _propose_clusters(
     passes: Passes, layers: Layers, name: str, config: CpsLoraConfig, given: Mapping[str, Partition] | None
 ) -> dict[str, Proposal]:
     sketches = gradient_sketches(passes, layers, config, None if given is None else passes.batches[:1])
+    silent = _silent(sketches) if given is None else set()
 
     def propose_one(key: str) -> Proposal:
         layer, old = layers[key], partition_of(layers[key], name)
+        if key in silent:
+            return Proposal(_at_random(key, layer, name, config), 0.0, 0.0)
         left, right = sketches.pop(key).factors()  # popped: the memory of a sketch is free once it is planned on
         if given is not None:
             rank = local_shape(layer, name).rank
@@ -110,8 +120,12 @@ def block_passes(batches: int) -> int:
 def plan_clusters(passes: Passes, layers: Layers, name: str, config: CpsLoraConfig) -> dict[str, LayerReport]:
     """CPS-LoRA: a sketch of the summed gradient, then its co-clusters."""
     sketches = gradient_sketches(passes, layers, config)
+    silent = _silent(sketches)
 
     def plan_one(key: str) -> LayerReport:
+        if key in silent:
+            partition = _at_random(key, layers[key], name, config)
+            return LayerReport(key, partition, captured_energy=0.0, at_random=True)
         left, right = sketches.pop(key).factors()  # popped: the memory of a sketch is free once it is planned on
         return cocluster(key, layers[key], name, config, left, right)
 
@@ -158,6 +172,14 @@ def _taylor_scores(
         key: TaylorScores(layer.out_features, layer.in_features, within.get(key)) for key, layer in layers.items()
     }
 
+    for key, layer in layers.items():
+        if layer.quantization_backend is not None and not layer.quantization_backend.supports_merge:
+            raise CalibrationError(
+                f"G-LoRA's importance is |weight * gradient|, and {key} is a {layer.quantization_backend.backend_name} "
+                "layer, which does not give its weight back. Use CPS-LoRA, which needs the gradient alone, or "
+                "placement='random'"
+            )
+
     def observer(key: str, layer: LocalizedLinear) -> Observer:
         return lambda x, g: scores[key].observe(x, g, _weight_mn(layer))
 
@@ -166,9 +188,13 @@ def _taylor_scores(
     return scores
 
 
-def _choose_blocks(scores: Mapping[str, TaylorScores], layers: Layers, name: str) -> dict[str, Partition]:
+def _choose_blocks(
+    scores: Mapping[str, TaylorScores], silent: set[str], layers: Layers, name: str, config: GLoraConfig
+) -> dict[str, Partition]:
     def choose(key: str) -> Partition:
         local = local_shape(layers[key], name)
+        if key in silent:
+            return _at_random(key, layers[key], name, config)
         return plan_block(scores[key].rows, scores[key].cols, local.rows, local.cols)
 
     return decide_once(lambda: {key: choose(key) for key in layers})
@@ -219,37 +245,35 @@ def sum_signals(signals: Mapping[str, TaylorScores | GradientSketch]) -> None:
     """
     seen = torch.tensor([signal.batches for signal in signals.values()])
     sum_over_processes([seen])
-    observed = {key: count > 0 for key, count in zip(signals, seen.tolist(), strict=True)}
-    _check_seen(observed)
-    zero = []
+    if not seen.any():
+        raise CalibrationError(f"no gradient reached any adapted layer in {IN_CALIBRATION}")
     for key, signal in signals.items():
         sum_over_processes(signal.tensors())
-        if not any(bool(tensor.any()) for tensor in signal.tensors()):
-            zero.append(key)
         if not all(bool(tensor.isfinite().all()) for tensor in signal.tensors()):
             raise CalibrationError(f"the gradient of {key} holds NaN or infinity; try bfloat16 instead of float16")
-    if len(zero) == len(signals):
+    if all(_is_zero(signal) for signal in signals.values()):
         raise ZeroGradientError(f"the gradient is zero on every adapted layer in {IN_CALIBRATION}; use other batches")
-    zero = [key for key in zero if observed[key]]  # the others were told of above
-    if zero:
-        warnings.warn(
-            f"the gradient is zero in {len(zero)} of {len(signals)} adapted layers, {zero[0]} among them; their "
-            "placement is arbitrary. Does the loss depend on them, and do the batches have labels?",
-            stacklevel=4,
-        )
 
 
-def _check_seen(seen: dict[str, bool]) -> None:
-    """Raise if no layer was reached by a gradient; warn if some were not."""
-    silent = [key for key, reached in seen.items() if not reached]
-    if len(silent) == len(seen):
-        raise CalibrationError(f"no gradient reached any adapted layer in {IN_CALIBRATION}")
+def _is_zero(signal: TaylorScores | GradientSketch) -> bool:
+    return not any(bool(tensor.any()) for tensor in signal.tensors())
+
+
+def _silent(signals: Mapping[str, TaylorScores | GradientSketch]) -> set[str]:
+    """The layers that no gradient says anything of, which are placed at random; with a warning."""
+    silent = [key for key, signal in signals.items() if _is_zero(signal)]
     if silent:
         warnings.warn(
-            f"no gradient reached {len(silent)} of {len(seen)} adapted layers, {silent[0]} among them (an expert "
-            "that no token was routed to?); their placement is arbitrary. Use more or other batches",
-            stacklevel=4,
+            f"the gradient is zero in {len(silent)} of {len(signals)} adapted layers, {silent[0]} among them (an "
+            "expert that no token was routed to?): they are placed at random. Use more or other batches, with labels",
+            stacklevel=5,
         )
+    return set(silent)
+
+
+def _at_random(key: str, layer: LocalizedLinear, name: str, config: LocalizedConfig) -> Partition:
+    seed = config.seed + zlib.crc32(key.encode())
+    return random_partition(layer.out_features, layer.in_features, local_shape(layer, name), seed)
 
 
 def _weight_mn(layer: LocalizedLinear) -> Tensor:

@@ -9,6 +9,8 @@ from typing import Any
 
 from localora.placement.partition import Partition
 
+SHOWN = 12  # names in a summary
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -19,6 +21,7 @@ class LayerReport:
         captured_energy: share of the gradient's energy that the clusters' rank-r terms can hold (CPS-LoRA).
         subspace_correlation: 0 if the clusters' subspaces are orthogonal, 1 if they are the same (CPS-LoRA).
         seconds: planning time of the layer, without the forward and backward passes.
+        at_random: whether no gradient said anything of it, such as of an expert that got no token.
     """
 
     name: str
@@ -27,6 +30,7 @@ class LayerReport:
     captured_energy: float | None = None
     subspace_correlation: float | None = None
     seconds: float = 0.0
+    at_random: bool = False
 
     @property
     def held(self) -> float:
@@ -51,11 +55,14 @@ class LayerReport:
         held = f"{self.held:.1%}"
         if self.subspace_correlation is not None:
             held += f" (correlation {self.subspace_correlation:.2f})"
+        if self.at_random:
+            held = "placed at random"
         return [self.name, f"{p.m} x {p.n}", "+".join(map(str, p.row_sizes)), "+".join(map(str, p.col_sizes)), held]
 
     def __str__(self) -> str:
         name, shape, rows, cols, held = self.cells()
-        return f"{name}: {shape}, rows {rows}, columns {cols}, {self.what_is_held} {held}"
+        what = "" if self.at_random else f"{self.what_is_held} "
+        return f"{name}: {shape}, rows {rows}, columns {cols}, {what}{held}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without the labels."""
@@ -68,6 +75,7 @@ class LayerReport:
             "captured_energy": self.captured_energy,
             "subspace_correlation": self.subspace_correlation,
             "seconds": round(self.seconds, 4),
+            "at_random": self.at_random,
         }
 
 
@@ -91,9 +99,15 @@ class CalibrationReport:
             "layers": [layer.to_dict() for layer in self.layers],
         }
 
+    @property
+    def found(self) -> tuple[LayerReport, ...]:
+        """The layers whose placement was found, and not drawn."""
+        return tuple(layer for layer in self.layers if not layer.at_random)
+
     def numbers(self) -> dict[str, float | int | str | None]:
         """The summary as numbers: for a log."""
-        shares = [layer.held for layer in self.layers]
+        layers = self.found
+        shares = [layer.held for layer in layers]
         return {
             "method": self.method,
             "layers": len(self.layers),
@@ -102,7 +116,8 @@ class CalibrationReport:
             "held_median": median(shares),
             "held_least": min(shares),
             "held_most": max(shares),
-            "held_if_even": median(layer.share_of_entries for layer in self.layers),
+            "held_if_even": median(layer.share_of_entries for layer in layers),
+            "at_random": len(self.layers) - len(layers),
             "seconds": round(self.seconds, 3),
         }
 
@@ -110,12 +125,13 @@ class CalibrationReport:
         return "\n".join(self.summary())
 
     def summary(self) -> list[str]:
-        """Five lines: what was placed, what the placements hold, and the layers that stand out."""
+        """What was placed, what the placements hold, the layers that stand out, and those that no gradient reached."""
         source = "an update" if self.loss is None else f"{self.batches} batch{'es' if self.batches != 1 else ''}"
         head = f"{self.method}: {len(self.layers)} layers placed from {source} in {self.seconds:.1f} s"
         if self.loss is not None:
             head += f" (loss {self.loss:.3f})"
-        layers = sorted(self.layers, key=lambda layer: layer.held)
+        layers = sorted(self.found, key=lambda layer: layer.held)
+        left = [layer.name for layer in self.layers if layer.at_random]
         shares = [layer.held for layer in layers]
         return [
             head,
@@ -124,6 +140,7 @@ class CalibrationReport:
             f"range: {shares[0]:.1%} to {shares[-1]:.1%}",
             f"most:  {layers[-1]}",
             f"least: {layers[0]}",
+            *([f"placed at random, without a gradient: {len(left)}, {_some(left)}"] if left else []),
         ]
 
     def table(self) -> str:
@@ -142,3 +159,8 @@ class CalibrationReport:
             f"<p>{'<br>'.join(map(escape, self.summary()))}</p><details><summary>all layers</summary>"
             f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></details>"
         )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
