@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch
 from benchmarks.ordeal.adapters import damage_adapters
-from benchmarks.ordeal.disks import fill_disks
+from benchmarks.ordeal.disks import fill_disks, fill_disks_of_exports
 from benchmarks.ordeal.kills import kill_comparisons, kill_exports, kill_runs
 from benchmarks.ordeal.outcome import Tally, table
+from benchmarks.ordeal.samples import run_hostile_samples
 from benchmarks.ordeal.tiny import save_model
 from benchmarks.ordeal.writers import two_writers
 
@@ -32,8 +33,10 @@ ORDEALS: dict[str, tuple[Ordeal, int, int]] = {  # cases of the short form and o
     "exports": (kill_exports, 10, 50),
     "disks": (fill_disks, 6, 30),
     "writers": (two_writers, 4, 20),
-    "comparisons": (kill_comparisons, 1, 3),
+    "full exports": (fill_disks_of_exports, 12, 60),
+    "samples": (run_hostile_samples, 12, 1000),
     "adapters": (damage_adapters, 100, 2000),
+    "comparisons": (kill_comparisons, 1, 12),
 }
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
@@ -67,14 +70,24 @@ def keep(name: str, tally: Tally, seed: int) -> None:
     write_file(PAGE, BLOCK.sub(lambda match: f"{match[1]}{table(tallies)}\n{match[2]}", page))
 
 
+def kept(name: str, seed: int) -> Tally | None:
+    """What an ordeal came to with this seed, if the results hold it."""
+    found = json.loads(RESULTS.read_text(encoding="utf-8")).get(name) if RESULTS.exists() else None
+    return Tally(**found["tally"]) if found and found["seed"] == seed else None
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ordeal", description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="about five minutes; the page is left as it is")
     parser.add_argument("--only", choices=ORDEALS, nargs="+", default=list(ORDEALS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="leave out what the results hold of this seed already")
     arguments = parser.parse_args()
     tallies = []
     for name in arguments.only:
+        if arguments.resume and (known := kept(name, arguments.seed)):
+            tallies.append(known)
+            continue
         tallies.append(undergo(name, arguments.short, arguments.seed))
         if not arguments.short:
             keep(name, tallies[-1], arguments.seed)

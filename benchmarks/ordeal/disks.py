@@ -1,4 +1,4 @@
-"""A disk that fills while a run goes on: a tmpfs, shrunk to what is used and a little more at a random moment."""
+"""A disk that fills: a tmpfs, shrunk to little more than is used, at each stage of a run and for an export."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import subprocess
 import time
 from pathlib import Path
 
-from benchmarks.ordeal.kills import _continued, _straight
+from benchmarks.ordeal.kills import _continued, _files, _started, _straight
 from benchmarks.ordeal.outcome import Tally
 from benchmarks.ordeal.tiny import REFUSED, end, forks, recipe, train_in
 
+STAGES = (".lock", "run.json", "checkpoints/*-2", "checkpoints/*-4", "checkpoints/*-8", ".adapter.*", ".lora.*")
 SIZE = 1024 * 2**20  # before: more than a run asks for; nothing of it is used
 
 
@@ -25,19 +26,20 @@ def fill_disks(model: Path, folder: Path, times: int, seed: int = 0) -> Tally:
         tally.skipped = "no tmpfs can be mounted here"
         return tally
     rng, context, said = random.Random(seed), forks(), str(folder / "said")
-    straight, seconds = _straight(model, folder)
+    straight, _ = _straight(model, folder)
     try:
         for number in range(times):
             out = disk / f"run-{number}"
-            moment, room = rng.uniform(0.3, 1.0) * seconds, rng.choice((0, 4096, 16384, 65536, 262144))
+            stage, room = STAGES[number % len(STAGES)], rng.choice((0, 4096, 16384, 65536, 262144))
             process = context.Process(target=train_in, args=(recipe(model, out), said, False, False))
             process.start()
-            time.sleep(moment)
+            while process.is_alive() and not any(disk.glob(f"run-{number}/{stage}")):
+                time.sleep(0.001)
             used = shutil.disk_usage(disk).used
             subprocess.run(_mount(disk, max(4096, used + room), "remount"), check=True)
             code = end(process)
             subprocess.run(_mount(disk, SIZE, "remount"), check=True)
-            of = f"{room} bytes left after {moment:.2f} s"
+            of = f"{room} bytes left once there is {stage}"
             if code == 0:
                 tally.note("had room enough", of)
                 continue
@@ -47,6 +49,38 @@ def fill_disks(model: Path, folder: Path, times: int, seed: int = 0) -> Tally:
                 continue
             tally.note(f"named, then resumed: {_continued(recipe(model, out), out, said, straight)}", of)
             shutil.rmtree(out)
+    finally:
+        subprocess.run(["umount", str(disk)], check=False)
+    return tally
+
+
+def fill_disks_of_exports(model: Path, folder: Path, times: int, seed: int = 0) -> Tally:
+    """An export over an old one on disks of ever more room, from none to enough: named, and the old one as it was."""
+    named, room_enough = "named, and the old export is as it was", "had room enough"
+    tally = Tally("a disk fills during an export", (named, room_enough))
+    disk, said, context = folder / "disk", str(folder / "said"), forks()
+    disk.mkdir()
+    if subprocess.run(_mount(disk, SIZE), capture_output=True, check=False).returncode != 0:
+        tally.skipped = "no tmpfs can be mounted here"
+        return tally
+    straight, _ = _straight(model, folder)
+    out = disk / "plain"
+    try:
+        end(_started(context, straight / "adapter", out, said))
+        old, whole = _files(out), shutil.disk_usage(disk).used
+        for number in range(times):
+            room = 4096 * (5 * number * whole // (4 * times) // 4096)  # from none to more than enough
+            subprocess.run(_mount(disk, whole + room, "remount"), check=True)
+            code = end(_started(context, straight / "adapter", out, said))
+            told = Path(said).read_text(encoding="utf-8") if code else ""
+            left = sorted(path.name for path in disk.iterdir())
+            if _files(out) != old or left != ["plain"]:
+                tally.note(f"left {left}", f"{room} bytes of room")
+            elif code == 0:
+                tally.note(room_enough, "")
+            else:
+                sound = code == REFUSED and "No space left" in told
+                tally.note(named if sound else f"ended with {code}: {told[:200]}", f"{room} bytes of room")
     finally:
         subprocess.run(["umount", str(disk)], check=False)
     return tally

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 
 
@@ -12,13 +11,13 @@ class Tally:
 
     ordeal: str
     good: tuple[str, ...]
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: dict[str, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     skipped: str | None = None  # why it could not be tried here
 
     def note(self, outcome: str, of: str) -> None:
         """Count an outcome; `of` says of which case, for the failures."""
-        self.counts[outcome] += 1
+        self.counts[outcome] = self.counts.get(outcome, 0) + 1
         if outcome not in self.good:
             self.failures.append(f"{of}: {outcome}")
 

@@ -1,8 +1,9 @@
 """Files and folders that are there whole or not at all: written beside, brought to the disk, renamed.
 
-A process that is killed on the way leaves the target as it was, and beside it a hidden `.NAME.partial-…`, which may be
-deleted. Where an old folder is replaced, it is first renamed to `.NAME.old-…`: killed between the two renames, both are
-there and complete.
+A process that is killed on the way leaves the target as it was, and beside it a hidden `.NAME.partial-…`. Where an old
+folder is replaced, it is first renamed to `.NAME.old-…`: killed between the two renames, both are there and complete.
+:func:`recover` deletes the one and brings the other back. A writer holds a lock on its partial folder, which falls with
+its process, so that nothing is taken away under one that is at work.
 """
 
 from __future__ import annotations
@@ -12,13 +13,19 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from localora.errors import LocaloraError
 
+try:
+    import fcntl
+except ImportError:  # Windows, where what a killed process left stays until somebody deletes it
+    fcntl = None  # type: ignore[assignment]
+
+PARTIAL, OLD = ".partial-", ".old-"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PLACE = (*_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EBUSY)
 _NEARLY_FULL = 2**20  # bytes
@@ -26,6 +33,10 @@ _NEARLY_FULL = 2**20  # bytes
 
 class StorageError(LocaloraError, OSError):
     """A disk that is full, read-only or gone."""
+
+
+class KeyTwiceError(LocaloraError, ValueError):
+    """A JSON object that says a thing twice."""
 
 
 def write_file(path: Path, contents: str | bytes) -> None:
@@ -72,9 +83,11 @@ def written_folder(path: Path, check: Callable[[], None] = lambda: None) -> Iter
     """
     path = path.resolve()
     partial = _beside(path)
-    old = partial.with_name(partial.name.replace(".partial-", ".old-"))
+    old = _old_of(partial)
+    lock: int | None = None
     try:
         partial.mkdir(parents=True)
+        lock = _lock(partial)
         yield partial
         for written in (*partial.rglob("*"), partial):
             to_disk(written)
@@ -96,6 +109,52 @@ def written_folder(path: Path, check: Callable[[], None] = lambda: None) -> Iter
     finally:
         for left in (partial, old) if path.is_dir() else (partial,):
             shutil.rmtree(left, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def recover(path: Path) -> None:
+    """Clear away what a killed :func:`written_folder` of this path left; an old folder comes back to an empty place.
+
+    What another process is writing now is left alone, and so is what cannot be removed.
+    """
+    path = path.resolve()
+    beginnings = tuple(f".{path.name}{kind}" for kind in (PARTIAL, OLD))
+    with suppress(OSError):
+        left = {
+            p.name.rpartition("-")[2] for p in path.parent.iterdir() if p.name.startswith(beginnings) and p.is_dir()
+        }
+        for token in left:
+            partial, old = (path.with_name(f"{beginning}{token}") for beginning in beginnings)
+            lock = _lock(partial)
+            if lock is None and partial.is_dir():
+                continue  # its writer is at work
+            if old.is_dir() and not path.exists():
+                old.rename(path)
+            for leftover in (partial, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
+
+
+def _old_of(partial: Path) -> Path:
+    return partial.with_name(partial.name.replace(PARTIAL, OLD))
+
+
+def _lock(folder: Path) -> int | None:
+    """The descriptor of a folder that is now locked by this process; None where another one holds it, or nobody can."""
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def storage_reason(error: BaseException, folder: Path) -> str | None:
@@ -136,4 +195,20 @@ def to_disk(path: Path) -> None:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+    return path.with_name(f".{path.name}{PARTIAL}{secrets.token_hex(4)}")
+
+
+def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Of a JSON object, as `object_pairs_hook`: a key that is given twice would lose one of its values without a word.
+
+    Raises:
+        KeyTwiceError: names the first such key.
+    """
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise KeyTwiceError(f"the key {key!r} is given twice; which of its values is meant?")
+            seen.add(key)
+    return values

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from localora import PlacementError, UnplacedAdapterError, calibrate, export_lora
+from localora import PlacementError, calibrate, export_lora
 from localora.adapter.adapter_file import check_config_file, read_adapter
 from localora.adapter.layer import LocalizedLinear
 from localora.adapter.model import adapted_layers
@@ -133,8 +136,9 @@ def test_missing_labels_are_never_made_up(method: Method, tmp_path: Path) -> Non
     assert [name for name, layer in adapted_layers(model, "default") if layer.is_unplaced("default")] == [
         LAYER.removeprefix("base_model.model.")
     ]
-    with pytest.raises(UnplacedAdapterError):
-        model.train()(**token_batch())
+    for mode in (True, False):  # refused in every pass, not the first alone
+        with pytest.raises(PlacementError, match=r"damaged at layer .*layers.1.mlp.down_proj: row labels are still"):
+            model.train(mode)(**token_batch())
 
 
 def test_a_saved_config_of_a_new_adapter_waits_for_a_placement(tmp_path: Path) -> None:
@@ -260,7 +264,22 @@ def every_way(folder: Path) -> list[Callable[[], object]]:
     ]
 
 
+def with_first(value: float) -> Callable[[Tensor], Tensor]:
+    def edit(tensor: Tensor) -> Tensor:
+        tensor.view(-1)[0] = value
+        return tensor
+
+    return edit
+
+
 LOCAL_B = f"{LAYER}.localized_local_B.weight"
+
+
+def huge(tensors: dict[str, Tensor]) -> None:
+    for side in "AB":
+        tensors[f"{LAYER}.localized_local_{side}.weight"].fill_(3e30)
+
+
 HOSTILE: dict[str, tuple[Edit, str]] = {
     "base-embedding": (
         add("base_model.model.model.embed_tokens.weight", torch.zeros(64, 32)),
@@ -289,6 +308,9 @@ HOSTILE: dict[str, tuple[Edit, str]] = {
     "fp8": (change(LOCAL_B, lambda t: t.to(torch.float8_e4m3fn)), r"local_B.weight is .*(F8_E4M3|float8)"),
     "complex": (change(LOCAL_B, lambda t: t.to(torch.complex64)), r"local_B.weight is .*(C64|complex)"),
     "integers": (change(LOCAL_B, lambda t: t.to(torch.int32)), r"local_B.weight is torch.int32 in the adapter file"),
+    "nan": (change(LOCAL_B, with_first(math.nan)), r"down_proj.localized_local_B.weight holds NaN or infinite"),
+    "infinite": (change(LOCAL_B, with_first(-math.inf)), r"down_proj.localized_local_B.weight holds NaN or infinite"),
+    "infinite-product": (huge, r"local factors of .*down_proj in the adapter file are so large"),
     "empty": (change(LOCAL_B, lambda t: t[:0]), r"local_B.weight (is empty|has shape \(0, 4\))"),
 }
 
@@ -302,6 +324,50 @@ def test_hostile_tensors_are_refused_on_every_way_and_the_base_is_untouched(tmp_
         with pytest.raises(PlacementError, match=message):
             load()
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("is_trainable", [False, True])
+@pytest.mark.parametrize(
+    "name", [name for name in HOSTILE if name not in ("fp8", "integers", "complex")]
+)  # which it casts
+def test_hostile_tensors_never_act_by_the_loader_of_transformers(tmp_path: Path, name: str, is_trainable: bool) -> None:
+    """It shows us nothing while it loads, and refuses some in words of its own; the rest ends at the first pass."""
+    edit, _ = HOSTILE[name]
+    edit_tensors(saved(BY_NAME["cps-lora"], tmp_path), edit)
+    model = tiny_llama()
+    told = {
+        "base-embedding": r"overwrote model.embed_tokens.weight of the base model",
+        "base-layer": r"overwrote model.layers.1.mlp.down_proj.base_layer.weight of the base model",
+        "layer-of-no-target": r"overwrote lm_head.weight of the base model",
+        "one-layer-unplaced": r"down_proj has no placement, though other layers have one",
+        "nan": r"down_proj.localized_local_B.weight holds NaN or infinite",
+        "infinite-product": r"local factors of .*down_proj in the adapter file are so large",
+        "infinite": r"down_proj.localized_local_B.weight holds NaN or infinite",
+    }
+
+    def load_and_use() -> None:
+        model.load_adapter(str(tmp_path), is_trainable=is_trainable)
+        model(**token_batch())
+
+    if name in ("adapter-of-no-target", "tensor-of-no-place"):  # it has no place for them either, and says so
+        load_and_use()
+        return
+    with pytest.raises((ValueError, RuntimeError, TypeError), match=told.get(name, ".")):
+        load_and_use()
+
+
+def test_the_loader_of_transformers_may_be_followed_by_anything_sound(tmp_path: Path) -> None:
+    model = tiny_llama()
+    model.load_adapter(str(saved(BY_NAME["hybrid"], tmp_path)))
+    model.resize_token_embeddings(70, mean_resizing=False)
+    model = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    assert model(**token_batch()).logits.shape[-1] == 70
+
+
+def test_the_loader_of_transformers_takes_modules_to_save(tmp_path: Path) -> None:
+    model = tiny_llama()
+    model.load_adapter(str(saved(BY_NAME["hybrid"], tmp_path, modules_to_save=["lm_head"])))
+    model(**token_batch())
 
 
 def test_only_modules_to_save_may_be_among_the_tensors(tmp_path: Path) -> None:
@@ -332,7 +398,7 @@ def test_no_rank_of_a_config_makes_room_before_the_file_is_read(
     [
         ("{", "adapter_config.json is no readable JSON"),
         ("[]", "holds no object"),
-        ('{"peft_type": "LOCALIZED", "method": "cps-lora", "r": 4, "r": 5}', "key 'r' is given twice"),
+        ('{"peft_type": "LOCALIZED", "method": "cps-lora", "r": 4, "r": 5}', "the key 'r' is given twice"),
         (
             '{"peft_type": "LOCALIZED", "method": ["cps-lora"]}',
             r"adapter_config.json: .*names the method \['cps-lora'\]",
@@ -381,7 +447,7 @@ def test_a_deeper_model_is_told_which_layers_the_file_lacks(tmp_path: Path) -> N
 def test_twenty_thousand_keys_are_read_in_linear_time(tmp_path: Path) -> None:
     path = tmp_path / "adapter_config.json"
     path.write_text("{" + ",".join(f'"key{i}": 1' for i in range(20_000)) + ',"key7": 2}')
-    with pytest.raises(ConfigError, match="key 'key7' is given twice"):
+    with pytest.raises(ConfigError, match="the key 'key7' is given twice"):
         check_config_file(path)
 
 

@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 
 from adapted_models import adapted
 from localora import ExportError, export_lora
+from localora.adapter.adapter_file import AdapterFileError
 from localora.adapter.model import adapted_layers
 from localora.export import lora
+from localora.files import PARTIAL, written_folder
 from method_table import BY_NAME
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -53,6 +55,44 @@ def test_killed_between_weights_and_config_the_old_export_is_whole(tmp_path: Pat
     assert {path.name for path in left[0].iterdir()} == {WEIGHTS}  # it was cut where it was meant to be
     export_lora(adapted(BY_NAME["cps-lora"]), out, overwrite=True)
     assert json.loads((out / CONFIG).read_text())["r"] == 16
+    assert [path.name for path in tmp_path.iterdir()] == ["plain"]  # what was left is cleared away
+
+
+def cut_between_renames(out: Path) -> None:
+    """Dies when the old export has left its place and the new one has not taken it."""
+    rename = Path.rename
+
+    def dies(self: Path, target: Path) -> Path:
+        if PARTIAL in self.name:
+            os._exit(9)
+        return rename(self, target)
+
+    Path.rename = dies  # type: ignore[method-assign]
+    export_lora(adapted(BY_NAME["cps-lora"]), out, overwrite=True)
+
+
+@pytest.mark.slow
+def test_killed_between_the_renames_the_old_export_comes_back(tmp_path: Path) -> None:
+    out = tmp_path / "plain"
+    export_lora(adapted(BY_NAME["lora-by-share"]), out)
+    before = contents(out)
+    process = multiprocessing.get_context("fork").Process(target=cut_between_renames, args=(out,))
+    process.start()
+    process.join()
+    assert process.exitcode == 9
+    assert not out.exists()
+    with pytest.raises(ExportError, match="is not empty"):  # it is back, so it is not replaced unasked
+        export_lora(adapted(BY_NAME["cps-lora"]), out)
+    assert contents(out) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["plain"]
+
+
+def test_what_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "plain"
+    with written_folder(out) as theirs:  # locked, as it would be by another process
+        export_lora(adapted(BY_NAME["cps-lora"]), out)
+        assert theirs.exists()
+    assert contents(out) == {}  # the last one stays
 
 
 @pytest.mark.parametrize(
@@ -125,7 +165,9 @@ def test_factors_that_are_not_finite_are_refused(tmp_path: Path, value: float, l
     with torch.no_grad():
         layer.localized_global_B["default"].weight[0, 0] = value
     model.save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ExportError, match=f"factors of {name.removeprefix('base_model.model.')} hold NaN or infinite"):
+    said = ".localized_global_B.weight holds NaN" if from_folder else " hold NaN"
+    error = AdapterFileError if from_folder else ExportError
+    with pytest.raises(error, match=f"{name.removeprefix('base_model.model.')}{said} or infinite"):
         export_lora(tmp_path / "adapter" if from_folder else model, tmp_path / "out", rank=None if last else 2)
     assert not (tmp_path / "out").exists()
 

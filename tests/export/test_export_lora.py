@@ -258,7 +258,7 @@ def test_onto_its_own_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rank", [0, -3])
 def test_a_rank_below_one(tmp_path: Path, rank: int) -> None:
-    with pytest.raises(ValueError, match=f"rank to truncate to must be at least 1, got {rank}"):
+    with pytest.raises(ValueError, match=f"rank must be an integer of at least 1, got {rank}"):
         export_lora(adapted(BY_NAME["g-lora"]), tmp_path / "out", rank=rank)
 
 

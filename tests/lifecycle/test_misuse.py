@@ -17,7 +17,10 @@ from transformers import Trainer, TrainingArguments
 import localora
 from adapted_models import logits
 from localora.adapter.adapter_file import read_adapter
+from localora.arguments import ArgumentError
+from localora.errors import LocaloraError
 from localora.lab.cost import predict_cost
+from localora.lab.inspect.microscope import inspect_delta
 from localora.lab.model.errors import ModelError
 from localora.lab.recipe.file import parse_yaml
 from localora.lab.recipe.schema import RecipeError
@@ -90,7 +93,7 @@ def test_gradients_that_are_zero_are_told_of(config: Any) -> None:
 
 def test_one_batch_in_place_of_several_is_refused() -> None:
     model = get_peft_model(tiny_llama(), localora.CpsLoraConfig(r=2, clusters=2, target_modules=["q_proj"]))
-    with pytest.raises(localora.CalibrationError, match=r"pass a list: \[batch\]"):
+    with pytest.raises(ArgumentError, match=r"pass a list: \[batch\]"):
         localora.calibrate(model, token_batch(0))
 
 
@@ -152,3 +155,86 @@ def test_a_config_of_impossible_sizes_is_no_model(tmp_path: Path, size: Any) -> 
 def test_a_yaml_tag_before_another_kind_of_value_is_one_sentence(text: str) -> None:
     with pytest.raises(RecipeError, match="not valid YAML"):
         parse_yaml(text, "mine.yaml", [])
+
+
+BATCHES = [token_batch(0)]
+ADAPTED = placed(repartition_every=1)
+MIXED_UP: dict[str, tuple[Any, str]] = {  # a call of the public API, and what it is told
+    "calibrate a name": (lambda new, out: localora.calibrate("x", BATCHES), "needs the model"),
+    "no batches": (lambda new, out: localora.calibrate(new(), None), "needs batches: a list.* got None"),
+    "batches a number": (lambda new, out: localora.calibrate(new(), 5), "needs batches.* type int"),
+    "batches a text": (lambda new, out: localora.calibrate(new(), "abc"), "needs batches.* type str"),
+    "numbers": (lambda new, out: localora.calibrate(new(), [1, 2]), "batch 1 is of type int; it must be a dict"),
+    "texts": (lambda new, out: localora.calibrate(new(), ["a text"]), "batch 1 is of type str; it must be a dict"),
+    "steps a text": (lambda new, out: localora.calibrate(new(), BATCHES, steps="8"), "steps must be an integer.* '8'"),
+    "steps 0": (lambda new, out: localora.calibrate(new(), BATCHES, steps=0), "steps must be an integer of at least 1"),
+    "steps true": (lambda new, out: localora.calibrate(new(), BATCHES, steps=True), "steps must be an integer"),
+    "no function": (
+        lambda new, out: localora.calibrate(new(), BATCHES, loss_fn=3),
+        r"loss_fn must be a function \(mod",
+    ),
+    "no loss": (lambda new, out: localora.calibrate(new(), BATCHES, loss_fn=lambda m, b: None), "it gave a NoneType"),
+    "a float": (lambda new, out: localora.calibrate(new(), BATCHES, loss_fn=lambda m, b: 1.0), "it gave a float"),
+    "many losses": (
+        lambda new, out: localora.calibrate(new(), BATCHES, loss_fn=lambda m, b: m(**b).logits),
+        r"it gave a tensor of shape \(",
+    ),
+    "detached": (
+        lambda new, out: localora.calibrate(new(), BATCHES, loss_fn=lambda m, b: m(**b).loss.detach()),
+        "has no gradient: it was detached",
+    ),
+    "events of a name": (lambda new, out: localora.Repartitioner("x", None, 3, BATCHES), "needs the model"),
+    "steps of events": (lambda new, out: localora.Repartitioner(ADAPTED, None, "3", BATCHES), "total_steps must be"),
+    "half a step": (lambda new, out: localora.Repartitioner(ADAPTED, None, 2.5, BATCHES), "total_steps must be"),
+    "no step": (lambda new, out: localora.Repartitioner(ADAPTED, None, 0, BATCHES), "total_steps must be"),
+    "events of nothing": (lambda new, out: localora.Repartitioner(ADAPTED, None, 3, None), "needs batches"),
+    "events of one": (lambda new, out: localora.Repartitioner(ADAPTED, None, 3, BATCHES[0]), r"pass a list: \[batch\]"),
+    "export nothing": (lambda new, out: localora.export_lora(None, out), "must be a path.* got None"),
+    "export a config": (lambda new, out: localora.export_lora(localora.CpsLoraConfig(), out), "must be a path"),
+    "export a state": (lambda new, out: localora.export_lora({}, out), "must be a path.* type dict"),
+    "export to nowhere": (lambda new, out: localora.export_lora(ADAPTED, None), "out must be a path"),
+    "rank a text": (lambda new, out: localora.export_lora(ADAPTED, out, rank="4"), "rank must be an integer"),
+    "rank a half": (lambda new, out: localora.export_lora(ADAPTED, out, rank=2.5), "rank must be an integer"),
+    "rank true": (lambda new, out: localora.export_lora(ADAPTED, out, rank=True), "rank must be an integer"),
+    "overwrite a text": (lambda new, out: localora.export_lora(ADAPTED, out, overwrite="no"), "overwrite must be True"),
+    "modelfile 5": (lambda new, out: localora.export_lora(ADAPTED, out, modelfile=5), "modelfile must be the name"),
+    "load nothing": (lambda new, out: localora.load(None), "must be a path"),
+    "swap in nothing": (lambda new, out: localora.hot_swap(ADAPTED, None), "folder must be a path"),
+    "swap in a name": (lambda new, out: localora.hot_swap("x", out), "needs the model"),
+    "placement of a name": (lambda new, out: localora.placement_of("x"), "needs the model"),
+    "update of nothing": (lambda new, out: localora.calibrate_from_update(new(), None), "lora must be a path"),
+    "cost of a model": (lambda new, out: predict_cost(tiny_llama(), localora.CpsLoraConfig()), "model.config"),
+    "cost of text": (
+        lambda new, out: predict_cost("llama-3-8b", localora.CpsLoraConfig(), tokens="2"),
+        "tokens must be an integer",
+    ),
+    "cost in text": (
+        lambda new, out: predict_cost("llama-3-8b", localora.CpsLoraConfig(), dtype="bf16"),
+        "dtype must be a torch.dtype",
+    ),
+    "inspect nothing": (lambda new, out: inspect_delta(None), "source must be a path"),
+    "inspect clusters": (
+        lambda new, out: inspect_delta(ADAPTED, clusters=("a",)),
+        "clusters must be a list of numbers",
+    ),
+    "inspect a cluster": (lambda new, out: inspect_delta(ADAPTED, clusters=2), "clusters must be a list of numbers"),
+    "a sum of text": (
+        lambda new, out: ADAPTED.base_model.add_weighted_adapter(["default"], ["x"], "sum"),
+        "weights must be finite numbers",
+    ),
+    "a name with a dot": (
+        lambda new, out: ADAPTED.base_model.add_weighted_adapter(["default"], [1.0], "a.b"),
+        "has no dots: 'a.b'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MIXED_UP)
+def test_arguments_of_another_kind_end_in_a_sentence(tmp_path: Path, name: str) -> None:
+    def new() -> PeftModel:
+        return get_peft_model(tiny_llama(), localora.CpsLoraConfig(r=4, clusters=2, target_modules=["q_proj"]))
+
+    call, message = MIXED_UP[name]
+    with pytest.raises(LocaloraError, match=message):
+        call(new, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -14,7 +14,6 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +23,7 @@ from localora.adapter.config import PEFT_TYPE_NAME, LocalizedConfig
 from localora.adapter.factors import places_of, scatter
 from localora.adapter.layer_state import UnplacedAdapterError, check_fits
 from localora.errors import AdapterError, AdapterMissingError, ConfigError
+from localora.files import KeyTwiceError, unique_keys
 from localora.placement.budget import LayerBudget
 from localora.placement.partition import LABEL_DTYPE, UNPLACED, Partition, PlacementError
 
@@ -81,6 +81,23 @@ class SavedLayer:
         check_fits(partition, self.budget, self.name)
         return partition
 
+    def check_product(self) -> None:
+        """Raise AdapterFileError if factors that are finite have a product that need not be.
+
+        No entry of s B A exceeds the sum over its ranks of the largest entries of B's column and A's row.
+        """
+        for term, scale in (("global", self.scale), ("local", self.scale), ("frozen", 1.0)):
+            suffix = "" if term == "frozen" else ".weight"
+            A, B = (self.tensors.get(f"{term}_{side}{suffix}") for side in "AB")
+            if A is None or B is None or A.is_meta or B.is_meta:
+                continue
+            largest = A.detach().double().abs().amax(dim=1) * B.detach().double().abs().amax(dim=0)
+            if abs(scale) * largest.sum().item() > torch.finfo(torch.float32).max:
+                raise AdapterFileError(
+                    f"the {term} factors of {self.name} in the adapter file are so large that their product is not "
+                    "finite: training had diverged when it was saved. Load an earlier checkpoint"
+                )
+
     def dense_factors(self) -> tuple[Tensor, Tensor]:
         """A `(R, n)` and s B `(m, R)` of all of dW, the frozen term's last. Raises as :meth:`partition`."""
         A, B = [], []
@@ -137,7 +154,8 @@ def read_adapter(folder: str | Path) -> AdapterFile:
     with safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     layers, others = layers_of(config, tensors)
-    check_labels(layers.values())
+    check_finite(tensors)
+    check_contents(layers.values())
     for module in config.modules_to_save or []:
         if not any(f".{module}." in f".{key}" for key in others):
             raise AdapterFileError(
@@ -169,19 +187,10 @@ def is_localized(folder: Path) -> bool:
 
 def check_config_file(path: Path) -> None:
     """Refuse a file that is no JSON object, that says a thing twice, or that is the config of another method."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        if len(values) < len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise ConfigError(f"{path}: key {twice!r} is given twice")
-        return values
-
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
-    except ConfigError:
-        raise
+        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
+    except KeyTwiceError as error:
+        raise ConfigError(f"{path}: {error}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is no readable JSON: {error}") from error
     if not isinstance(values, dict):
@@ -341,15 +350,16 @@ def _lacks(name: str, missing: list[str]) -> AdapterFileError:
     )
 
 
-def check_labels(layers: Iterable[SavedLayer]) -> None:
-    """Every layer's labels are a partition of its shapes, or those of all layers are still unplaced.
+def check_contents(layers: Iterable[SavedLayer]) -> None:
+    """Every layer's update is finite, and its labels are a partition of its shapes, or those of all are still unplaced.
 
     Raises:
-        AdapterFileError: neither; a layer left unplaced among placed ones would be off without a word.
+        AdapterFileError: not so; a layer left unplaced among placed ones would be off without a word.
     """
     waiting = []
     placed = False
     for layer in layers:
+        layer.check_product()
         if layer.is_unplaced:
             waiting.append(layer.name)
         else:
@@ -360,6 +370,16 @@ def check_labels(layers: Iterable[SavedLayer]) -> None:
             f"the adapter file is damaged: {_some(waiting)} has no placement, though other layers have one: it would "
             "be off without a word"
         )
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise AdapterFileError if a tensor holds NaN or infinity: of a run that diverged, or a file that was changed."""
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.is_meta and not tensor.isfinite().all():
+            raise AdapterFileError(
+                f"{key} holds NaN or infinite numbers in the adapter file: training had diverged when it was saved. "
+                "Load an earlier checkpoint, or train again at a lower learning rate"
+            )
 
 
 def check_before_loading(folder: Path, config: LocalizedConfig) -> None:

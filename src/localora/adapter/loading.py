@@ -10,11 +10,12 @@ import transformers
 from peft import PeftConfig, PeftModel
 from torch import nn
 
-from localora.adapter.adapter_file import PEFT_PREFIX, read_adapter
+from localora.adapter.adapter_file import PEFT_PREFIX, read_adapter, read_config
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.layer_state import Layout
 from localora.adapter.model import adapted_layers
-from localora.errors import AdapterError
+from localora.arguments import check_model, check_path
+from localora.errors import AdapterError, AdapterMissingError, LocaloraError
 
 BASE_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
@@ -38,8 +39,9 @@ def load(folder_or_hub_id: str | Path, *, is_trainable: bool = False, **base_opt
         AdapterError: the config names no base model, or the adapter is of another method.
         ConfigError, AdapterFileError: a config or tensors that no adapter has.
     """
+    check_path("load", "the folder or Hub id of an adapter", folder_or_hub_id)
     where = str(folder_or_hub_id)
-    config = PeftConfig.from_pretrained(where)
+    config = _config_of(where)
     if not isinstance(config, LocalizedConfig):
         raise AdapterError(f"{where} holds an adapter of type {config.peft_type}, not a localora adapter")
     if not config.base_model_name_or_path:
@@ -52,6 +54,20 @@ def load(folder_or_hub_id: str | Path, *, is_trainable: bool = False, **base_opt
     return PeftModel.from_pretrained(base, where, is_trainable=is_trainable)
 
 
+def _config_of(where: str) -> PeftConfig:
+    if Path(where).is_dir():
+        return read_config(Path(where))
+    try:
+        return PeftConfig.from_pretrained(where)
+    except (ValueError, OSError) as error:
+        if isinstance(error, LocaloraError):
+            raise
+        raise AdapterMissingError(
+            f"{where!r} is no folder here (relative paths start at {Path.cwd()}), and the Hub gives no adapter of that "
+            f"name: {str(error).splitlines()[0]}"
+        ) from error
+
+
 @torch.no_grad()
 def hot_swap(model: nn.Module, folder: str | Path, adapter_name: str = "default") -> None:
     """Put a saved adapter in the place of one of the same shapes: no parameter is made anew, whatever its scale.
@@ -61,9 +77,13 @@ def hot_swap(model: nn.Module, folder: str | Path, adapter_name: str = "default"
             other shapes; nothing has changed then.
         ConfigError, AdapterFileError, UnplacedAdapterError: the saved adapter is damaged, or was never placed.
     """
+    check_model("hot_swap", model)
+    check_path("hot_swap", "folder", folder)
     saved = read_adapter(folder)
     saved.check_placed()
     layers = {name.removeprefix(PEFT_PREFIX): layer for name, layer in adapted_layers(model, adapter_name)}
+    if not layers:
+        raise AdapterError(f"no layer of this model holds a localora adapter named {adapter_name!r}")
     if any(adapter_name in layer.merged_adapters for layer in layers.values()):
         raise AdapterError(
             f"{adapter_name!r} is merged into the base weights, which another adapter could not undo; call "

@@ -22,12 +22,14 @@ from localora.adapter.adapter_file import (
     PEFT_PREFIX,
     AdapterFileError,
     SavedLayer,
-    check_labels,
+    check_contents,
+    check_finite,
     check_layer,
     split,
 )
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.experts import LocalizedExperts, match_stacks, warn_of_stacks_left_out
+from localora.adapter.first_use import FirstUse, settled
 from localora.adapter.held import FactorHold
 from localora.adapter.layer import UNPLACED_ADDS, LocalizedLinear
 from localora.adapter.mixed_batch import samples_use
@@ -35,6 +37,7 @@ from localora.adapter.peft_0_20 import NoMatchingPeftModuleError
 from localora.adapter.quantized import keep_readable
 from localora.adapter.targets import TargetError, linear_layers_of, tell_of_targets
 from localora.adapter.weighted import rank_of_sum, weighted_config, weighted_factors
+from localora.arguments import check_model
 from localora.errors import AdapterError, LayerError, LocaloraError
 from localora.placement.partition import Partition, Placement
 from localora.placement.random import contiguous_partition, random_partition
@@ -59,13 +62,19 @@ class LocalizedModel(BaseTuner):
         config = self.peft_config[adapter_name]
         asked = getattr(config, "target_modules", None)
         keep_readable(model)
+        if not adapter_name or "." in adapter_name:
+            raise AdapterError(f"an adapter's name is part of its tensors' names, so it has no dots: {adapter_name!r}")
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except LocaloraError:
             raise
         except NoMatchingPeftModuleError as error:
             raise TargetError(f"{error} {linear_layers_of(model)}") from error
-        if isinstance(config, LocalizedConfig) and not config.of_saved_adapter:
+        if not isinstance(config, LocalizedConfig):
+            return
+        if config.of_saved_adapter:
+            model.register_forward_pre_hook(FirstUse(model, adapter_name))
+        else:
             tell_of_targets(model, adapter_name, config)
             if asked == "all-linear":
                 warn_of_stacks_left_out(model, adapter_name)
@@ -297,9 +306,11 @@ def check_state(model: nn.Module, config: LocalizedConfig, adapter_name: str, st
             "this model and config need {}; is it the adapter of another model, or was its config edited?",
         )
         saved.append(SavedLayer(name, budget, scale, by_layer[name]))
-    check_labels(saved)
+    check_finite(state)
+    check_contents(saved)
     for each in saved:
         layers[each.name].localized_verified[adapter_name] = not each.is_unplaced
+    settled(model, adapter_name)
 
 
 def check_saved_in_full(model: nn.Module, adapter_name: str, others: Iterable[str]) -> None:
@@ -394,6 +405,7 @@ def placement_of(model: nn.Module, adapter_name: str = "default") -> dict[str, P
         UnplacedAdapterError: the adapter was never placed.
         ValueError: no layer holds an adapter of that name.
     """
+    check_model("placement_of", model)
     layers = adapted_layers(model, adapter_name)
     if not layers:
         raise AdapterError(f"no layer of this model holds a localora adapter named {adapter_name!r}")

@@ -39,7 +39,7 @@ def weighted_config(
         )
     if len(configs) != len(weights) or not configs:
         raise AdapterError(f"{len(configs)} adapters with {len(weights)} weights; give one weight for each adapter")
-    if not all(math.isfinite(weight) for weight in weights):
+    if not all(isinstance(weight, int | float) and math.isfinite(weight) for weight in weights):
         raise AdapterError(f"weights must be finite numbers, got {list(weights)}")
     if any(config.modules_to_save for config in configs):
         raise AdapterError("adapters with modules_to_save cannot be summed: those modules are no low-rank terms")

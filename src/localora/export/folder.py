@@ -9,7 +9,7 @@ from pathlib import Path
 
 from localora.adapter.card import CARD, EXPORTED
 from localora.errors import LocaloraError
-from localora.files import StorageError, written_folder
+from localora.files import StorageError, recover, written_folder
 
 # What an export consists of, whichever its kind. --overwrite replaces folders of these files and no others.
 OWN_FILES = (
@@ -30,6 +30,7 @@ def check_target(out: Path, overwrite: bool) -> None:
         ExportError: `out` is a file, or holds anything; with `overwrite`, anything but an earlier export. So no adapter
             is lost that was only trained, and never exported.
     """
+    recover(out)
     if out.exists() and not out.is_dir():
         raise ExportError(f"{out} is a file; give a folder to export to")
     names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []

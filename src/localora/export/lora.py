@@ -24,7 +24,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from localora.adapter.adapter_file import PEFT_PREFIX, WEIGHTS
 from localora.adapter.card import hub_id, training_rows, write_export_card
-from localora.errors import AdapterError
+from localora.arguments import check_count, check_kind, check_path
 from localora.export.engines import write_modelfile
 from localora.export.experts import expert_tensors, factors_in_file, linear_layers
 from localora.export.folder import ExportError, check_target, written_whole
@@ -96,11 +96,19 @@ def export_lora(
         UnplacedAdapterError: the adapter was never placed.
         ExportError: factors that are not finite; `out` holds something, is the adapter's own folder, or cannot be
             written (a full disk), in which case it is as it was; a GGUF file of an architecture that has none.
-        AdapterError: not a localora adapter, or a rank below 1.
+        ArgumentError: an argument of another kind, or a rank below 1.
+        AdapterError: not a localora adapter.
         PlacementError: damaged or missing tensors.
     """
-    if rank is not None and rank < 1:
-        raise AdapterError(f"the rank to truncate to must be at least 1, got {rank}")
+    if not isinstance(model_or_folder, nn.Module):
+        check_path("export_lora", "the model or folder of an adapter", model_or_folder)
+    check_path("export_lora", "out", out)
+    check_kind("export_lora", "overwrite", overwrite, bool, "True or False")
+    if rank is not None:
+        check_count("export_lora", "rank", rank)
+    if base is not None:
+        check_path("export_lora", "base", base)
+    check_kind("export_lora", "modelfile", modelfile, (str, type(None)), "the name of a model as Ollama knows it")
     if modelfile is not None and not modelfile.strip():
         raise ExportError("modelfile is empty; give the name by which Ollama knows the base model")
     out = Path(out)
@@ -177,7 +185,7 @@ def _base_config(source: nn.Module | str | Path, base: str | Path | None, adapte
         name = str(base or adapter.config.base_model_name_or_path or "")
         try:
             config = AutoConfig.from_pretrained(name)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a folder of a stranger's may hold anything, and transformers raises as many kinds
             reason = str(error).strip().split("\n")[0]
             raise ExportError(
                 f"there is no config of the base model {name!r}, which GGUF needs: {reason}\n"

@@ -10,6 +10,7 @@ from torch import nn
 
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.model import active_adapters, adapted_layers
+from localora.arguments import check_callable, check_count, check_model
 from localora.lifecycle.passes import CalibrationError, Layers, LossFn, Passes
 from localora.lifecycle.planning import PLANNERS
 from localora.lifecycle.processes import check_agreement
@@ -49,8 +50,13 @@ def calibrate(
             seconds.
 
     Raises:
+        ArgumentError: an argument of another kind, such as one batch for several.
         CalibrationError: no batches, a loss that is not finite, no label tokens, or an adapter that is placed already.
     """
+    check_model("calibrate", model)
+    check_count("calibrate", "steps", steps)
+    check_callable("calibrate", "loss_fn", loss_fn, "(model, batch) -> loss")
+    check_callable("calibrate", "progress", progress, "(done, total)")
     started = time.perf_counter()
     name, config = adapter_config(model, adapter_name)
     layers = layers_to_place(model, name, replace)

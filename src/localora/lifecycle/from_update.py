@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from localora.adapter.adapter_file import PEFT_PREFIX
 from localora.adapter.config import CpsLoraConfig
 from localora.adapter.lora_file import lora_factors, read_lora_folder
+from localora.arguments import check_model, check_path
 from localora.lifecycle.calibration import adapter_config, layers_to_place
 from localora.lifecycle.passes import CalibrationError
 from localora.lifecycle.planning import cocluster
@@ -47,6 +48,8 @@ def calibrate_from_update(
             shape; an update that is zero everywhere; an adapter that is placed already.
         AdapterError: a folder that holds no plain LoRA, or a damaged one.
     """
+    check_model("calibrate_from_update", model)
+    check_path("calibrate_from_update", "lora", lora)
     started = time.perf_counter()
     name, config = adapter_config(model, adapter_name)
     if not isinstance(config, CpsLoraConfig):

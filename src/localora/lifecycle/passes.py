@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from localora.adapter.layer import LocalizedLinear
+from localora.arguments import check_batches
 from localora.errors import LocaloraError
 from localora.lifecycle.observe import Observer, watch_gradients
 from localora.lifecycle.processes import failing_together
@@ -50,8 +51,7 @@ class Passes:
     ) -> None:
         self.model = model
         with failing_together():
-            if isinstance(batches, Mapping):
-                raise CalibrationError("calibration got one batch where it wants several; pass a list: [batch]")
+            check_batches("calibrate", batches)
             self.batches = [_to_device(batch, model) for batch in islice(batches, steps)]
             if not self.batches:
                 raise CalibrationError("calibration got no batches: the data set is empty, or its iterator is used up")
@@ -94,6 +94,10 @@ class Passes:
             CalibrationError: a batch without label tokens, or a loss that is not a finite scalar: then with `remedy`.
         """
         loss = self._loss(batch, number, remedy)
+        if not loss.requires_grad:
+            raise CalibrationError(
+                f"the loss of calibration batch {number} has no gradient: it was detached, or made under no_grad"
+            )
         freeze()
         loss.backward()
         self.losses.append(float(loss.detach()))
@@ -121,7 +125,15 @@ class Passes:
                 f"calibration batch {number} has no label tokens: every label is -100. Raise the maximum length, or "
                 "drop examples whose completion is cut off"
             )
+        if self.loss_fn is _default_loss and not isinstance(batch, Mapping):
+            raise CalibrationError(
+                f"calibration batch {number} is of type {type(batch).__name__}; it must be a dict that the model takes "
+                "as keyword arguments, such as input_ids and labels, or pass a loss_fn of (model, batch)"
+            )
         loss = self.loss_fn(self.model, batch)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise CalibrationError(f"loss_fn must return a scalar tensor; for calibration batch {number} it gave {got}")
         if not torch.isfinite(loss).all():
             raise CalibrationError(f"the loss of calibration batch {number} is {loss.item()}; {remedy}")
         return loss

@@ -99,5 +99,24 @@ def check_agreement(digest: str) -> None:
         raise ProcessError(f"the processes hold different placements: {digests}. Start all of them with the same seed")
 
 
+def check_same(held: dict[str, str]) -> None:
+    """Raise unless every process holds the same of each thing.
+
+    Raises:
+        ProcessError: names the first process that holds another than process 0, and of what.
+    """
+    if not _distributed():
+        return
+    of_all: list[dict[str, str]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(of_all, held)
+    for rank, of_one in enumerate(of_all):
+        for name, value in of_one.items():
+            if value != of_all[0].get(name):
+                raise ProcessError(
+                    f"process {rank} has another {name} than process 0; give all processes the same recipe and files "
+                    "(and the same versions of them on every machine)"
+                )
+
+
 def _distributed() -> bool:
     return dist.is_available() and dist.is_initialized()

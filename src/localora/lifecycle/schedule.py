@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from localora.adapter.model import adapted_layers
+from localora.arguments import check_batches, check_callable, check_count, check_model
 from localora.errors import ScheduleError
 from localora.lifecycle.calibration import adapter_config
 from localora.lifecycle.consolidation import check_possible, live_rank
@@ -44,6 +45,7 @@ class Repartitioner:
         done_steps: optimizer steps done already, when training resumes.
 
     Raises:
+        ArgumentError: an argument of another kind.
         ScheduleError: there are events to come that could not happen, see :func:`check_possible`.
     """
 
@@ -59,6 +61,12 @@ class Repartitioner:
         adapter_name: str | None = None,
         done_steps: int = 0,
     ) -> None:
+        check_model("Repartitioner", model)
+        check_count("Repartitioner", "total_steps", total_steps)
+        check_count("Repartitioner", "steps", steps)
+        check_count("Repartitioner", "done_steps", done_steps, least=0)
+        check_batches("Repartitioner", batches)
+        check_callable("Repartitioner", "loss_fn", loss_fn, "(model, batch) -> loss")
         self.model, self.optimizer, self.loss_fn = model, optimizer, loss_fn
         self.name, self.config = adapter_config(model, adapter_name)
         self.done_steps = done_steps

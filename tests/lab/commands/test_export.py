@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from localora import CpsLoraConfig, ExportError
 from localora.lab.commands.export import export
+from localora.lab.model.errors import ModelError
 from tiny_runs import save_tiny_model
 
 
@@ -106,8 +109,22 @@ def test_merging_a_diverged_adapter(folders: tuple[Path, Path], tmp_path: Path) 
     with torch.no_grad():
         next(p for name, p in model.named_parameters() if "localized_local_B" in name).fill_(float("nan"))
     model.save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ExportError, match=r"localized_local_B.* holds NaN or infinite numbers"):
+    with pytest.raises(ModelError, match=r"localized_local_B.* holds NaN or infinite numbers"):
         export(tmp_path / "adapter", tmp_path / "mine", Console(), merged=True)
+    assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize(
+    "config", ["[]", "3", '{"model_type": ["llama"]}', '{"model_type": "llama", "hidden_size": []}']
+)
+def test_a_base_whose_config_is_none(folders: tuple[Path, Path], tmp_path: Path, config: str) -> None:
+    base, adapter = folders
+    shutil.copytree(base, tmp_path / "base")
+    (tmp_path / "base" / "config.json").write_text(config)
+    with pytest.raises(ModelError, match=f"cannot load the model .*{re.escape(str(tmp_path / 'base'))}"):
+        export(adapter, tmp_path / "mine", Console(), merged=True, base=str(tmp_path / "base"))
+    with pytest.raises(ExportError, match="no config of the base model"):
+        export(adapter, tmp_path / "mine", Console(), gguf=True, base=str(tmp_path / "base"))
     assert not (tmp_path / "mine").exists()
 
 

@@ -197,7 +197,7 @@ def test_refusals(llama: LlamaForCausalLM) -> None:
         predict_cost(llama.config, IA3Config(target_modules="all-linear"))
     with pytest.raises(ValueError, match="AdaLoraConfig"):
         predict_cost(llama.config, AdaLoraConfig(target_modules="all-linear", total_step=9))
-    with pytest.raises(ValueError, match="tokens must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="tokens must be an integer of at least 1, got 0"):
         predict_cost(llama.config, CpsLoraConfig(target_modules="all-linear"), tokens=0)
 
 

@@ -13,6 +13,8 @@ HOSTILE = {
     "half a surrogate pair": (r'{"prompt": "a \ud800 b", "completion": "c"}', "half of a surrogate pair"),
     "the same in a key": (r'{"\uDEAD": 1}', "half of a surrogate pair"),
     "nested deeply": ('{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
+    "a key twice": ('{"prompt": "a", "completion": "b", "prompt": "c"}', "the key 'prompt' is given twice"),
+    "a key twice, inside": ('{"prompt": {"a": 1, "a": 1}}', "the key 'a' is given twice"),
     "a number of 5,000 digits": ('{"prompt": ' + "1" * 5000 + "}", "a number that is too long"),
 }
 

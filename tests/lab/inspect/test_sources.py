@@ -230,7 +230,7 @@ def test_what_cannot_be_inspected_says_so(tmp_path: Path, llama: LlamaForCausalL
     [
         ({"rank": 0}, "at least 1, got 0"),
         ({"draws": 1}, "at least 2 draws"),
-        ({"clusters": (1, 2)}, r"numbers in 2\.\.127, got \[1, 2\]"),
+        ({"clusters": (1, 2)}, r"numbers in 2\.\.127, got \(1, 2\)"),
         ({"layers": ["*.v_proj"]}, r"no layer matches '\*\.v_proj'; there are 8, such as"),
     ],
 )

@@ -17,6 +17,7 @@ from transformers import PretrainedConfig
 from localora.adapter.config import CpsLoraConfig, LocalizedConfig
 from localora.adapter.model import adapted_layers
 from localora.adapter.size import frozen_rank_after
+from localora.arguments import check_count, check_kind
 from localora.errors import ConfigError
 from localora.export.grid import on_grid
 from localora.lab.cost.calibration import CalibrationBytes, sketch_bytes, taylor_bytes
@@ -53,8 +54,15 @@ def predict_cost(
         raise ConfigError(
             f"costs are known for localora's configs and peft.LoraConfig, got {type(peft_config).__name__}"
         )
-    if tokens < 1:
-        raise ConfigError(f"tokens must be at least 1, got {tokens}")
+    check_count("predict_cost", "tokens", tokens)
+    check_kind("predict_cost", "dtype", dtype, torch.dtype, "a torch.dtype")
+    check_kind(
+        "predict_cost",
+        "the model",
+        model_name_or_config,
+        (str, Path, PretrainedConfig),
+        "its name, its folder or its config (of a model in memory: model.config)",
+    )
     name, config = model_config(model_name_or_config)
     base = meta_model(name, config, dtype)
     base_parameters = sum(p.numel() for p in base.parameters())

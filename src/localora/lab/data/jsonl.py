@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from localora.files import KeyTwiceError, unique_keys
 from localora.lab.data.example import DataError
 
 
@@ -55,9 +56,11 @@ def _list(path: Path, text: str) -> Iterator[tuple[str, Any]]:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=unique_keys)
         if "\\ud" in text.lower():  # escapes of characters beyond 16 bits come in pairs
             json.dumps(values, ensure_ascii=False).encode("utf-8")
+    except KeyTwiceError as error:
+        raise DataError(f"{where}: {error}") from None
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise DataError(f"{where}: not valid JSON ({error.msg}, {line}column {error.colno})") from error

@@ -81,12 +81,13 @@ def inspect_delta(
 
 
 def _check_settings(rank: int, clusters: Sequence[int], draws: int) -> None:
-    if rank < 1:
-        raise InspectionError(f"the budgeted rank must be at least 1, got {rank}")
+    if not isinstance(rank, int) or rank < 1:
+        raise InspectionError(f"the budgeted rank must be an integer of at least 1, got {rank!r}")
     if draws < 2:
         raise InspectionError(f"a null needs at least 2 draws to have a spread, got {draws}")
-    if not clusters or any(not 2 <= K <= MAX_CLUSTERS for K in clusters):
-        raise InspectionError(f"clusters must be numbers in 2..{MAX_CLUSTERS}, got {list(clusters)}")
+    sound = isinstance(clusters, Sequence) and all(isinstance(K, int) and 2 <= K <= MAX_CLUSTERS for K in clusters)
+    if not clusters or not sound:
+        raise InspectionError(f"clusters must be a list of numbers in 2..{MAX_CLUSTERS}, got {clusters!r}")
 
 
 def _checked_folder(out: Path, source: Inspectable, base: str | Path | None) -> Path:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.lora_file import lora_factors, read_lora_folder
+from localora.arguments import check_path
 from localora.export.sources import Adapter, read_folder, read_model
 from localora.lab.inspect.checkpoints import CheckpointPair
 from localora.lab.inspect.errors import InspectionError
@@ -57,6 +58,7 @@ def open_source(
     elif isinstance(source, Mapping):
         found = _matrices(source)
     else:
+        check_path("inspect_delta", "source", source)
         found = _folder(Path(source))
     return replace(found, names=_chosen(found.names, layers))
 

@@ -25,8 +25,10 @@ def load_base_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreT
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-    except (OSError, ValueError) as error:  # not found, no connection: OSError; not a causal LM: ValueError
+    except Exception as error:  # a folder of a stranger's may hold anything, and transformers raises as many kinds
         reason = str(error).strip().split("\n")[0]
+        if not isinstance(error, OSError | ValueError):  # those two speak in sentences
+            reason = f"{type(error).__name__}: {reason}"
         raise ModelError(f"cannot load the model {name!r}: {reason}\n{_remedy(source)}") from error
     _set_pad_token(model, tokenizer)
     return model, tokenizer

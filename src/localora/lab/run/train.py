@@ -26,12 +26,12 @@ from localora.lab.training.adaptation.base import Trainee
 from localora.lab.training.adapter import all_parameters, trainable_parameters
 from localora.lab.training.callbacks import Checkpoints, HeldOutLoss, Steps, curve_of, last_losses
 from localora.lab.training.folder import FolderError, RunFolder, check_space, open_run_folder, remove, steps_of
-from localora.lab.training.launch import join_processes
+from localora.lab.training.launch import all_at_work, explained, join_processes
 from localora.lab.training.lock import check_unlocked, locked
 from localora.lab.training.memory import PeakMemory
 from localora.lab.training.record import Evaluation, Parameters, RunRecord
 from localora.lab.training.trainer import build_trainer, check_trackers
-from localora.lifecycle.processes import decide_once, is_main_process
+from localora.lifecycle.processes import check_same, decide_once, is_main_process
 
 BYTES_PER_PARAMETER = 4 * 3 * 3  # float32 weights and two Adam moments; two checkpoints at a time, result and export
 HOW_TO_GO_ON = "--resume continues it from its last checkpoint"
@@ -59,11 +59,12 @@ def train(
         FolderError: the output folder cannot be used, or another process uses it; raised before anything is loaded.
         StorageError: the disk is full, or the folder was taken away; the run can be continued, or says that it is lost.
         DataError, ModelError, RecipeError: raised before training.
+        ProcessError: another process of the run ended, or has another recipe or other data; the message names it.
         CalibrationError, TrainingError: raised in training; the record then says `failed` and why.
     """
     join_processes()
     console = console or Console(quiet=not is_main_process())
-    with ExitStack() as held:
+    with ExitStack() as held, all_at_work():
         folder, earlier = decide_once(lambda: _open(recipe, held, overwrite=overwrite, resume=resume))
         return _run(recipe, folder, earlier, before, Narrator(console), overwrite=overwrite)
 
@@ -92,15 +93,16 @@ def _run(
             if is_main_process():
                 with narrator.phase("saving"):
                     _save(recipe, record, setup, adaptation, model, folder)
-        except Exception as error:
+        except Exception as raised:
+            error = explained(raised)
             said = storage_reason(error, folder.path)
             full = None if said is None else StorageError(f"{said} (the run in {folder.path}: {HOW_TO_GO_ON})")
             record.status, record.error = "failed", str(full or error)
             with suppress(StorageError):  # the disk that is full, or the folder that is gone, is what we tell of
                 _write(record, folder)
-            if full is None:
+            if full is None and error is raised:
                 raise
-            raise full from error
+            raise full or error from raised
         record.peak_memory_mib = max(record.peak_memory_mib, memory.mib)
     record.status = "finished"
     _write(record, folder)
@@ -134,6 +136,7 @@ def _prepare(
         dtype = ChosenDtype(earlier.dtype, earlier.dtype_reason or "as it was before")
     with narrator.phase(f"loading {recipe.model.name}"):
         setup = load_setup(recipe, dtype)
+    check_same({"recipe": str(recipe.resolved()), **{f"{split} data": h for split, h in setup.task.hashes.items()}})
     for line in setup.header(recipe.training):
         narrator.say(line)
     loaded = time.perf_counter()
