@@ -15,7 +15,7 @@ BUILT_IN = (ValueError, RuntimeError, TypeError, OSError)
 def error_classes() -> set[type[Exception]]:
     found = set()
     for module in pkgutil.walk_packages(localora.__path__, "localora."):
-        if "__main__" in module.name or ".inside" in module.name:
+        if any(part in module.name for part in ("__main__", ".inside", ".axolotl")):  # the last needs axolotl
             continue
         for _, member in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
             if issubclass(member, Exception) and member.__module__.startswith("localora."):
