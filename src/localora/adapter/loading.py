@@ -58,7 +58,7 @@ def _config_of(where: str) -> PeftConfig:
     if Path(where).is_dir():
         return read_config(Path(where))
     try:
-        return PeftConfig.from_pretrained(where)
+        config: PeftConfig = PeftConfig.from_pretrained(where)
     except (ValueError, OSError) as error:
         if isinstance(error, LocaloraError):
             raise
@@ -66,6 +66,7 @@ def _config_of(where: str) -> PeftConfig:
             f"{where!r} is no folder here (relative paths start at {Path.cwd()}), and the Hub gives no adapter of that "
             f"name: {str(error).splitlines()[0]}"
         ) from error
+    return config
 
 
 @torch.no_grad()
