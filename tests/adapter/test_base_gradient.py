@@ -10,6 +10,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from localora.adapter.layer import LocalizedLinear
+from localora.adapter.update import many_tokens
 from method_table import BY_NAME, Method, every_method
 
 N, M = 24, 20
@@ -22,13 +23,13 @@ def one_layer(method: Method, **options: object) -> tuple[PeftModel, LocalizedLi
     return model, layer
 
 
-def gradients(model: nn.Module, layer: LocalizedLinear) -> list[Tensor]:
+def gradients(model: nn.Module, layer: LocalizedLinear, batch: int = 3) -> list[Tensor]:
     torch.manual_seed(1)
-    x = torch.randn(3, 7, N, requires_grad=True)
+    x = torch.randn(batch, 7, N, requires_grad=True)
     torch.manual_seed(2)  # of dropout
     y = model(x)
     trained = [p for p in layer.parameters() if p.requires_grad]
-    return [y, *torch.autograd.grad(y, [x, *trained], torch.randn(3, 7, M))]
+    return [y, *torch.autograd.grad(y, [x, *trained], torch.randn(batch, 7, M))]
 
 
 def nothing(layer: LocalizedLinear) -> None:
@@ -105,11 +106,68 @@ def test_of_several_adapters_one_adds_it() -> None:
     torch.testing.assert_close(dx, torch.ones(5, M) @ whole)
 
 
-def test_without_gradient_or_in_another_dtype_it_is_not_ours() -> None:
+def test_in_another_dtype_it_is_not_ours() -> None:
     _, layer = one_layer(BY_NAME["lora-by-share"])
     x = torch.randn(2, N)
-    with torch.no_grad():
-        assert layer._plain_frozen_weight(x) is None
     with torch.autocast("cpu", torch.bfloat16):
         assert layer._plain_frozen_weight(x) is None
     assert layer._plain_frozen_weight(x.double()) is None
+
+
+MANY_BATCH = 7  # of 7 tokens each: 49, and 4 mn / (m + n) is 43.6
+
+
+def with_frozen_term(layer: LocalizedLinear, name: str = "default") -> None:
+    torch.manual_seed(3)
+    layer.set_frozen(name, torch.randn(5, N), torch.randn(M, 5))
+
+
+@every_method
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("change", [nothing, a_hook])
+def test_many_tokens_give_what_the_thin_products_give(
+    method: Method, frozen: bool, change: Callable[[LocalizedLinear], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, layer = one_layer(method)
+    change(layer)
+    if frozen:
+        with_frozen_term(layer)
+    sums: list[int] = []
+    addmm = torch.addmm
+    monkeypatch.setattr(torch, "addmm", lambda *args: sums.append(len(args)) or addmm(*args))
+    ours = gradients(model, layer, MANY_BATCH)
+    assert len(sums) == (2 if change is nothing else 0), "W + B A is made in forward and in backward"
+    monkeypatch.setattr("localora.adapter.layer.many_tokens", lambda *_: False)
+    for mine, thin in zip(ours, gradients(model, layer, MANY_BATCH), strict=True):
+        torch.testing.assert_close(mine, thin)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_without_gradient_many_tokens_give_the_same(frozen: bool) -> None:
+    model, layer = one_layer(BY_NAME["g-lora"])
+    if frozen:
+        with_frozen_term(layer)
+    x = torch.randn(49, N)
+    whole = layer.get_base_weight() + layer.get_delta_weight("default")
+    seen: list[Tensor] = []
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x), x @ whole.T + layer.get_base_layer().bias)
+        layer.base_layer.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+        model(x)
+    assert seen, "the base layer's hook saw its input"
+
+
+def test_which_products_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(44, N)
+    assert many_tokens(x, M, N)
+    assert not many_tokens(x[:43], M, N), "4 mn / (m + n) is 43.6"
+    assert not many_tokens(x.bfloat16(), M, N), "a small update would be rounded away"
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    assert not many_tokens(x, M, N), "float32 products may round their factors to bfloat16 then"
+
+
+def test_dropout_of_many_tokens_is_the_update_s_alone() -> None:
+    model, layer = one_layer(BY_NAME["lora-by-share"], dropout=0.5)
+    x = torch.ones(49, N)
+    y = model(x) - layer.base_layer(x)
+    assert y.std(dim=0).max() > 0, "each token was dropped out by itself"

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from localora.adapter.delta import LayerDelta
 from localora.adapter.expert import Expert
 from localora.adapter.factors import ColumnFactor, RowFactor
-from localora.adapter.update import Origin, add_update, update_dtype
+from localora.adapter.update import Origin, add_update, many_tokens, multiply_once, update_dtype
 from localora.errors import AdapterError
 
 BASE = "__base__"  # PEFT's name of no adapter, in a batch that names one for each sample
@@ -40,16 +40,21 @@ class LocalizedLinear(LayerDelta):
         if not names:
             result = self.base_layer(x, *args, **kwargs)
             return result
-        W = self._plain_frozen_weight(x)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and W is None):
-            result = self.base_layer(x, *args, **kwargs)
-        if W is not None:
-            result = result.detach()  # a view made without gradient could not be written to with it
-        if self.quantization_backend is not None:
-            result = result.clone()  # bitsandbytes gives views of what its own functions return: nobody may write there
         for name in names:
             if not self.localized_verified[name]:
                 self._verify_for_forward(name)
+        many = many_tokens(x, self.out_features, self.in_features)
+        W = self._plain_frozen_weight(x) if many or torch.is_grad_enabled() else None
+        if W is not None and many and not self._dropout_rate(names[0]):
+            result, W = self._multiply_once(names.pop(0), x, W), None
+        else:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and W is None):
+                result = self.base_layer(x, *args, **kwargs)
+            if W is not None:
+                result = result.detach()  # a view made without gradient could not be written to with it
+            if self.quantization_backend is not None:
+                result = result.clone()  # bitsandbytes gives views of what its own functions return: never to be set
+        for name in names:
             result = self._add(name, result, x, W)
             W = None  # the first update carries the base layer's gradient
         return result
@@ -83,8 +88,7 @@ class LocalizedLinear(LayerDelta):
 
     def _add(self, name: str, y: Tensor, x: Tensor, W: Tensor | None) -> Tensor:
         """y plus the update of x. One pair of thin products for live and frozen factors, unless dropout parts them."""
-        dtype, frozen, dropout = update_dtype(x), self._frozen_beside(name), self.localized_dropout[name]
-        rate = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+        dtype, frozen, rate = update_dtype(x), self._frozen_beside(name), self._dropout_rate(name)
         if rate and frozen is not None:
             A, B = (factor.to(dtype) for factor in frozen)
             y, W, frozen = add_update(y, x, A, B, W_mn=W), None, None
@@ -95,10 +99,22 @@ class LocalizedLinear(LayerDelta):
             frozen = None
         return add_update(y, x, A, B, rate, self._origin(name, dtype), W, frozen)
 
+    def _multiply_once(self, name: str, x: Tensor, W: Tensor) -> Tensor:
+        """What the base layer and one adapter make of x, the update added to the weight."""
+        bias: Any = self.get_base_layer().bias
+        if not torch.is_grad_enabled():
+            return multiply_once(x, *self.factors_beside(name, x.dtype), W, bias)
+        A, B = self.live_factors(name, x.dtype)
+        return multiply_once(x, A, B, W, bias, self._origin(name, x.dtype), self._frozen_beside(name))
+
+    def _dropout_rate(self, name: str) -> float:
+        dropout = self.localized_dropout[name]
+        return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+
     def _plain_frozen_weight(self, x: Tensor) -> Tensor | None:
-        """The base weight, if g W is all of the base layer's backward and nobody watches: the update can add that."""
+        """The base weight, where the layer is x W^T and bias alone, frozen, and unwatched: its part can be ours."""
         base = self.base_layer
-        if type(base) is not nn.Linear or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if type(base) is not nn.Linear or torch.compiler.is_compiling():
             return None
         hooks = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
         hooks = hooks or torch.nn.modules.module._has_any_global_hook()
