@@ -15,7 +15,7 @@ import localora
 import tiny_runs
 from localora.cli import app
 from localora.lab.recipe.file import validate_recipe
-from localora.lab.recipe.schema import METHOD_CLASSES
+from localora.lab.recipe.methods import METHOD_CLASSES
 from tiny_runs import METHODS, recipe_values, write_recipe
 
 

@@ -15,7 +15,7 @@ from localora import CpsLoraConfig, Partition
 from localora.adapter.layer import LocalizedLinear
 from localora.lifecycle.planning import local_shape
 from localora.placement.random import random_partition
-from localora.placement.signals import GradientSketch
+from localora.placement.sketch import GradientSketch
 
 NAME = "default"
 BLOCKS = 32

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from localora import CalibrationError, CpsLoraConfig, GlobalLocalLoraConfig, calibrate, calibrate_from_update
 from localora.adapter.model import adapted_layers
-from localora.placement.coclustering import captured_energy
+from localora.placement.captured import captured_energy
 from tiny_models import tiny_llama
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

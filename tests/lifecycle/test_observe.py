@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from localora.lifecycle.observe import watch_gradients
-from localora.placement.signals import GradientSketch, TaylorScores
+from localora.placement.sketch import GradientSketch
+from localora.placement.taylor import TaylorScores
 from tiny_models import GPT2_TARGETS, LLAMA_TARGETS, tiny_gpt2, tiny_llama, token_batch
 
 WIDTH = 6

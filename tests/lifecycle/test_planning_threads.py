@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from localora.placement.coclustering import captured_energy, plan_coclusters
+from localora.placement.captured import captured_energy
+from localora.placement.coclustering import plan_coclusters
 from localora.placement.threads import over_threads
 
 

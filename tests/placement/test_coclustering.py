@@ -6,25 +6,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dense_blocks import dense
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import SpectralCoclustering
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from localora.placement import cocluster_steps, coclustering
+from localora.placement import coclustering
 from localora.placement.agreement import adjusted_rand_index, number_by_first_mention, number_like
-from localora.placement.cocluster_steps import assign, kmeans
-from localora.placement.coclustering import (
-    _alternate,
-    _thin_svd,
-    captured_energy,
-    plan_coclusters,
-    size_bounds,
-    subspace_correlation,
-)
+from localora.placement.captured import captured_energy, subspace_correlation, unit_svd
+from localora.placement.coclustering import _alternate, plan_coclusters, size_bounds
 from localora.placement.partition import Partition, PlacementError
 
 F64 = torch.float64
@@ -50,22 +43,11 @@ def planted(
     return M / M.norm() + noise * W / W.norm(), Partition.from_labels(rows, cols, clusters)
 
 
-def dense(M: Tensor) -> tuple[Tensor, Tensor]:
-    return M, torch.eye(M.shape[1], dtype=M.dtype)
-
-
 def rand_indices(found: Partition, truth: Partition) -> tuple[float, float]:
     return (
         adjusted_rand_index(found.row_labels, truth.row_labels),
         adjusted_rand_index(found.col_labels, truth.col_labels),
     )
-
-
-def sides(M: Tensor, partition: Partition) -> list[tuple[Tensor, Tensor]]:
-    return [
-        ((partition.row_labels == k).nonzero()[:, 0], (partition.col_labels == k).nonzero()[:, 0])
-        for k in range(partition.clusters)
-    ]
 
 
 # --- planted clusters ----------------------------------------------------------------------------------------------
@@ -164,48 +146,6 @@ def test_free_sizes_on_a_low_rank_matrix_give_plain_lora() -> None:
 # --- oracles -------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 4), st.integers(1, 6))
-def test_captured_energy_equals_dense_svd(seed: int, clusters: int, rank: int, q: int) -> None:
-    g = torch.Generator().manual_seed(seed)
-    left, right = torch.randn(13, q, generator=g, dtype=F64), torch.randn(q, 17, generator=g, dtype=F64)
-    labels = [torch.randint(-1, clusters, (size,), generator=g) for size in (13, 17)]
-    partition = Partition.from_labels(*labels, clusters)
-    M = left @ right
-    captured = sum(
-        torch.linalg.svdvals(M[R][:, C])[:rank].square().sum() for R, C in sides(M, partition) if len(R) and len(C)
-    )
-    expected = float(captured / M.square().sum())
-    assert captured_energy(left, right, partition, rank) == pytest.approx(expected, abs=1e-11)
-
-
-@pytest.mark.parametrize("rank", [1, 3, 7])
-def test_subspace_correlation_equals_dense_svd(rank: int) -> None:
-    g = torch.Generator().manual_seed(5)
-    M = torch.randn(21, 5, generator=g, dtype=F64) @ torch.randn(5, 18, generator=g, dtype=F64)
-    partition = Partition.from_labels(torch.arange(21) % 4 - 1, torch.arange(18) // 4 - 1, 4)
-    M[partition.row_labels == 2] = M[8].clone()  # one row group of rank 1; row group 3 and column group -1 do not count
-    groups = [[M[R] for R, _ in sides(M, partition) if len(R)], [M[:, C].T for _, C in sides(M, partition)]]
-    by_side = []
-    for blocks in groups:
-        bases = []
-        for block in blocks:
-            _, s, vt = torch.linalg.svd(block, full_matrices=False)
-            bases.append(vt[:rank][s[:rank] > 1e-8])
-        pairs = [float((a @ b.T).square().sum() / min(len(a), len(b))) for i, a in enumerate(bases) for b in bases[:i]]
-        by_side.append(sum(pairs) / len(pairs))
-    expected = sum(by_side) / 2
-    assert 0.05 < expected < 1
-    assert subspace_correlation(*dense(M), partition, rank) == pytest.approx(expected, abs=1e-10)
-
-
-def test_subspace_correlation_ends() -> None:
-    M = torch.ones(6, 8)
-    halves = Partition.from_labels(torch.arange(6) // 3, torch.arange(8) // 4, 2)
-    assert subspace_correlation(*dense(M), halves, 2) == pytest.approx(1.0)
-    assert subspace_correlation(*dense(M), Partition.whole(6, 8), 2) == 0.0
-
-
 def test_result_reports_the_public_measures() -> None:
     M, _ = planted(40, 50, 3, 2, 0, noise=1.0)
     result = plan_coclusters(*dense(M), clusters=3, rank=2, balance=0.5)
@@ -221,7 +161,7 @@ def test_result_reports_the_public_measures() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_alternation_never_loses_energy(balance: float, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
-    U, s, V = _thin_svd(torch.randn(90, 12, generator=g), torch.randn(12, 70, generator=g))
+    U, s, V = unit_svd(torch.randn(90, 12, generator=g), torch.randn(12, 70, generator=g))
     labels = torch.randint(3, (90,), generator=g), torch.randint(3, (70,), generator=g)
     run = _alternate(U * s, V, *labels, 3, 2, size_bounds(90, 3, balance), size_bounds(70, 3, balance), 30)
     energies = torch.tensor(run.energies, dtype=F64)
@@ -235,7 +175,7 @@ def test_alternation_never_loses_energy(balance: float, seed: int) -> None:
 def test_search_in_few_directions_is_polished_on_all() -> None:
     M, _ = planted(120, 100, 5, 3, 0, noise=2.0)
     result = plan_coclusters(*dense(M), clusters=5, rank=3, balance=1.0)
-    U, s, V = _thin_svd(*dense(M))
+    U, s, V = unit_svd(*dense(M))
     labels = result.partition.row_labels.long(), result.partition.col_labels.long()
     further = _alternate(U * s, V, *labels, 5, 3, size_bounds(120, 5, 1.0), size_bounds(100, 5, 1.0), 2)
     assert further.energy() <= result.captured_energy * (1 + 2 * coclustering.TOLERANCE)
@@ -354,81 +294,6 @@ def test_memory_is_linear_in_rows_and_columns() -> None:
     tracemalloc.stop()
     assert m * q <= largest.numel <= 8 * (m + n) * q  # M has 128 (m + n) q elements
     assert peak <= 16 * 8 * (m + n) * clusters
-
-
-# --- assignment ----------------------------------------------------------------------------------------------------
-
-
-def optimum(scores: np.ndarray, low: int, high: int) -> float:
-    """The best total by scipy: one slot a place, with a bonus that fills `low` places of every cluster first."""
-    bonus = 10 * (np.abs(scores).max() + 1)
-    slots = np.repeat(np.vstack([scores + bonus, scores]), [low] * len(scores) + [high - low] * len(scores), axis=0)
-    chosen = linear_sum_assignment(slots, maximize=True)
-    return float(slots[chosen].sum() - bonus * low * len(scores))
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    st.integers(0, 10_000),
-    st.integers(1, 6),
-    st.integers(6, 60),
-    st.floats(0, 1),
-    st.sampled_from(["exponential", "skewed", "ties", "heavy tails"]),
-)
-def test_assignment_is_optimal(seed: int, clusters: int, size: int, balance: float, kind: str) -> None:
-    rng = np.random.default_rng(seed)
-    scores = rng.exponential(size=(clusters, size))
-    if kind == "skewed":
-        scores *= np.linspace(0.1, 3, clusters)[:, None]
-    elif kind == "ties":
-        scores = np.round(scores) * (rng.random(size) < 0.5)
-    elif kind == "heavy tails":
-        scores *= np.exp(3 * rng.standard_normal(size)) * np.linspace(0.5, 1, clusters)[:, None]
-    low, high = size_bounds(size, clusters, balance)
-    labels = assign(torch.from_numpy(scores), low, high).numpy()
-    counts = np.bincount(labels, minlength=clusters)
-    assert low <= counts.min()
-    assert counts.max() <= high
-    total, best = scores[labels, np.arange(size)].sum(), optimum(scores, low, high)
-    assert total == pytest.approx(best, rel=1e-9, abs=1e-12)
-
-
-def test_assignment_of_many_needs_few_moves_and_stays_optimal(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    scores = rng.chisquare(4, 600) ** 2 * (1 + 0.1 * rng.random((4, 600))) * np.linspace(0.5, 1, 4)[:, None]
-    best_path, calls = cocluster_steps._best_path, []
-    monkeypatch.setattr(cocluster_steps, "_best_path", lambda *args: calls.append(1) or best_path(*args))
-    prices = np.zeros(4)
-    labels = assign(torch.from_numpy(scores), 150, 150, prices).numpy()
-    assert scores[labels, np.arange(600)].sum() == pytest.approx(optimum(scores, 150, 150), rel=1e-12)
-    assert len(calls) <= 12  # without prices there would be 450
-    assert prices.any()
-    again = assign(torch.from_numpy(scores), 150, 150, prices).numpy()
-    assert scores[again, np.arange(600)].sum() == pytest.approx(optimum(scores, 150, 150), rel=1e-12)
-
-
-def test_assignment_refuses_impossible_bounds() -> None:
-    with pytest.raises(PlacementError, match=r"10 rows or columns do not fit 3 clusters of 4..5"):
-        assign(torch.zeros(3, 10, dtype=F64), 4, 5)
-
-
-def test_nearly_tied_elements_move_together() -> None:
-    # rows of zeros reach the scores as rounding noise; one path must not move one of them at a time, nor loop
-    rng = np.random.default_rng(0)
-    scores = rng.random((4, 4000)) * 1e-30
-    scores[:, :400] = rng.random((4, 400))
-    labels = assign(torch.from_numpy(scores), 1000, 1000).numpy()
-    best = optimum(scores[:, :400], 0, 400)
-    assert np.bincount(labels).tolist() == [1000] * 4
-    assert scores[labels, np.arange(4000)].sum() == pytest.approx(best, rel=1e-9)
-
-
-def test_kmeans_separates_clouds_and_survives_equal_points() -> None:
-    g = torch.Generator().manual_seed(0)
-    truth = torch.arange(60) % 4
-    points = 10 * torch.eye(4, dtype=F64)[truth] + torch.randn(60, 4, generator=g, dtype=F64)
-    assert adjusted_rand_index(kmeans(points, 4, g), truth) == 1.0
-    assert set(kmeans(torch.ones(5, 2, dtype=F64), 3, g).tolist()) <= {0, 1, 2}
 
 
 # --- degenerate input ----------------------------------------------------------------------------------------------

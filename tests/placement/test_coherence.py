@@ -11,8 +11,9 @@ from torch import Tensor
 
 from localora import CpsLoraConfig, calibrate
 from localora.lifecycle import planning
-from localora.placement.coclustering import _alternate, _thin_svd, captured_energy, plan_coclusters, size_bounds
-from localora.placement.coclustering import subspace_correlation as correlation_of
+from localora.placement.captured import captured_energy, unit_svd
+from localora.placement.captured import subspace_correlation as correlation_of
+from localora.placement.coclustering import _alternate, plan_coclusters, size_bounds
 from localora.placement.partition import Partition, PlacementError
 from tiny_models import tiny_llama, token_batch
 
@@ -71,7 +72,7 @@ def test_the_objective_equals_its_dense_form_and_never_falls(seed: int, balance:
     generator = torch.Generator().manual_seed(seed)
     m, n, clusters, rank, weight = 30, 24, 3, 2, 0.4
     M = torch.randn(m, 8, generator=generator, dtype=F64) @ torch.randn(8, n, generator=generator, dtype=F64)
-    U, s, V = _thin_svd(M, torch.eye(n, dtype=F64))
+    U, s, V = unit_svd(M, torch.eye(n, dtype=F64))
     labels = torch.arange(m) * clusters // m, torch.arange(n) * clusters // n
     bounds = size_bounds(m, clusters, balance), size_bounds(n, clusters, balance)
     run = _alternate(U * s, V, *labels, clusters, rank, *bounds, 30, weight, V * s)

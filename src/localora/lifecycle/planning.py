@@ -23,11 +23,12 @@ from localora.lifecycle.passes import CalibrationError, Layers, Passes, ZeroGrad
 from localora.lifecycle.processes import decide_once, sum_over_processes
 from localora.lifecycle.report import LayerReport
 from localora.placement.budget import LocalShape
-from localora.placement.coclustering import CoclusteringResult, captured_energy, plan_coclusters
+from localora.placement.captured import captured_energy
+from localora.placement.coclustering import CoclusteringResult, plan_coclusters
 from localora.placement.partition import Partition
 from localora.placement.random import random_partition
-from localora.placement.signals import GradientSketch, SharedInputs, TaylorScores
-from localora.placement.taylor import plan_block
+from localora.placement.sketch import GradientSketch, SharedInputs
+from localora.placement.taylor import TaylorScores, plan_block
 from localora.placement.threads import over_threads
 
 IN_CALIBRATION = "calibration: does the loss depend on the model's output, and does the loss_fn use the model given?"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from localora.placement.cocluster_steps import assign
+from localora.placement.assignment import assign
 from localora.placement.partition import Partition, PlacementError
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from localora.placement.cocluster_steps import grams
+from localora.placement.captured import grams
 
 
 class Coherence:

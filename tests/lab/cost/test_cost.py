@@ -17,7 +17,8 @@ from localora.lab.cost import predict_cost
 from localora.lab.cost.calibration import sketch_bytes, taylor_bytes
 from localora.lab.cost.file_size import safetensors_bytes
 from localora.lab.model.errors import ModelError
-from localora.placement.signals import GradientSketch, TaylorScores
+from localora.placement.sketch import GradientSketch
+from localora.placement.taylor import TaylorScores
 from method_table import Method, every_method
 from tiny_models import LLAMA_TARGETS, token_batch
 

@@ -14,7 +14,7 @@ from localora.lab.inspect.leading import all_singular_values, leading_energy, le
 from localora.lab.inspect.matrix import Dense, Factors, Matrix
 from localora.lab.inspect.spectrum import effective_rank, stable_rank
 from localora.placement.budget import LocalShape, global_local_budget
-from localora.placement.coclustering import captured_energy
+from localora.placement.captured import captured_energy
 from localora.placement.random import random_partition
 
 FORMS = ("factors", "dense", "tall dense")

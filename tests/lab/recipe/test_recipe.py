@@ -16,15 +16,8 @@ from localora.errors import ConfigError
 from localora.lab.commands.quickstart import METHODS as QUICKSTART_METHODS
 from localora.lab.commands.quickstart import quickstart_recipe
 from localora.lab.recipe.file import load_recipe, method_section, validate_recipe
-from localora.lab.recipe.schema import (
-    SECTIONS,
-    CpsLoraMethod,
-    GLoraMethod,
-    MethodBase,
-    RecipeError,
-    describe_keys,
-    with_folder,
-)
+from localora.lab.recipe.methods import CpsLoraMethod, GLoraMethod, MethodBase
+from localora.lab.recipe.schema import SECTIONS, RecipeError, describe_keys, with_folder
 from localora.lab.training.adapter import adapter_config
 
 RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))

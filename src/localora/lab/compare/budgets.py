@@ -17,7 +17,8 @@ from localora.lab.compare.plan import CHOSEN_FOR_ALL, Contender, Plan, ResolvedP
 from localora.lab.cost.shapes import meta_model, model_config
 from localora.lab.model.targets import resolve_targets
 from localora.lab.recipe.file import method_section
-from localora.lab.recipe.schema import FullMethod, MethodBase, RecipeError, TrainingSection
+from localora.lab.recipe.methods import FullMethod, MethodBase
+from localora.lab.recipe.schema import RecipeError, TrainingSection
 from localora.lab.training.adapter import adapter_config, all_parameters, trainable_parameters
 from localora.placement.budget import BudgetError
 

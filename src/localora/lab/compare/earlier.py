@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from localora.adapter.peft_names import RETIRED
-from localora.lab.recipe.schema import MethodSection
+from localora.lab.recipe.methods import MethodSection
 
 _METHOD: TypeAdapter[Any] = TypeAdapter(MethodSection)
 

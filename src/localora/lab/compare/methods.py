@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from localora.lab.model.targets import Target
-from localora.lab.recipe.schema import BdLoraMethod, LoraMethod, MethodBase, MissMethod
+from localora.lab.recipe.methods import BdLoraMethod, LoraMethod, MethodBase, MissMethod
 
 # PEFT 0.21 has these too; why no plan can name them.
 NOT_AVAILABLE = {

@@ -9,15 +9,9 @@ from pydantic import Field, StrictBool, field_serializer, field_validator, model
 
 from localora.lab.data.published.registry import parse_tasks
 from localora.lab.recipe.data_spec import DataSpec
-from localora.lab.recipe.schema import (
-    Dtype,
-    EvaluationSection,
-    MethodSection,
-    ModelSection,
-    PositiveInt,
-    Section,
-    TrainingSection,
-)
+from localora.lab.recipe.methods import MethodSection
+from localora.lab.recipe.schema import Dtype, EvaluationSection, ModelSection, TrainingSection
+from localora.lab.recipe.section import PositiveInt, Section
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", description="also a folder's name")]
 Rate = Annotated[float, Field(gt=0)]

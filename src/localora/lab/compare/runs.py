@@ -10,7 +10,8 @@ from typing import Any, Literal
 from localora.lab.compare.plan import Contender, Published, ResolvedPlan
 from localora.lab.recipe.data_spec import DataSpec
 from localora.lab.recipe.file import validate_recipe
-from localora.lab.recipe.schema import LocalizedMethod, Recipe
+from localora.lab.recipe.methods import LocalizedMethod
+from localora.lab.recipe.schema import Recipe
 
 Stage = Literal["sweep", "final"]
 

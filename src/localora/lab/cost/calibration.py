@@ -3,8 +3,9 @@
 Shape legend
     m, n   rows and columns of W      T   tokens of a batch      s   sketch width      b   rows of a band of G
 
-The terms are those of placement/signals.py. What stays from batch to batch is kept on the CPU for every layer; what
-lives while one layer is observed exists once, on the model's device, since backward visits one layer at a time.
+The terms are those of taylor.py and sketch.py in placement/. What stays from batch to batch is kept on the CPU for
+every layer; what lives while one layer is observed exists once, on the model's device, since backward visits one layer
+at a time.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from localora.placement.signals import band_rows
+from localora.placement.taylor import band_rows
 
 F32, F64 = 4, 8
 

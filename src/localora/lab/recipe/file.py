@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 import yaml
 from pydantic import ValidationError
 
-from localora.lab.recipe.schema import METHOD_CLASSES, METHODS, SECTIONS, MethodBase, Recipe, RecipeError, with_folder
+from localora.lab.recipe.methods import METHOD_CLASSES, METHODS, MethodBase
+from localora.lab.recipe.schema import SECTIONS, Recipe, RecipeError, with_folder
 
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _NOT_DECIMAL = re.compile(r"[-+]?0[0-9_]+|.*:.*")

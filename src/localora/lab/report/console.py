@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from localora.lab.recipe.schema import METHOD_CLASSES, LocalizedMethod
+from localora.lab.recipe.methods import METHOD_CLASSES, LocalizedMethod
 from localora.lab.training.record import Evaluation, RunRecord
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from localora.lab.recipe.schema import LocalizedMethod, Recipe, RecipeError
+from localora.lab.recipe.methods import LocalizedMethod
+from localora.lab.recipe.schema import Recipe, RecipeError
 from localora.lab.training.folder import RunFolder
 from localora.lab.training.record import RunRecord
 

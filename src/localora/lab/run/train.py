@@ -17,7 +17,8 @@ from localora.files import StorageError, storage_reason, written_folder
 from localora.lab.data.batches import Collator
 from localora.lab.model.dtype import ChosenDtype
 from localora.lab.progress import Narrator
-from localora.lab.recipe.schema import LocalizedMethod, Recipe, differences
+from localora.lab.recipe.methods import LocalizedMethod
+from localora.lab.recipe.schema import Recipe, differences
 from localora.lab.run.facts import facts_of
 from localora.lab.run.setup import Setup, load_setup
 from localora.lab.run.verification import export_and_verify

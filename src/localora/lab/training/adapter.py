@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from localora.errors import ConfigError
-from localora.lab.recipe.schema import (
+from localora.lab.recipe.methods import (
     AdaLoraMethod,
     BdLoraMethod,
     GraloraMethod,
@@ -21,8 +21,8 @@ from localora.lab.recipe.schema import (
     LoraMethod,
     MethodBase,
     MissMethod,
-    TrainingSection,
 )
+from localora.lab.recipe.schema import TrainingSection
 
 _START = {"pissa": "pissa_niter_16", "lora-ga": "lora_ga"}  # PEFT's names of starts that are not zero
 

@@ -16,7 +16,7 @@ from localora.errors import LocaloraError
 from localora.files import write_file
 from localora.lab.data.example import Example, item_id
 from localora.lab.machine import describe_machine
-from localora.lab.recipe.schema import METHODS
+from localora.lab.recipe.methods import METHODS
 
 RECORD_FORMAT: Literal[1] = 1  # raise it when a field changes its meaning
 PACKAGES = ("localora", "torch", "transformers", "peft", "accelerate", "safetensors")

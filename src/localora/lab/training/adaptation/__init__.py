@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from localora.lab.recipe.schema import AdaLoraMethod, FullMethod, LocalizedMethod, MethodBase, Recipe
+from localora.lab.recipe.methods import AdaLoraMethod, FullMethod, LocalizedMethod, MethodBase
+from localora.lab.recipe.schema import Recipe
 from localora.lab.training.adaptation.adalora import AdaLora
 from localora.lab.training.adaptation.adapter import PlainAdapter
 from localora.lab.training.adaptation.base import Adaptation

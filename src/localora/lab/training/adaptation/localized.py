@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from localora import LocalizationCallback, adapter_size
 from localora.lab.progress import Narrator
-from localora.lab.recipe.schema import LocalizedMethod
+from localora.lab.recipe.methods import LocalizedMethod
 from localora.lab.training.adaptation.base import Adaptation, Trainee
 from localora.lab.training.prepared import Prepared
 from localora.lab.training.record import RunRecord

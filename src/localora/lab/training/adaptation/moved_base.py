@@ -25,7 +25,8 @@ from localora.lab.data.batches import Collator
 from localora.lab.model.base import device_of
 from localora.lab.model.targets import resolve_targets
 from localora.lab.progress import Narrator
-from localora.lab.recipe.schema import LoraGaMethod, LoraMethod, MethodBase, RecipeError
+from localora.lab.recipe.methods import LoraGaMethod, LoraMethod, MethodBase
+from localora.lab.recipe.schema import RecipeError
 from localora.lab.training.adaptation.base import Adaptation, Trainee
 from localora.lab.training.folder import FolderError, RunFolder
 from localora.lab.training.prepared import Prepared

@@ -1,4 +1,4 @@
-"""What calibration observes of a weight: Taylor scores and gradient sketches, from (x, g) pairs of backward passes.
+"""What CPS-LoRA observes of a weight: a sketch of its gradient, from (x, g) pairs of backward passes.
 
 Shape legend
     T   tokens of a batch          m, n   rows and columns of W
@@ -6,8 +6,7 @@ Shape legend
     G   (m, n) = sum_t g_t x_t^T   the batch gradient dL/dW
     s   sketch width               Omega  (n, s), Psi (2s+1, m): seeded Gaussian projections
 
-The base weight never requires grad and G is never kept: Taylor scores form it a band of rows at a time, the sketch
-not at all. What stays in memory is O(m + n).
+The base weight never requires grad and G is never formed. What stays in memory is O(m + n).
 """
 
 from __future__ import annotations
@@ -19,62 +18,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from localora.placement.partition import Partition
 from localora.placement.threads import one_thread
 
-CACHED_BAND, LARGE_BAND = 2**20, 2**23  # entries of G formed at a time: on a CPU they stay in its cache
 Projection = tuple[int, int, int]  # rows, columns and seed of a Gaussian matrix
-
-
-def band_rows(n: int, device_type: str) -> int:
-    """How many rows of G `(m, n)` are formed at a time."""
-    return max(1, (CACHED_BAND if device_type == "cpu" else LARGE_BAND) // n)
-
-
-class TaylorScores:
-    """Row and column sums of I = |W * G|, summed over batches (G is each batch's own gradient).
-
-    With `within`, rows are scored over that block's columns and columns over its rows, and the block's share of the
-    total importance is measured. It is a first-order Taylor score: removing W_ij changes the loss by about W_ij G_ij.
-    """
-
-    def __init__(self, m: int, n: int, within: Partition | None = None) -> None:
-        self.rows = torch.zeros(m, dtype=torch.float64)
-        self.cols = torch.zeros(n, dtype=torch.float64)
-        self.total = torch.zeros((), dtype=torch.float64)
-        self.inside = torch.zeros((), dtype=torch.float64)
-        self.batches = 0
-        self._row_mask = torch.ones(m) if within is None else (within.row_labels >= 0).float()
-        self._col_mask = torch.ones(n) if within is None else (within.col_labels >= 0).float()
-
-    def observe(self, x_tn: Tensor, g_tm: Tensor, W_mn: Tensor) -> None:
-        """Add one batch. x `(T, n)`, g `(T, m)`, W `(m, n)`.
-
-        A bfloat16 G is formed in bfloat16, as autograd would form it; all else is float32 or wider.
-        """
-        dtype = torch.promote_types(x_tn.dtype, torch.float32)
-        x, g = (x_tn, g_tm.to(x_tn)) if x_tn.dtype == torch.bfloat16 else (x_tn.to(dtype), g_tm.to(dtype))
-        row_mask, col_mask = self._row_mask.to(x.device, dtype), self._col_mask.to(x.device, dtype)
-        height = band_rows(x.shape[1], x.device.type)
-        for band in range(0, g.shape[1], height):
-            rows = slice(band, band + height)
-            importance = (g[:, rows].T @ x).to(dtype).mul_(W_mn[rows].to(dtype)).abs_()
-            row_sums = importance @ col_mask
-            self.rows[rows] += row_sums.cpu()
-            self.cols += (row_mask[rows] @ importance).cpu()
-            self.total += importance.sum().cpu()
-            self.inside += (row_mask[rows] @ row_sums).cpu()
-            del importance  # before the next band is formed
-        self.batches += 1
-
-    @property
-    def inside_share(self) -> float:
-        """Share of the importance that lies in the block `within`; 0 where there is no importance at all."""
-        return float(self.inside / self.total) if self.total > 0 else 0.0
-
-    def tensors(self) -> list[Tensor]:
-        """What is summed over the processes of a distributed run."""
-        return [self.rows, self.cols, self.total, self.inside]
 
 
 class GradientSketch:
