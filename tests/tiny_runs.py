@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from benchmarks.ordeal import tiny
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from localora.lab.training.trainer import CheckedTrainer
 
+save_tiny_model = tiny.save_model  # of the ordeal, too
 _COMMON: dict[str, Any] = {"r": 4, "target_modules": ["q_proj", "down_proj"]}
 _PLACED = _COMMON | {"calibration_steps": 2, "repartition": [0.5]}
 METHODS: dict[str, dict[str, Any]] = {
@@ -28,32 +27,6 @@ OTHERS: dict[str, dict[str, Any]] = {  # each with something of its own before, 
     "adalora": _COMMON | {"name": "adalora", "final_share": 0.2},
     "full": {"name": "full", "r": 4, "target_modules": ["q_proj", "down_proj"]},
 }
-
-
-def save_tiny_model(folder: Path) -> Path:
-    """A random Llama with a byte tokenizer, as a folder that `from_pretrained` loads."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(["<s>", "</s>", *alphabet])}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.2,  # activations of ordinary size, so that six steps teach it something
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def recipe_values(model: Path, out: Path, method: str = "cps-lora", **training: Any) -> dict[str, Any]:

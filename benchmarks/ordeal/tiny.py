@@ -24,7 +24,7 @@ STEPS = 12
 
 
 def save_model(folder: Path) -> Path:
-    """A random Llama of one layer over bytes."""
+    """A random Llama with a byte tokenizer, as a folder that `from_pretrained` loads."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(["<s>", "</s>", *alphabet])}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -39,7 +39,7 @@ def save_model(folder: Path) -> Path:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
-        initializer_range=0.2,
+        initializer_range=0.2,  # activations of ordinary size, so that a few steps teach it something
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=1,

@@ -18,6 +18,7 @@ from benchmarks.speed.workloads import DTYPES, Settings, TrainingStep, Workload,
 from torch import Tensor, nn
 
 from localora import calibrate
+from localora.lab.training.memory import PeakMemory
 
 WORKLOADS = (smollm2(4, 128), llama_block())
 BATCHES = 3
@@ -99,10 +100,10 @@ def peak(workload: dict[str, Any], precision: str, method: str, r: int, device: 
     model = chosen.wrap(base, r, placement="calibrate").train()
     if method == PEFT_LORA.key:
         step = TrainingStep(chosen, model, batch, settings.device)
-        memory = isolated.PeakMemory(settings.device)
-        for _ in range(BATCHES):
-            step()
+        with PeakMemory() as memory:
+            for _ in range(BATCHES):
+                step()
     else:
-        memory = isolated.PeakMemory(settings.device)
-        Calibration(model, batch)()
-    return memory.result()
+        with PeakMemory() as memory:
+            Calibration(model, batch)()
+    return isolated.peaks(memory, settings.device)

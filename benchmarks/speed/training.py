@@ -16,6 +16,8 @@ from benchmarks.speed.store import Cells, Row
 from benchmarks.speed.timing import interleave
 from benchmarks.speed.workloads import DTYPES, Settings, TrainingStep, Workload, llama_block, smollm2
 
+from localora.lab.training.memory import PeakMemory
+
 WORKLOADS = (smollm2(4, 128), smollm2(4, 512), llama_block())
 DROPOUTS = (0.0, 0.1)
 MEMORY_STEPS = 3
@@ -122,10 +124,10 @@ def peak_of_steps(workload: dict[str, Any], precision: str, method: str, r: int,
     settings = Settings(Path(tempfile.gettempdir()), torch.device(device), random=True)
     model = Workload(**workload)
     step = steps(model, DTYPES[precision], settings, [BY_KEY[method]], r)[method]
-    peak = isolated.PeakMemory(settings.device)
-    for _ in range(MEMORY_STEPS):
-        step()
-    return peak.result()
+    with PeakMemory() as memory:
+        for _ in range(MEMORY_STEPS):
+            step()
+    return isolated.peaks(memory, settings.device)
 
 
 def compile_cells(settings: Settings) -> Cells:

@@ -22,6 +22,11 @@ from rich.text import Text
 EVERY = 30.0  # seconds
 
 
+def say(console: Console, line: str) -> None:
+    """A line as it is: brackets are no markup, and long ones, such as paths, are not broken."""
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
 @dataclass
 class Phase:
     """One thing that takes time; `unit` names what is counted. What came of it goes into `result`."""
@@ -72,7 +77,7 @@ class Narrator:
     def say(self, line: str) -> None:
         """A line of its own, in a terminal above what is live."""
         self._said = time.monotonic()
-        self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+        say(self.console, line)
 
     @contextmanager
     def phase(self, name: str, unit: str = "", *, brief: bool = False) -> Iterator[Phase]:

@@ -17,12 +17,11 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from localora.adapter.adapter_file import PEFT_PREFIX
-from localora.adapter.config import CpsLoraConfig
 from localora.adapter.lora_file import lora_factors, read_lora_folder
 from localora.arguments import check_model, check_path
 from localora.lifecycle.calibration import adapter_config, layers_to_place
 from localora.lifecycle.passes import CalibrationError
-from localora.lifecycle.planning import cocluster
+from localora.lifecycle.planning import PLANNERS
 from localora.lifecycle.processes import check_agreement, decide_once
 from localora.lifecycle.report import CalibrationReport, LayerReport
 from localora.placement.partition import Placement
@@ -52,7 +51,8 @@ def calibrate_from_update(
     check_path("calibrate_from_update", "lora", lora)
     started = time.perf_counter()
     name, config = adapter_config(model, adapter_name)
-    if not isinstance(config, CpsLoraConfig):
+    planned = PLANNERS[config.planner].from_update
+    if planned is None:
         raise CalibrationError(
             f"{name!r} is a {config.method} adapter, whose block is chosen by Taylor scores of a gradient; "
             "use localora.calibrate(model, batches)"
@@ -67,7 +67,7 @@ def calibrate_from_update(
         return dict(
             zip(
                 layers,
-                over_threads(lambda key: cocluster(key, layers[key], name, config, *updates.pop(key)), layers),
+                over_threads(lambda key: planned(key, layers[key], name, config, *updates.pop(key)), layers),
                 strict=True,
             )
         )

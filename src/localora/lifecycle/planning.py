@@ -58,11 +58,16 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Planner:
-    """What a method does with batches: find placements, find the next ones, and say how many passes the first takes."""
+    """How a method places: from batches, at an event, and from another LoRA's update, if it can.
+
+    Attributes:
+        passes: of a number of batches, how many backward passes `plan` makes.
+    """
 
     plan: Callable[[Passes, Layers, str, Any], dict[str, LayerReport]]
     propose: Callable[[Passes, Layers, str, Any, Mapping[str, Partition] | None], dict[str, Proposal]]
     passes: Callable[[int], int]
+    from_update: Callable[[str, LocalizedLinear, str, Any, Tensor, Tensor], LayerReport] | None
 
 
 def propose(
@@ -283,6 +288,6 @@ def _weight_mn(layer: LocalizedLinear) -> Tensor:
 
 
 PLANNERS = {
-    "taylor": Planner(plan_blocks, _propose_blocks, block_passes),
-    "coclustering": Planner(plan_clusters, _propose_clusters, int),
+    "taylor": Planner(plan_blocks, _propose_blocks, block_passes, None),
+    "coclustering": Planner(plan_clusters, _propose_clusters, int, cocluster),
 }

@@ -21,6 +21,7 @@ from localora.lab.compare.store import Store
 from localora.lab.compare.workers.cluster import ClusterPool
 from localora.lab.compare.workers.local import LocalPool
 from localora.lab.compare.workers.pool import Pool
+from localora.lab.progress import say
 from localora.lab.report.comparison.console import print_comparison
 from localora.lab.report.comparison.preview import print_preview
 from localora.lab.report.comparison.write import write_report
@@ -97,7 +98,7 @@ def report(folder: Path, console: Console) -> Comparison:
     comparison = write_report(folder)
     collect(folder)
     print_comparison(comparison, console)
-    console.print(f"page: {folder / 'index.html'}", highlight=False, soft_wrap=True, markup=False)
+    say(console, f"page: {folder / 'index.html'}")
     return comparison
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 from rich.console import Console
 from transformers import PreTrainedModel
 
+from localora.files import write_file
 from localora.lab.data.example import DataError
 from localora.lab.evaluation.lm_eval.harness import HarnessScore, evaluate_with_lm_eval, import_lm_eval
 from localora.lab.evaluation.tasks import TaskResult, evaluate_tasks, load_tasks
@@ -19,7 +20,7 @@ from localora.lab.machine import describe_machine
 from localora.lab.model.adapted import Loaded, load_adapted
 from localora.lab.model.base import device_of
 from localora.lab.model.dtype import ChosenDtype, choose_dtype
-from localora.lab.progress import Narrator
+from localora.lab.progress import Narrator, say
 from localora.lab.report.task_results import print_harness_scores, print_results
 from localora.lab.training.folder import FolderError
 from localora.lab.training.record import package_versions
@@ -146,5 +147,5 @@ def _write(
         "machine": describe_machine(),
         "tasks": [asdict(result) for result in results],
     }
-    out.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    console.print(f"results      {out}", highlight=False, soft_wrap=True, markup=False)
+    write_file(out, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    say(console, f"results      {out}")

@@ -20,6 +20,7 @@ from localora.export.engines import check_engines
 from localora.export.folder import check_target, written_whole
 from localora.lab.model.adapted import load_adapted
 from localora.lab.model.base import source_of
+from localora.lab.progress import say
 
 
 def export(
@@ -50,9 +51,9 @@ def export(
         report = export_lora(adapter, out, rank=rank, gguf=gguf, modelfile=modelfile, base=source, overwrite=overwrite)
         lines = [str(report), *(str(engine) for engine in check_engines(out, base))]
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        say(console, line)
     if push is not None:
-        console.print(f"pushed to {push_folder(out, push)}", highlight=False, soft_wrap=True, markup=False)
+        say(console, f"pushed to {push_folder(out, push)}")
 
 
 def push_folder(folder: Path, repository: str) -> str:

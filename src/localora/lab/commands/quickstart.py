@@ -15,7 +15,7 @@ from localora.lab.data.load import load_task
 from localora.lab.evaluation.generate import generate
 from localora.lab.evaluation.score import ANSWER_COMPLETE
 from localora.lab.model.adapted import load_adapted
-from localora.lab.progress import Narrator
+from localora.lab.progress import Narrator, say
 from localora.lab.recipe.file import validate_recipe
 from localora.lab.recipe.schema import Recipe
 from localora.lab.report.console import comparison_table, export_line
@@ -60,12 +60,10 @@ def run_quickstart(folder: Path, console: Console) -> list[RunRecord]:
     console.print(comparison_table(records, f"{BASE['model']['name']}, {data['name']}, one seed"))
     for record in records:
         if record.export is not None:
-            console.print(
-                f"{record.method} as plain LoRA: {export_line(record.export)}", highlight=False, soft_wrap=True
-            )
+            say(console, f"{record.method} as plain LoRA: {export_line(record.export)}")
     first = folder / records[0].method
     same_answers(records[0], first, console)
-    console.print(f"pictures: {picture}, {first / 'placement.png'}", highlight=False, soft_wrap=True)
+    say(console, f"pictures: {picture}, {first / 'placement.png'}")
     console.print(f"{time.perf_counter() - start:.0f} s in all", highlight=False)
     return records
 
@@ -98,7 +96,7 @@ def same_answers(record: RunRecord, folder: Path, console: Console) -> int:
         f"{same} of {len(examples)} questions are answered word for word alike",
     ]
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        say(console, line)
     return same
 
 

@@ -10,8 +10,8 @@ at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 
@@ -73,3 +73,9 @@ def _left(m: int, n: int, tokens: int, s: int) -> int:
 def _right(m: int, n: int, tokens: int, s: int) -> int:
     """Psi g^T beside Psi, then beside this batch's Z and the new sum."""
     return (2 * s + 1) * (tokens + max(m, 2 * n))
+
+
+PLANNER_BYTES: dict[str, Callable[[Iterable[tuple[int, int]], int, Any, torch.dtype], CalibrationBytes]] = {
+    "taylor": lambda shapes, tokens, _, dtype: taylor_bytes(shapes, tokens, dtype),
+    "coclustering": lambda shapes, tokens, config, dtype: sketch_bytes(shapes, tokens, config.sketch, dtype),
+}

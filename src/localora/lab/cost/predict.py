@@ -14,13 +14,13 @@ from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, get_peft_mode
 from peft.tuners.lora import LoraLayer
 from transformers import PretrainedConfig
 
-from localora.adapter.config import CpsLoraConfig, LocalizedConfig
+from localora.adapter.config import LocalizedConfig
 from localora.adapter.model import adapted_layers
 from localora.adapter.size import frozen_rank_after
 from localora.arguments import check_count, check_kind
 from localora.errors import ConfigError
 from localora.export.grid import on_grid
-from localora.lab.cost.calibration import CalibrationBytes, sketch_bytes, taylor_bytes
+from localora.lab.cost.calibration import PLANNER_BYTES, CalibrationBytes
 from localora.lab.cost.file_size import safetensors_bytes
 from localora.lab.cost.report import CostReport
 from localora.lab.cost.shapes import meta_model, model_config
@@ -142,9 +142,7 @@ def _calibration(
 ) -> CalibrationBytes:
     if not isinstance(config, LocalizedConfig) or config.global_share == 1:
         return CalibrationBytes(0, 0)
-    if isinstance(config, CpsLoraConfig):
-        return sketch_bytes(shapes, tokens, config.sketch, dtype)
-    return taylor_bytes(shapes, tokens, dtype)
+    return PLANNER_BYTES[config.planner](shapes, tokens, config, dtype)
 
 
 def _export_bytes(ranks: dict[str, tuple[int, int, int, int]], exported_rank: int) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import statistics
 from collections import Counter
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from localora.lab.inspect.cluster_test import CLUSTERS, NONE, UNCHANGED, UNDECIDED, UNEVEN
@@ -82,17 +82,19 @@ class InspectionReport:
         summary = {"headline": self.headline(), "verdicts": self.verdicts(), "median_captured": self.median_captured()}
         return _rounded({"schema": SCHEMA, **own, "summary": summary, "layers": layers})
 
-    def save_json(self, path: Path) -> None:
-        path.write_text(json.dumps(self.record(), indent=1, allow_nan=False) + "\n")
+    def to_json(self) -> str:
+        """:meth:`record` as text."""
+        return json.dumps(self.record(), indent=1, allow_nan=False) + "\n"
 
-    def save_csv(self, path: Path) -> None:
+    def to_csv(self) -> str:
         """One line a layer; empty cells where a figure does not exist."""
         rows = [_flat(layer) for layer in self.layers]
         names = list(dict.fromkeys(name for row in rows for name in row))
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, names, restval="")
-            writer.writeheader()
-            writer.writerows(rows)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, names, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
 
     def __str__(self) -> str:
         changed = self.changed

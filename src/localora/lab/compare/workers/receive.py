@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from localora.files import make_folder, write_file
 from localora.lab.training.folder import remove
 
 RUN = "run"  # holds the record: it comes last, in one step
@@ -18,14 +18,11 @@ def receive(files: Mapping[str, memoryview], folder: Path) -> None:
     """
     incoming = folder / ".incoming"
     remove(incoming)
-    incoming.mkdir(parents=True)
+    make_folder(incoming)
     for name, contents in files.items():
         path = incoming / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            file.write(contents)
-            file.flush()
-            os.fsync(file.fileno())
+        make_folder(path.parent)
+        write_file(path, bytes(contents))
     for path in sorted(incoming.iterdir(), key=lambda path: path.name == RUN):
         remove(folder / path.name)
         path.rename(folder / path.name)

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from localora.lab.compare.comparison import Comparison
 from localora.lab.compare.headroom import headroom_sentence
+from localora.lab.progress import say
 from localora.lab.report.comparison.markdown import title
 from localora.lab.report.comparison.text import (
     HEADINGS,
@@ -27,7 +28,7 @@ SHOWN = ("method", "verdict", "mean", "difference", "interval", "learning rate")
 def print_comparison(comparison: Comparison, console: Console) -> None:
     plan = comparison.resolved.plan
     for (task, _), (measure, _), (pair, _), (verdict, _), (mean, _), (interval, _), *_ in primary_rows(comparison):
-        _say(console, f"PRIMARY {task} {measure}, {pair}: {mean} {interval}, {verdict}")
+        say(console, f"PRIMARY {task} {measure}, {pair}: {mean} {interval}, {verdict}")
     columns = [HEADINGS.index(name) for name in SHOWN]
     for found in comparison.tables:
         table = Table(title=title(found), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -39,18 +40,14 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print(table)
         for contrast in found.contrasts:
             (pair, _), (verdict, _), (mean, _), (interval, _), *_ = contrast_cells(found, contrast)
-            _say(console, f"{pair}: {mean} {interval}, {verdict}")
+            say(console, f"{pair}: {mean} {interval}, {verdict}")
         if note := items_sentence(found):
-            _say(console, note)
+            say(console, note)
         if not found.watched:
-            _say(console, headroom_sentence(found.headroom, bool(plan.headroom)))
+            say(console, headroom_sentence(found.headroom, bool(plan.headroom)))
     for (task, _), (method, _), *values in balance_rows(comparison):
         named = zip(balance_headings(comparison)[2:], values, strict=True)
-        _say(console, f"{task} {method}: " + ", ".join(f"{name} {shown}" for name, (shown, _) in named))
+        say(console, f"{task} {method}: " + ", ".join(f"{name} {shown}" for name, (shown, _) in named))
     for problem in problems(comparison):
-        _say(console, problem)
-    _say(console, headline(comparison))
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+        say(console, problem)
+    say(console, headline(comparison))

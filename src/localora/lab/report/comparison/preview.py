@@ -12,7 +12,7 @@ from localora.lab.compare.estimate import seconds_left, timings
 from localora.lab.compare.plan import ResolvedPlan
 from localora.lab.compare.schedule import Schedule, rungs
 from localora.lab.compare.store import Store
-from localora.lab.progress import duration_text
+from localora.lab.progress import duration_text, say
 from localora.lab.report.comparison.text import name_of, share_of
 
 NO_ESTIMATE = "unknown until a run has finished: start the comparison, stop it with Ctrl-C after one, and ask again"
@@ -38,7 +38,7 @@ def print_preview(resolved: ResolvedPlan, state: Schedule, store: Store, slots: 
         table.add_row(name_of(contender), rates, f"{contender.trainable:,}", share_of(contender), *counts)
     console.print(table)
     for name, text in _facts(resolved, state, store, slots).items():
-        console.print(f"{name:8}{text}", highlight=False, soft_wrap=True, markup=False)
+        say(console, f"{name:8}{text}")
 
 
 def _facts(resolved: ResolvedPlan, state: Schedule, store: Store, slots: int | None) -> dict[str, str]:
