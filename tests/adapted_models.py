@@ -6,8 +6,8 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from localora import Placement, placement_of
-from method_table import Method
+from localora import Placement, Repartitioner, placement_of
+from method_table import BY_NAME, Method
 from tiny_models import LLAMA_TARGETS, tiny_llama, token_batch
 
 
@@ -25,6 +25,22 @@ def unplaced(method: Method, model: nn.Module | None = None, **options: object) 
 @torch.no_grad()
 def logits(model: nn.Module) -> Tensor:
     return model(input_ids=token_batch()["input_ids"]).logits
+
+
+def after_events(method: str, frozen: str, events: int = 2) -> tuple[PeftModel, Repartitioner]:
+    """A model with that many events behind it and a step after the last, so that live and frozen terms both count."""
+    torch.manual_seed(1)
+    config = BY_NAME[method].config(target_modules=LLAMA_TARGETS, repartition=[], repartition_every=1, frozen=frozen)
+    model = get_peft_model(tiny_llama(), config)
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=3e-2)
+    repartitioner = Repartitioner(model, optimizer, events + 1, [token_batch()])
+    for _ in range(events + 1):
+        model(**token_batch()).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        repartitioner.step()
+    assert len(repartitioner.events) == events
+    return model, repartitioner
 
 
 def differ(a: Tensor, b: Tensor) -> bool:

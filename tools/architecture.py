@@ -18,10 +18,39 @@ and knows nothing of the lab. The **lab** runs experiments with it: there, impor
 models, training, evaluation, runs and comparisons to reports and commands, and none climbs. `make check` holds both
 (contracts in `pyproject.toml`).
 
+## Where to look
+
+| for | file |
+| --- | --- |
+| dW = s B A, packed factors to dense ones | `adapter/factors.py`; of a whole layer, `adapter/delta.py` |
+| what a forward pass does | `adapter/layer.py`, and its arithmetic in `adapter/update.py` |
+| G-LoRA's Taylor scores and its block | `placement/taylor.py` |
+| CPS-LoRA's gradient sketch, and its co-clusters | `placement/sketch.py`, `placement/coclustering.py` |
+| what an event does, in order | `lifecycle/event.py`; when it happens, `lifecycle/schedule.py` |
+| an option, its default and range | `adapter/config.py` |
+
+## How to add a placement
+
+One that looks at no data is a function of shape and seed in `placement/random.py`, a name in `PlacementMode`
+(`adapter/config.py`), and a line in `LocalizedModel._place_at_once` (`adapter/model.py`). One that is planned:
+
+1. `placement/`: a file that turns a signal, tensors only, into a `Partition`; and what observes the signal from
+   (x, g) pairs of backward passes, if `TaylorScores` and `GradientSketch` are not it.
+2. `lifecycle/planning.py`: an entry in `PLANNERS` says how it is placed first, how at an event, in how many passes.
+3. `adapter/config.py`: a config class with its options, the name of its planner, and `layer_budget`, whose shapes
+   (`placement/budget.py`) must not depend on labels; and its name in `_config_class`.
+4. `lab/recipe/methods.py`: a section built from the config; `lab/cost/calibration.py`: what its signal takes.
+5. `tests/method_table.py`: a row, which sends it through every test of the life-cycle; and a test of the planner that
+   plants an answer and demands it back.
+
+Layer, merge, export, saving and loading know partitions only, and need nothing.
+
+## Every file
+
 Every file of `src/localora`, with the first sentence of its docstring; made by `make architecture`.
 """
 FOLDERS = (
-    "", "placement", "adapter", "lifecycle", "export", "lab", "lab/pages", "lab/recipe", "lab/data", "lab/model",
+    "", "cli", "placement", "adapter", "lifecycle", "export", "lab", "lab/pages", "lab/recipe", "lab/data", "lab/model",
     "lab/inspect", "lab/cost", "lab/training", "lab/evaluation", "lab/run", "lab/compare", "lab/report", "lab/commands",
 )  # fmt: skip
 

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from benchmarks.theory.tasks import Batch, Task
 from peft import LoraConfig, PeftModel, get_peft_model
+from sklearn.metrics import adjusted_rand_score
 from torch import nn
 
 from localora import CpsLoraConfig, GLoraConfig, calibrate, calibrate_from_update
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.model import adapted_layers
-from localora.placement.agreement import adjusted_rand_index
 
 CALIBRATION_BATCHES = 4
 LORA_RATE = 3e-3  # of the LoRA whose update is clustered
@@ -158,5 +158,5 @@ def _indices(task: Task, model: PeftModel) -> Iterator[float]:
     for name, layer in adapted_layers(model, "default"):
         found, planted = layer.local_partition("default"), task.planted(name)
         assert found is not None
-        yield adjusted_rand_index(found.row_labels, planted.row_labels)
-        yield adjusted_rand_index(found.col_labels, planted.col_labels)
+        yield adjusted_rand_score(found.row_labels, planted.row_labels)
+        yield adjusted_rand_score(found.col_labels, planted.col_labels)

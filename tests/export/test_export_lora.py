@@ -6,6 +6,7 @@ That stock PEFT reads it without localora is shown in tests/adapter/test_fresh_p
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, safe_open
 from torch import nn
 
-from adapted_models import adapted, logits
+from adapted_models import adapted, after_events, logits
 from localora import calibrate, export_lora
 from localora.adapter.model import adapted_layers
 from localora.export.grid import RANK_GRID
@@ -63,34 +64,51 @@ def test_contract_key_by_key(method: Method, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {CONFIG, WEIGHTS, "README.md"}
 
 
+def summed(method: Method) -> PeftModel:
+    model = adapted(method)
+    model.add_adapter("other", method.config(target_modules=["q_proj", "down_proj"], seed=7))
+    model.add_weighted_adapter(["default", "other"], [0.5, -2.0], "sum")
+    model.set_adapter("sum")
+    return model
+
+
+# Every way in which an adapter comes to be what it is.
+ADAPTERS: dict[str, Callable[[Method], PeftModel]] = {
+    "names": adapted,
+    "all-linear": lambda method: adapted(method, target_modules="all-linear"),
+    "regex": lambda method: adapted(method, target_modules=r".*layers\.0.*(q_proj|down_proj)"),
+    "full-names": lambda method: adapted(method, target_modules=["layers.1.self_attn.q_proj", "k_proj"]),
+    "blocks": lambda method: adapted(method, layers_to_transform=[1]),
+    "exclude": lambda method: adapted(method, exclude_modules=["layers.0.self_attn.q_proj"]),
+    "ranks": lambda method: adapted(method, rank_pattern={"q_proj": 8}, use_rslora=True),
+    "after-events": lambda method: after_events(method.name, "factors")[0].eval(),
+    "after-merged-events": lambda method: after_events(method.name, "merged")[0].eval(),
+    "sum": summed,
+}
+
+
 @every_method
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"target_modules": "all-linear"},
-        {"target_modules": r".*layers\.0.*(q_proj|down_proj)"},
-        {"target_modules": ["layers.1.self_attn.q_proj", "k_proj"]},
-        {"layers_to_transform": [1]},
-        {"exclude_modules": ["layers.0.self_attn.q_proj"]},
-        {"rank_pattern": {"q_proj": 8}, "use_rslora": True},
-    ],
-    ids=["names", "all-linear", "regex", "full-names", "blocks", "exclude", "ranks"],
-)
+@pytest.mark.parametrize("made", ADAPTERS)
 def test_folder_and_model_give_the_same_bytes_and_stock_lora_the_same_logits(
-    method: Method, tmp_path: Path, options: dict[str, object]
+    method: Method, made: str, tmp_path: Path
 ) -> None:
-    model = adapted(method, **options)
-    model.save_pretrained(tmp_path / "adapter")
-    first = export_lora(model, tmp_path / "a")
-    second = export_lora(tmp_path / "adapter", tmp_path / "b")
+    model = ADAPTERS[made](method)
+    name = model.active_adapter
+    model.save_pretrained(tmp_path / "adapter", selected_adapters=[name])
+    folder = tmp_path / "adapter" / ("" if name == "default" else name)
+    first = export_lora(model, tmp_path / "a", adapter_name=name)
+    second = export_lora(folder, tmp_path / "b")
     for file in (WEIGHTS, CONFIG):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
     assert (first.rank, first.layers, first.max_error) == (second.rank, second.layers, second.max_error)
+    layers = adapted_layers(model, name)
+    assert first.exact_rank == max(len(layer.dense_factors(name)[0]) for _, layer in layers)
+    if "events" in made:
+        assert first.exact_rank == 3 * max(layer.localized_layout[name].budget.dense_rank for _, layer in layers)
     plain = PeftModel.from_pretrained(tiny_llama(), tmp_path / "a").eval()
     assert isinstance(plain.peft_config["default"], LoraConfig)
-    lora_layers = {name.partition(".lora_A")[0] for name, _ in plain.named_parameters() if ".lora_A." in name}
-    assert lora_layers == {name for name, _ in adapted_layers(model, "default")}
+    lora_layers = {key.partition(".lora_A")[0] for key, _ in plain.named_parameters() if ".lora_A." in key}
+    assert lora_layers == {key for key, _ in layers}
     expected = logits(model)
     assert (logits(plain) - expected).norm() <= 1e-5 * expected.norm()
 

@@ -90,19 +90,6 @@ def test_the_run_is_that_of_a_loaded_placement(method: Method, count: int, tmp_p
     assert all(torch.equal(state[key], expected[key]) for key in expected)
 
 
-@every_placed_method
-def test_resumes_without_placing_again(method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = trainer(unplaced(method), tmp_path / "a", [LocalizationCallback()], save_strategy="steps", save_steps=3)
-    whole.train()
-    monkeypatch.setattr(callback_module, "calibrate", refuse)
-    resumed = trainer(unplaced(method, seed=9), tmp_path / "b", [LocalizationCallback()])
-    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
-    assert placement_of(resumed.model) == placement_of(whole.model)
-    assert losses(resumed) == losses(whole)
-    state, expected = resumed.model.state_dict(), whole.model.state_dict()
-    assert all(torch.equal(state[key], expected[key]) for key in expected)
-
-
 @pytest.mark.parametrize("method", METHODS[:2], ids=lambda method: method.name)
 def test_plain_lora_needs_no_calibration(method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(callback_module, "calibrate", refuse)

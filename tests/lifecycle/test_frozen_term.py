@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from moving import first_layer, trainable
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from localora import PlacementError, Repartitioner, export_lora, placement_of
+from adapted_models import after_events
+from localora import PlacementError, export_lora, placement_of
 from localora.adapter.model import adapted_layers
 from method_table import BY_NAME, Method, every_method
 from tiny_models import LLAMA_TARGETS, tiny_llama, token_batch
@@ -27,22 +28,6 @@ def logits(model: nn.Module) -> Tensor:
 
 def close(found: Tensor, expected: Tensor) -> None:
     assert float((found - expected).norm() / expected.norm()) < 1e-5
-
-
-def after_events(method: str, frozen: str, events: int = 2) -> tuple[PeftModel, Repartitioner]:
-    """A model with that many events behind it and a step after the last, so that live and frozen terms both count."""
-    torch.manual_seed(1)
-    config = BY_NAME[method].config(target_modules=LLAMA_TARGETS, repartition=[], repartition_every=1, frozen=frozen)
-    model = get_peft_model(tiny_llama(), config)
-    optimizer = torch.optim.AdamW(trainable(model), lr=3e-2)
-    repartitioner = Repartitioner(model, optimizer, events + 1, [token_batch()])
-    for _ in range(events + 1):
-        model(**token_batch()).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        repartitioner.step()
-    assert len(repartitioner.events) == events
-    return model, repartitioner
 
 
 @MODES
@@ -127,19 +112,6 @@ def test_another_adapter_is_merged_without_it() -> None:
     assert again.base_model.model.model.layers[0].self_attn.q_proj.localized_folded
     model.merge_adapter(["other"])
     close(logits(model), expected)
-
-
-@MODES
-@every_method
-@pytest.mark.parametrize("from_folder", [False, True])
-def test_it_is_exported(method: Method, frozen: str, from_folder: bool, tmp_path: Path) -> None:
-    model, repartitioner = after_events(method.name, frozen)
-    if from_folder:
-        model.save_pretrained(tmp_path / "ours")
-    report = export_lora(tmp_path / "ours" if from_folder else model, tmp_path / "lora")
-    live = max(layer.localized_layout["default"].budget.dense_rank for _, layer in adapted_layers(model, "default"))
-    assert report.exact_rank == live + repartitioner.config.consolidated_rank == 3 * live
-    close(logits(PeftModel.from_pretrained(tiny_llama(), tmp_path / "lora")), logits(model))
 
 
 @MODES

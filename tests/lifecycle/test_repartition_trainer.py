@@ -1,4 +1,4 @@
-"""Re-partition inside a real Trainer: at the right steps, and the same after a stop as without one."""
+"""Events inside a real Trainer: at the right steps, and nothing else of the run changes."""
 
 from __future__ import annotations
 
@@ -8,27 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import get_peft_model
+from placed_trainer import steps, trainer
 from torch import Tensor
-from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from localora import LocalizationCallback, ScheduleError
-from method_table import BY_NAME
-from tiny_models import LLAMA_TARGETS, tiny_llama, token_batch
 
 pytestmark = pytest.mark.slow
-
-
-class Examples(Dataset[dict[str, Tensor]]):
-    def __init__(self, size: int) -> None:
-        self.batch = token_batch(examples=size)
-
-    def __len__(self) -> int:
-        return len(self.batch["labels"])
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {key: value[index] for key, value in self.batch.items()}
 
 
 class StopAt(TrainerCallback):
@@ -42,91 +28,6 @@ class StopAt(TrainerCallback):
     ) -> TrainerControl:
         control.should_training_stop = state.global_step >= self.step
         return control
-
-
-def trainer(
-    folder: Path,
-    method: str = "cps-lora",
-    callbacks: tuple[TrainerCallback, ...] = (),
-    localization: LocalizationCallback | None = None,
-    arguments: dict[str, Any] | None = None,
-    **options: Any,
-) -> tuple[Trainer, LocalizationCallback]:
-    """12 examples in batches of two: six steps an epoch, fewer than the eight batches an event may ask for."""
-    defaults: dict[str, Any] = {"init_weights": True, "placement": "calibrate"}
-    config = BY_NAME[method].config(target_modules=LLAMA_TARGETS, **{**defaults, **options})
-    torch.manual_seed(3)
-    model = get_peft_model(tiny_llama(), config)
-    localization = localization or LocalizationCallback()
-    values: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": 12,
-        "per_device_train_batch_size": 2,
-        "learning_rate": 2e-2,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-    }
-    arguments_ = TrainingArguments(**{**values, **(arguments or {})})
-    made = Trainer(
-        model, arguments_, train_dataset=Examples(12), eval_dataset=Examples(4), callbacks=[localization, *callbacks]
-    )
-    return made, localization
-
-
-def losses(made: Trainer) -> dict[int, float]:
-    return {entry["step"]: entry["loss"] for entry in made.state.log_history if "loss" in entry}
-
-
-def steps(localization: LocalizationCallback) -> list[int]:
-    return [event.step for event in localization.repartitioners["default"].events]
-
-
-@pytest.mark.parametrize(
-    ("method", "options", "stops"),
-    [
-        ("cps-lora", {}, {2: [3, 8], 3: [8], 7: [8], 8: []}),
-        ("cps-lora", {"frozen": "merged"}, {2: [3, 8], 5: [8], 9: []}),
-        ("cps-lora", {"frozen_rank": 14, "repartition_place": "random"}, {5: [8], 8: []}),
-        ("g-lora", {}, {5: [8]}),
-        ("hybrid", {"repartition_place": "kept"}, {5: [8]}),
-        ("lora-by-share", {}, {3: [8], 5: [8]}),
-    ],
-)
-def test_a_resumed_run_is_the_uninterrupted_run_to_the_last_bit(
-    method: str, options: dict[str, Any], stops: dict[int, list[int]], tmp_path: Path
-) -> None:
-    """Events after steps 3 and 8; checkpoints before them, between them (in the second epoch too), and right at one."""
-    options = {**options, "repartition": [0.25, 0.6], "dropout": 0.1}
-    saving = {"save_strategy": "steps", "save_steps": 1}
-    whole, localization = trainer(tmp_path / "whole", method, arguments=saving, **options)
-    whole.train()
-    assert steps(localization) == [3, 8]
-    expected = whole.model.state_dict()
-    assert any("localized_frozen_A" in key for key in expected)
-    checkpoints = sorted(path.name for path in (tmp_path / "whole" / "checkpoint-5").iterdir())
-    assert not [name for name in checkpoints if "localora" in name]  # the adapter and the optimizer are enough
-    for stopped_at, events in stops.items():
-        checkpoint = tmp_path / "whole" / f"checkpoint-{stopped_at}"
-        resumed, localization = trainer(tmp_path / f"resumed-{stopped_at}", method, **options)
-        resumed.train(resume_from_checkpoint=str(checkpoint))
-        assert steps(localization) == events
-        assert not localization.reports  # the placement was read back, not made again
-        assert losses(resumed) == losses(whole)
-        assert logged(resumed) == logged(whole)
-        found = resumed.model.state_dict()
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(value, expected[key]) for key, value in found.items())
-
-
-def logged(made: Trainer) -> list[dict[str, Any]]:
-    """The events in the trainer's own log history, without what the clock says."""
-    entries: list[Any] = made.state.log_history
-    events = [entry["repartition"] for entry in entries if "repartition" in entry]
-    return [{key: value for key, value in event.items() if key != "seconds"} for event in events]
 
 
 def test_events_count_optimizer_steps_under_gradient_accumulation(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from dense_blocks import dense, sides
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localora.placement.captured import captured_energy, subspace_correlation
+from localora.placement.captured import captured_energy, subspace_correlation, unit_svd
 from localora.placement.partition import Partition
 
 F64 = torch.float64
@@ -44,11 +44,11 @@ def test_subspace_correlation_equals_dense_svd(rank: int) -> None:
         by_side.append(sum(pairs) / len(pairs))
     expected = sum(by_side) / 2
     assert 0.05 < expected < 1
-    assert subspace_correlation(*dense(M), partition, rank) == pytest.approx(expected, abs=1e-10)
+    assert subspace_correlation(*unit_svd(*dense(M)), partition, rank) == pytest.approx(expected, abs=1e-10)
 
 
 def test_subspace_correlation_ends() -> None:
     M = torch.ones(6, 8)
     halves = Partition.from_labels(torch.arange(6) // 3, torch.arange(8) // 4, 2)
-    assert subspace_correlation(*dense(M), halves, 2) == pytest.approx(1.0)
-    assert subspace_correlation(*dense(M), Partition.whole(6, 8), 2) == 0.0
+    assert subspace_correlation(*unit_svd(*dense(M)), halves, 2) == pytest.approx(1.0)
+    assert subspace_correlation(*unit_svd(*dense(M)), Partition.whole(6, 8), 2) == 0.0

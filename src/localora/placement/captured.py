@@ -38,23 +38,6 @@ def captured_energy(left_mq: Tensor, right_qn: Tensor, partition: Partition, ran
     return captured(U, s, V, partition, rank)
 
 
-@one_thread()
-def subspace_correlation(left_mq: Tensor, right_qn: Tensor, partition: Partition, rank: int) -> float:
-    """How much the clusters' subspaces overlap: 0 = orthogonal, 1 = one subspace for all.
-
-    With V_k the leading r right singular vectors of the row group M[R_k, :], the mean of ||V_k^T V_l||_F^2 / r over
-    pairs k != l (r = the smaller of both ranks); likewise for column groups; the average of both. Empty and all-zero
-    groups have no subspace and are left out; with fewer than two others a side counts as 0, so K = 1 gives 0.
-
-    Raises:
-        PlacementError: as :func:`captured_energy`.
-    """
-    check_rank(rank)
-    U, s, V = unit_svd(left_mq, right_qn)
-    check_shape(partition, len(U), len(V))
-    return correlation(U, s, V, partition, rank)
-
-
 def grams(points_Nq: Tensor, labels: Tensor, clusters: int) -> Tensor:
     """`(K, q, q)`: P^T P of each cluster's points P."""
     groups = [points_Nq[labels == k] for k in range(clusters)]
@@ -91,7 +74,13 @@ def captured(U: Tensor, s: Tensor, V: Tensor, partition: Partition, rank: int) -
     return min(1.0, leading_maps(A, H, rank)[1])
 
 
-def correlation(U: Tensor, s: Tensor, V: Tensor, partition: Partition, rank: int) -> float:
+def subspace_correlation(U: Tensor, s: Tensor, V: Tensor, partition: Partition, rank: int) -> float:
+    """How much the clusters' subspaces overlap: 0 = orthogonal, 1 = one subspace for all.
+
+    With V_k the leading r right singular vectors of the row group M[R_k, :], the mean of ||V_k^T V_l||_F^2 / r over
+    pairs k != l (r = the smaller of both ranks); likewise for column groups; the average of both. Empty and all-zero
+    groups have no subspace and are left out; with fewer than two others a side counts as 0, so K = 1 gives 0.
+    """
     # V is orthonormal, so right singular vectors of X[R_k] V^T are V times those of X[R_k]; columns likewise with U
     by_rows = _mean_overlap(grams(U * s, partition.row_labels, partition.clusters), rank)
     by_cols = _mean_overlap(grams(V * s, partition.col_labels, partition.clusters), rank)

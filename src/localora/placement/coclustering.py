@@ -24,10 +24,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from localora.placement.agreement import number_by_first_mention, number_like
 from localora.placement.assignment import Array, assign
-from localora.placement.captured import captured, check_rank, check_shape, correlation, grams, leading_maps, unit_svd
+from localora.placement.captured import (
+    captured,
+    check_rank,
+    check_shape,
+    grams,
+    leading_maps,
+    subspace_correlation,
+    unit_svd,
+)
 from localora.placement.coherence import Coherence
+from localora.placement.numbering import number_by_first_mention, number_like
 from localora.placement.partition import MAX_CLUSTERS, Partition, PlacementError
 from localora.placement.spectral_start import spectral_start
 from localora.placement.threads import one_thread
@@ -153,7 +161,7 @@ def plan_coclusters(
     return CoclusteringResult(
         partition,
         captured(U, s, V, partition, rank),
-        correlation(U, s, V, partition, rank),
+        subspace_correlation(U, s, V, partition, rank),
         best.rounds,
         None if start is None else captured(U, s, V, start, rank),
     )

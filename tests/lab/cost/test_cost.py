@@ -59,6 +59,7 @@ def test_scheduled_events_are_in_what_is_stored_and_exported(
     assert (predicted.trainable, predicted.stored, predicted.exact_rank) == (size.trainable, size.stored, size.rank)
     assert predicted.adapter_bytes == (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size
     assert (predicted.exact_rank, predicted.exported_rank) == (report.exact_rank, report.rank)
+    assert predicted.model == predict_cost(llama.config, method.config(target_modules=LLAMA_TARGETS)).model
 
 
 def test_optimizer_memory_is_that_of_a_stepped_adam(llama: LlamaForCausalLM) -> None:

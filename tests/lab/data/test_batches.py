@@ -4,10 +4,14 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from localora.lab.data.batches import IGNORED, Collator, encode_examples, prompt_ids, tokenise
+from localora.lab.data.batches import IGNORED, Collator, Encoded, encode_examples, prompt_ids
 from localora.lab.data.example import DataError, Example
 
 EOS = 1
+
+
+def tokenise(example: Example, tokenizer, max_length: int) -> Encoded:
+    return encode_examples([example], tokenizer, max_length)[0]
 
 
 def trained_text(encoded, tokenizer) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from planted import clustered, uneven, without_clusters
+from sklearn.metrics import adjusted_rand_score
 
 from localora.lab.inspect.cluster_test import MAX_MISMATCH, ClusterTest, cluster_test
 from localora.lab.inspect.matrix import Dense, Factors, Matrix
 from localora.lab.inspect.nulls import energy_mismatch, matched, rotated, shuffled
-from localora.placement.agreement import adjusted_rand_index
 from localora.placement.coclustering import plan_coclusters
 
 
@@ -26,7 +26,7 @@ def test_planted_clusters_are_found_and_the_same_spectrum_without_them_is_not() 
     assert found.nulls["matched"][f"cps_{found.strongest}"].observed == pytest.approx(1.0)
     U, s, V = torch.linalg.svd(M)
     planned = plan_coclusters(U[:, :12] * s[:12], V[:12], clusters=4, rank=4, balance=1.0)
-    assert adjusted_rand_index(planned.partition.row_labels.long(), rows) == 1.0
+    assert adjusted_rand_score(planned.partition.row_labels.long(), rows) == 1.0
 
     random = without_clusters(M)
     torch.testing.assert_close(torch.linalg.svdvals(random)[:12], s[:12])

@@ -22,8 +22,6 @@ from torch import Tensor, nn
 from localora.files import StorageError
 from localora.lab.recipe.file import validate_recipe
 from localora.lab.recipe.schema import Recipe
-from localora.lab.run import train as run_module
-from localora.lab.run.setup import Setup
 from localora.lab.run.train import train
 from localora.lab.training.folder import FolderError
 from localora.lab.training.trainer import CheckedTrainer, TrainingError
@@ -41,72 +39,6 @@ def recipe(model: Path, out: Path, method: str = "lora", **training: Any) -> Rec
 
 def quiet() -> Console:
     return Console(file=io.StringIO())
-
-
-@pytest.mark.parametrize(
-    ("method", "where"),
-    [("lora", "measured"), ("cps-lora", "exported"), ("pissa", "saved"), ("adalora", "saved"), ("full", "saved")],
-)
-def test_a_run_that_has_all_its_steps_trains_nothing_more(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, where: str
-) -> None:
-    """11 steps of 2 in 24 examples end within an epoch, so that Trainer finds another batch; at a constant rate."""
-    settings = {"steps": 11, "schedule": "constant", "warmup": 0.0, "checkpoint_every": 11}
-    straight = train(recipe(model_folder, tmp_path / "straight", method, **settings), console=quiet())
-    broken = recipe(model_folder, tmp_path / "broken", method, **settings)
-    with monkeypatch.context() as patch:
-        _plug_pulled(patch, where)
-        with pytest.raises(RuntimeError, match="plug pulled"):
-            train(broken, console=quiet())
-    with monkeypatch.context() as patch:
-        patch.setattr(CheckedTrainer, "training_step", lambda *_, **__: pytest.fail("trained a step more"))
-        resumed = train(broken, resume=True, console=quiet())
-    assert resumed.status == "finished"
-    assert resumed.curve == straight.curve
-    assert resumed.after is not None
-    assert straight.after is not None
-    assert resumed.after.loss == straight.after.loss
-    ours, theirs = (load_file(tmp_path / name / RESULT.get(method, ADAPTER)) for name in ("broken", "straight"))
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
-    assert not list((tmp_path / "broken").glob(".*partial*"))
-    assert not (tmp_path / "broken" / "checkpoints").exists()
-
-
-def _plug_pulled(patch: pytest.MonkeyPatch, where: str) -> None:
-    def pulled(*_: Any, **__: Any) -> None:
-        raise RuntimeError("plug pulled")
-
-    if where == "measured":
-        measure, calls = Setup.measure, iter((measure_first, pulled))
-        patch.setattr(Setup, "measure", lambda *args: next(calls)(measure, *args))
-    else:
-        patch.setattr(run_module, "_save" if where == "saved" else "export_and_verify", pulled)
-
-
-def measure_first(measure: Any, *args: Any) -> Any:
-    return measure(*args)
-
-
-def test_a_kill_before_the_checkpoint_is_whole_keeps_the_one_before(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    straight = train(recipe(model_folder, tmp_path / "straight", "cps-lora", checkpoint_every=2), console=quiet())
-    chosen = recipe(model_folder, tmp_path / "run", "cps-lora", checkpoint_every=2)
-    save = CheckedTrainer._save_checkpoint
-
-    def killed(self: CheckedTrainer, *args: Any) -> None:
-        save(self, *args)
-        if self.state.global_step == 4:
-            raise RuntimeError("killed after Trainer's files, before the callbacks'")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CheckedTrainer, "_save_checkpoint", killed)
-        with pytest.raises(RuntimeError, match="killed"):
-            train(chosen, console=quiet())
-    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"checkpoint-2", "checkpoint-4"}
-    resumed = train(chosen, resume=True, console=quiet())
-    assert resumed.resumed_at == [2]
-    assert resumed.curve == straight.curve
 
 
 @pytest.mark.parametrize(("method", "value"), [("cps-lora", math.nan), ("full", math.inf)])

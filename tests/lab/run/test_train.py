@@ -50,18 +50,6 @@ def quiet() -> Console:
     return Console(file=io.StringIO())
 
 
-def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A list that grows by the number of finished steps whenever a step begins."""
-    original, steps = CheckedTrainer.training_step, []
-
-    def counted(self: CheckedTrainer, *args: Any, **kwargs: Any) -> Tensor:
-        steps.append(self.state.global_step)
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(CheckedTrainer, "training_step", counted)
-    return steps
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_the_numbers_of_the_record_are_those_of_the_files(model_folder: Path, tmp_path: Path, method: str) -> None:
     chosen = recipe(model_folder, tmp_path / "run", method)
@@ -206,49 +194,6 @@ def test_every_method_sees_the_same_batches_in_the_same_order(
     assert all(batches == seen["lora"] for batches in seen.values())
 
 
-@pytest.mark.parametrize("method", [*METHODS, *OTHERS])
-def test_a_resumed_run_ends_in_the_same_weights(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
-) -> None:
-    straight = train(recipe(model_folder, tmp_path / "straight", method), console=quiet())
-    broken = recipe(model_folder, tmp_path / "broken", method)
-    with monkeypatch.context() as patch:
-        stop_at(patch, step=6)
-        with pytest.raises(RuntimeError, match="plug pulled"):
-            train(broken, console=quiet())
-    stopped = RunRecord.read(tmp_path / "broken" / "run.json")
-    assert (stopped.status, stopped.error) == ("failed", "plug pulled")
-    with pytest.raises(FolderError, match="already holds a run"):
-        train(broken, console=quiet())
-    with monkeypatch.context() as patch:
-        steps = count_steps(patch)
-        resumed = train(broken, resume=True, console=quiet())
-    assert steps == [4, 5]  # steps done when each began: nothing is repeated
-    assert resumed.resumed_at == [4]
-    assert resumed.curve == straight.curve
-    assert resumed.before == stopped.before
-    assert resumed.placement == stopped.placement
-    assert resumed.ranks == straight.ranks
-    assert [e["step"] for e in resumed.repartitions] == [e["step"] for e in straight.repartitions]
-    assert resumed.seconds["train"] > stopped.seconds["train"]
-    result = RESULT.get(method, ADAPTER)
-    ours, theirs = load_file(tmp_path / "broken" / result), load_file(tmp_path / "straight" / result)
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert torch.equal(tensor, theirs[name]), name
-
-
-def test_resuming_with_another_recipe_is_refused(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        stop_at(patch, step=5)
-        with pytest.raises(RuntimeError, match="plug pulled"):
-            train(recipe(model_folder, tmp_path / "run"), console=quiet())
-    with pytest.raises(FolderError, match=r"another recipe \(training.learning_rate was 0.01, is 0.5\)"):
-        train(recipe(model_folder, tmp_path / "run", learning_rate=0.5), resume=True, console=quiet())
-
-
 def test_auto_is_recorded_and_stays_what_it_was(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,25 +215,6 @@ def test_auto_is_recorded_and_stays_what_it_was(
     setup = load_setup(validate_recipe(values))
     assert (setup.model.dtype, setup.dtype.name) == (torch.float32, "float32")
     assert "takes 20.0 times" in setup.dtype.reason
-
-
-def test_a_run_without_a_checkpoint_is_not_resumed(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chosen = recipe(model_folder, tmp_path / "run", "lora")
-    with monkeypatch.context() as patch:
-        stop_at(patch, step=2)
-        with pytest.raises(RuntimeError, match="plug pulled"):
-            train(chosen, console=quiet())
-    with pytest.raises(FolderError, match=r"stopped before its first checkpoint .*--overwrite"):
-        train(chosen, resume=True, console=quiet())
-
-
-def test_a_finished_run_is_not_resumed(model_folder: Path, tmp_path: Path) -> None:
-    chosen = recipe(model_folder, tmp_path / "run", "lora", steps=1)
-    train(chosen, console=quiet())
-    with pytest.raises(FolderError, match="is finished; --overwrite starts it anew"):
-        train(chosen, resume=True, console=quiet())
 
 
 def test_overwrite_leaves_nothing_of_the_old_run(model_folder: Path, tmp_path: Path) -> None:

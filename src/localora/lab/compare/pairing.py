@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy.stats import binomtest
 
 from localora.lab.compare.measures import Measure
-from localora.lab.compare.statistics.mcnemar import McNemar, mcnemar
 from localora.lab.compare.statistics.paired import Difference, difference, floor_of_answers, pooled_spread
 
 BySeed = Mapping[int, Measure]
@@ -33,9 +33,17 @@ def paired_difference(
     return difference(group[label] - group[base], spread, confidence, floor), N
 
 
-def mcnemar_by_seed(ours: BySeed, theirs: BySeed) -> tuple[McNemar, ...]:
+def mcnemar_by_seed(ours: BySeed, theirs: BySeed) -> tuple[float, ...]:
+    """The exact p of each seed whose items both have."""
     pairs = [(ours[seed].items, theirs[seed].items) for seed in ours if seed in theirs]
     return tuple(mcnemar([x > 0 for x in a], [x > 0 for x in b]) for a, b in pairs if a is not None and b is not None)
+
+
+def mcnemar(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
+    """Exact p of two methods' answers to the same questions: what both got right, or both wrong, says nothing."""
+    pairs = list(zip(ours, theirs, strict=True))
+    alone = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+    return float(binomtest(alone[0], sum(alone), 0.5).pvalue) if any(alone) else 1.0
 
 
 def _items(by_seed: BySeed, seeds: Sequence[int]) -> int | None:

@@ -10,7 +10,6 @@ from localora.lab.compare.headroom import Headroom
 from localora.lab.compare.measures import Measure, measures
 from localora.lab.compare.pairing import BySeed, mcnemar_by_seed, paired_difference
 from localora.lab.compare.plan import Contender, ResolvedPlan
-from localora.lab.compare.statistics.mcnemar import McNemar
 from localora.lab.compare.statistics.paired import Difference
 from localora.lab.compare.statistics.verdict import Case, Judged, judge
 from localora.lab.compare.store import Outcome
@@ -28,7 +27,7 @@ class Line:
     rate: float
     values: tuple[float, ...]  # one a seed
     judged: Judged | None
-    mcnemar: tuple[McNemar, ...]  # one a seed
+    mcnemar: tuple[float, ...]  # p, one a seed
 
     @property
     def mean(self) -> float:

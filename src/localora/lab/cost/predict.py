@@ -83,9 +83,9 @@ def predict_cost(
     calibration = _calibration(peft_config, model, shapes, tokens, dtype)
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
     tensors = {key: (t.dtype, tuple(t.shape)) for key, t in saved.items() if ".localized_frozen_" not in key}
-    for name, (m, n, _, _) in ranks.items() if frozen_rank else ():
-        tensors[f"base_model.model.{name}.localized_frozen_A"] = (torch.float32, (frozen_rank, n))
-        tensors[f"base_model.model.{name}.localized_frozen_B"] = (torch.float32, (m, frozen_rank))
+    for layer, (m, n, _, _) in ranks.items() if frozen_rank else ():
+        tensors[f"base_model.model.{layer}.localized_frozen_A"] = (torch.float32, (frozen_rank, n))
+        tensors[f"base_model.model.{layer}.localized_frozen_B"] = (torch.float32, (m, frozen_rank))
     return CostReport(
         model=name,
         method=peft_config.method if isinstance(peft_config, LocalizedConfig) else "lora",

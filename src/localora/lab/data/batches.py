@@ -18,19 +18,6 @@ IGNORED = -100  # torch's and transformers' label of a position without loss
 Encoded = dict[str, list[int]]  # input_ids, labels: equal length
 
 
-def tokenise(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
-    """Token ids of prompt + completion + EOS, and labels that are IGNORED on the prompt.
-
-    A chat example is rendered with the tokenizer's template; every assistant turn is trained on. A sequence
-    longer than `max_length` loses the start of its prompt, or where it never had one the end of its text.
-
-    Raises:
-        DataError: nothing of a prompt would be left, or no position carries a loss (names the example), or a chat
-            example and no chat template.
-    """
-    return _cut(*_whole(example, tokenizer), example, max_length)
-
-
 def _whole(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], int]:
     """Token ids and labels before any cut, and how many tokens stand before the prompt."""
     input_ids, labels = _leading_tokens(example, tokenizer), []
@@ -83,10 +70,14 @@ class Sequences(list[Encoded]):
 
 
 def encode_examples(examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Sequences:
-    """:func:`tokenise` over examples.
+    """Token ids of prompt + completion + EOS, and labels that are IGNORED on the prompt.
+
+    A chat example is rendered with the tokenizer's template; every assistant turn is trained on. A sequence
+    longer than `max_length` loses the start of its prompt, or where it never had one the end of its text.
 
     Raises:
-        DataError: as tokenise, or no examples at all.
+        DataError: no examples; nothing of a prompt would be left, or no position carries a loss (names the example);
+            or a chat example and no chat template.
     """
     encoded, whole = [], []
     for example in examples:

@@ -34,7 +34,7 @@ def line_cells(table: Table, line: Line, baseline: str) -> list[Cell]:
         compared: list[Cell] = [("-", None)] * 5
     else:
         verdict = judged.verdict
-        exact = sorted(m.exact for m in line.mcnemar)
+        exact = sorted(line.mcnemar)
         by_seed = f"{exact[0]:.2f} to {exact[-1]:.2f}" if exact else "-"
         compared = [*_judged_cells(judged, digits), (by_seed, exact[0] if exact else None)]
     return [

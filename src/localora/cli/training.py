@@ -1,0 +1,103 @@
+"""`init`, `keys`, `train`, `quickstart`: from a recipe to a trained adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from localora.cli.errors import errors_in_one_line
+
+METHODS_HELP = """Methods, and the keys that only they have:
+    lora       PEFT's own LoRA, the baseline
+    g-lora     global_share, local_size      whole matrix + block of important rows and columns
+    cps-lora   clusters, balance             co-clusters of rows and columns
+    hybrid     clusters, balance, global_share   whole matrix + co-clusters
+PEFT's, each with parameters of LoRA at rank r unless its own keys say otherwise:
+    rslora     LoRA scaled by alpha / sqrt(r)
+    dora       direction and magnitude apart
+    pissa      starts as the leading singular directions of W
+    lora-ga    calibration_steps, scale      starts along the gradient of W on training batches
+    adalora    init_r, target_r, final_share     starts with r everywhere, takes away what matters least
+    gralora    blocks                        a grid of blocks with factors of their own
+    bd-lora    blocks                        one factor block-diagonal, for several GPUs
+    miss       own_rank                      one trained matrix a layer
+    hira       the product multiplies W entry by entry
+No adapter:
+    full       every weight of the model; its own learning rate, a tenth of LoRA's or less
+"""
+
+
+def init() -> None:
+    """Print a recipe to begin with: localora init > recipe.yaml."""
+    from localora.lab.recipe.file import TEMPLATE
+
+    typer.echo(TEMPLATE.read_text(encoding="utf-8"), nl=False)
+
+
+def keys(
+    section: Annotated[
+        Literal["model", "data", "method", "training", "evaluation", "output"] | None,
+        typer.Argument(help="Of the recipe; all when left out."),
+    ] = None,
+) -> None:
+    """Every key of a recipe, its default and what it means."""
+    from localora.lab.recipe.schema import describe_keys
+
+    if section == "method":
+        typer.echo(METHODS_HELP)
+    for line in describe_keys():
+        if section is None or line.startswith(f"{section}."):
+            typer.echo(line)
+
+
+TRAIN_HELP = """Fine-tune as RECIPE.yaml says, and leave adapter, plain-LoRA export, pictures and run.json in a folder.
+
+`localora init > recipe.yaml` makes a recipe, `localora keys` explains each key, `localora keys method` the methods.
+The run measures loss and task score on the test split before and after. Its folder is output.folder, or
+runs/<name of the recipe>.
+
+\b
+On several GPUs, batch_size shared among them:
+    accelerate launch --num_processes 4 -m localora.cli train recipe.yaml
+"""
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What to train, on what, and how.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. training.steps=50; may be repeated."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Output folder, instead of the recipe's.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run the folder holds.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue it from its last checkpoint.")] = False,
+    allow_code_execution: Annotated[
+        bool, typer.Option("--allow-code-execution", help="Run generated code, in a sandbox, to score it.")
+    ] = False,
+) -> None:
+    with errors_in_one_line():
+        from localora.lab.commands.train import train_and_report
+        from localora.lab.recipe.file import load_recipe
+
+        allowed = ["evaluation.allow_code_execution=true"] if allow_code_execution else []
+        chosen = load_recipe(recipe, [*(set_ or []), *allowed], folder=out)
+        train_and_report(chosen, overwrite=overwrite, resume=resume)
+
+
+def quickstart(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the three runs go.")] = Path(
+        "runs/quickstart-comparison"
+    ),
+) -> None:
+    """Fine-tune SmolLM2-135M on a generated task with CPS-LoRA, G-LoRA and LoRA at equal parameters, and compare.
+
+    Takes a few minutes on two cores. Replaces what an earlier quickstart left in the folder.
+    """
+    with errors_in_one_line():
+        from rich.console import Console
+
+        from localora.lab.commands.quickstart import run_quickstart
+
+        run_quickstart(out, Console())
