@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from localora import CpsLoraConfig, GlobalLocalLoraConfig
+from localora import CpsLoraConfig, GLoraConfig
 from localora.adapter.config import LocalizedConfig
 
 
@@ -26,9 +26,9 @@ class Method:
 
 
 METHODS = (
-    Method("lora-by-share", GlobalLocalLoraConfig, {"global_share": 1.0}, places=False),
+    Method("lora-by-share", GLoraConfig, {"global_share": 1.0}, places=False),
     Method("lora-by-clusters", CpsLoraConfig, {"clusters": 1}, places=False),
-    Method("g-lora", GlobalLocalLoraConfig, {"global_share": 0.5, "local_size": 0.5}),
+    Method("g-lora", GLoraConfig, {"global_share": 0.5, "local_size": 0.5}),
     Method("cps-lora", CpsLoraConfig, {"clusters": 3}),
     Method("hybrid", CpsLoraConfig, {"clusters": 2, "global_share": 0.5}),
 )

@@ -3,7 +3,7 @@
 Importing this package registers both methods with PEFT.
 """
 
-from localora.adapter.config import CpsLoraConfig, GlobalLocalLoraConfig, GLoraConfig
+from localora.adapter.config import CpsLoraConfig, GLoraConfig
 from localora.adapter.held import hold_factors
 from localora.adapter.layer_state import UnplacedAdapterError
 from localora.adapter.loading import hot_swap, load
@@ -34,7 +34,6 @@ __all__ = [
     "ExportError",
     "ExportReport",
     "GLoraConfig",
-    "GlobalLocalLoraConfig",
     "LayerReport",
     "LocalizationCallback",
     "Partition",

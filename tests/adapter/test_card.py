@@ -13,7 +13,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from peft import PeftModel, get_peft_model
 
 from adapted_models import adapted, logits
-from localora import CpsLoraConfig, GlobalLocalLoraConfig, export_lora
+from localora import CpsLoraConfig, GLoraConfig, export_lora
 from localora.adapter.card import hub_id, note_training
 from method_table import BY_NAME
 from tiny_models import LLAMA_TARGETS, tiny_llama
@@ -62,7 +62,7 @@ def test_what_it_says(tmp_path: Path) -> None:
 
 
 def test_g_lora_and_other_tasks(tmp_path: Path) -> None:
-    config = GlobalLocalLoraConfig(
+    config = GLoraConfig(
         r=4, local_size=0.5, target_modules="all-linear", task_type="SEQ_CLS", placement="random", repartition_every=50,
         use_rslora=True,
     )  # fmt: skip

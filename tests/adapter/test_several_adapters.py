@@ -14,7 +14,7 @@ from peft import (
 from torch import Tensor
 
 from adapted_models import adapted, differ, logits
-from localora import CpsLoraConfig, GlobalLocalLoraConfig, calibrate, placement_of
+from localora import CpsLoraConfig, GLoraConfig, calibrate, placement_of
 from localora.adapter.model import adapted_layers
 from method_table import BY_NAME, METHODS, Method, every_method
 from tiny_models import LLAMA_TARGETS, tiny_llama, token_batch
@@ -67,7 +67,7 @@ def test_g_lora_and_cps_lora_in_one_model(tmp_path: Path) -> None:
     back = PeftModel.from_pretrained(tiny_llama(), tmp_path)
     back.load_adapter(tmp_path / "cps", "cps")
     back.load_adapter(tmp_path / "lora", "lora")
-    assert isinstance(back.peft_config["default"], GlobalLocalLoraConfig)
+    assert isinstance(back.peft_config["default"], GLoraConfig)
     assert isinstance(back.peft_config["cps"], CpsLoraConfig)
     torch.testing.assert_close(logits(back.eval()), g_lora)
     back.set_adapter("cps")

@@ -28,7 +28,7 @@ from transformers.models.auto import AutoModelForCausalLM
 
 from adapted_models import adapted
 from llama_cpp import KINDS, LlamaCpp, write_base
-from localora import CpsLoraConfig, ExportError, GlobalLocalLoraConfig, calibrate, export_lora
+from localora import CpsLoraConfig, ExportError, GLoraConfig, calibrate, export_lora
 from localora.export.gguf_file import FAMILIES
 from method_table import BY_NAME
 from tiny_models import GPT2_TARGETS, VOCABULARY, tiny_gpt2, tiny_llama, token_batch
@@ -200,7 +200,7 @@ def test_llama_cpp_gives_the_same_log_probabilities(kind: str, tmp_path: Path) -
 
     options = {"r": 4, "target_modules": ALL_LINEAR, "task_type": "CAUSAL_LM"}
     cps = kind in ("llama", "qwen3", "gemma2")
-    model = get_peft_model(base, CpsLoraConfig(**options) if cps else GlobalLocalLoraConfig(local_size=0.5, **options))
+    model = get_peft_model(base, CpsLoraConfig(**options) if cps else GLoraConfig(local_size=0.5, **options))
     calibrate(model, [token_batch(seed=3)])
     train(model)
     export_lora(model, tmp_path / "out", gguf=True)

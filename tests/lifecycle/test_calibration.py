@@ -9,7 +9,7 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor, nn
 
 from adapted_models import unplaced
-from localora import CalibrationError, CpsLoraConfig, GlobalLocalLoraConfig, calibrate, placement_of
+from localora import CalibrationError, CpsLoraConfig, GLoraConfig, calibrate, placement_of
 from localora.adapter.model import adapted_layers
 from method_table import BY_NAME, Method, every_placed_method
 from tiny_models import LLAMA_TARGETS, MLP_TARGETS, Mlp, mlp_batch, tiny_gpt2, tiny_llama, token_batch
@@ -136,7 +136,7 @@ def regression_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 def test_the_planted_important_block_is_found(bf16: bool) -> None:
     rows, cols = torch.tensor([1, 5, 6, 17, 22, 23, 30, 31, 38, 39]), torch.tensor([0, 3, 9, 14, 15, 20])
     base, batch = planted_regression(rows, cols)
-    config = GlobalLocalLoraConfig(r=2, local_size=0.25, target_modules=["0"])
+    config = GLoraConfig(r=2, local_size=0.25, target_modules=["0"])
     model = get_peft_model(base, config)
     seen: list[tuple[int, int]] = []
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):

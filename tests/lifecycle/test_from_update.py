@@ -11,7 +11,7 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from localora import CalibrationError, CpsLoraConfig, GlobalLocalLoraConfig, calibrate, calibrate_from_update
+from localora import CalibrationError, CpsLoraConfig, GLoraConfig, calibrate, calibrate_from_update
 from localora.adapter.model import adapted_layers
 from localora.placement.captured import captured_energy
 from tiny_models import tiny_llama
@@ -127,6 +127,6 @@ def test_what_cannot_place_it_is_refused(tmp_path: Path) -> None:
         calibrate_from_update(unplaced(), tmp_path / "some")
     with pytest.raises(CalibrationError, match=r"no update for \d of 4|another base model"):
         calibrate_from_update(unplaced(), other)
-    g_lora = get_peft_model(tiny_llama(), GlobalLocalLoraConfig(r=4, target_modules=["q_proj"]))
+    g_lora = get_peft_model(tiny_llama(), GLoraConfig(r=4, target_modules=["q_proj"]))
     with pytest.raises(CalibrationError, match="g-lora adapter, whose block is chosen by Taylor scores"):
         calibrate_from_update(g_lora, untrained)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from localora.placement.partition import LABEL_DTYPE, MAX_CLUSTERS, UNPLACED, Partition, Placement, PlacementError
 
@@ -83,27 +81,3 @@ def test_placement_needs_one_matrix() -> None:
         Placement(())
     with pytest.raises(PlacementError, match=r"label one matrix, got shapes \[\(2, 3\), \(3, 2\)\]"):
         Placement((Partition.whole(2, 3), Partition.whole(3, 2)))
-
-
-def test_save_and_load(tmp_path: Path) -> None:
-    placement = Placement((Partition.whole(4, 3), Partition.from_labels(ROWS, COLS, 5)))
-    placement.save(tmp_path / "p.safetensors")
-    assert Placement.load(tmp_path / "p.safetensors") == placement
-
-
-def test_damaged_files_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "p.safetensors"
-    path.write_bytes(b"no safetensors")
-    with pytest.raises(PlacementError, match="not a readable safetensors file"):
-        Placement.load(path)
-    labels = torch.zeros(3, dtype=torch.int8)
-    save_file({"0.row_labels": labels}, path)
-    with pytest.raises(PlacementError, match="holds no placement"):
-        Placement.load(path)
-    metadata = {"format": "localora-placement", "clusters": "1"}
-    save_file({"0.row_labels": labels}, path, metadata=metadata)
-    with pytest.raises(PlacementError, match=r"lacks the label tensors \['0\.col_labels'\]"):
-        Placement.load(path)
-    save_file({"0.row_labels": labels, "0.col_labels": labels + 7}, path, metadata=metadata)
-    with pytest.raises(PlacementError, match=r"column labels must lie in -1\.\.0, got 7\.\.7"):
-        Placement.load(path)

@@ -278,9 +278,6 @@ class CpsLoraConfig(LocalizedConfig):
         return clustered_budget(m, n, r, self.global_share, self.clusters)
 
 
-GlobalLocalLoraConfig = GLoraConfig  # its long name
-
-
 def _config_class(method: object) -> type[LocalizedConfig]:
     classes: dict[object, type[LocalizedConfig]] = {"g-lora": GLoraConfig, "cps-lora": CpsLoraConfig}
     if not isinstance(method, str) or method not in classes:

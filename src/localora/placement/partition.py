@@ -20,11 +20,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from localora.errors import LocaloraError
@@ -154,40 +151,6 @@ class Placement:
             sha.update(p.row_bytes)
             sha.update(p.col_bytes)
         return sha.hexdigest()
-
-    def save(self, path: str | Path) -> None:
-        """Write the labels to a safetensors file; :meth:`load` reads them back."""
-        tensors = {}
-        for i, p in enumerate(self.partitions):
-            tensors[f"{i}.row_labels"] = p.row_labels
-            tensors[f"{i}.col_labels"] = p.col_labels
-        clusters = ",".join(str(p.clusters) for p in self.partitions)
-        save_file(tensors, str(path), metadata={"format": "localora-placement", "clusters": clusters})
-
-    @classmethod
-    def load(cls, path: str | Path) -> Placement:
-        """Read a placement written by :meth:`save`.
-
-        Raises:
-            PlacementError: the file is not a placement, or its labels are damaged.
-        """
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-        except SafetensorError as error:
-            raise PlacementError(f"{path} is not a readable safetensors file: {error}") from error
-        if metadata.get("format") != "localora-placement":
-            raise PlacementError(f"{path} holds no placement (its metadata lacks format=localora-placement)")
-        partitions = []
-        for i, clusters in enumerate(metadata["clusters"].split(",")):
-            missing = [key for key in (f"{i}.row_labels", f"{i}.col_labels") if key not in tensors]
-            if missing:
-                raise PlacementError(f"{path} lacks the label tensors {missing}")
-            partitions.append(
-                Partition.from_labels(tensors[f"{i}.row_labels"], tensors[f"{i}.col_labels"], int(clusters))
-            )
-        return cls(tuple(partitions))
 
 
 def _checked_labels(labels: Tensor | Sequence[int], clusters: int, side: str) -> Tensor:

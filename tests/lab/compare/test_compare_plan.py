@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from localora import CpsLoraConfig, GlobalLocalLoraConfig
+from localora import CpsLoraConfig, GLoraConfig
 from localora.lab.compare.budgets import resolve
 from localora.lab.compare.errors import PlanError
 from localora.lab.compare.guards import check_budgets, check_data
@@ -128,7 +128,7 @@ def test_events_of_every_method_can_be_compared(model_folder: Path) -> None:
     assert isinstance(config, CpsLoraConfig)
     assert (config.repartition, config.repartition_place, config.frozen_rank) == ([0.25, 0.5], "random", 40)
     lora = adapter_config(resolved.contender("lora-events").method, seed=1)
-    assert isinstance(lora, GlobalLocalLoraConfig)
+    assert isinstance(lora, GLoraConfig)
     assert lora.layer_budget(32, 32, 4).local is None
 
 

@@ -12,7 +12,7 @@ from peft import AdaLoraConfig, IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
-from localora import CpsLoraConfig, GlobalLocalLoraConfig, Repartitioner, adapter_size, export_lora
+from localora import CpsLoraConfig, GLoraConfig, Repartitioner, adapter_size, export_lora
 from localora.lab.cost import predict_cost
 from localora.lab.cost.calibration import sketch_bytes, taylor_bytes
 from localora.lab.cost.file_size import safetensors_bytes
@@ -124,7 +124,7 @@ def test_built_in_shapes(name: str, parameters: int, lora_16: int) -> None:
 
 
 def test_global_local_rank_and_calibration_of_the_8b() -> None:
-    predicted = predict_cost("llama-3-8b", GlobalLocalLoraConfig(r=16, target_modules="all-linear"), tokens=512)
+    predicted = predict_cost("llama-3-8b", GLoraConfig(r=16, target_modules="all-linear"), tokens=512)
     assert (predicted.exact_rank, predicted.exported_rank) == (8 + 32, 64)
     assert abs(predicted.trainable / predicted.lora_trainable - 1) < 0.005
     # bfloat16 x and g are taken as they are; of 4096 columns, float32 bands of |W * G| and of W, 2048 rows each

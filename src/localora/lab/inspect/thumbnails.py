@@ -29,7 +29,7 @@ class Thumbnails:
 
 def draw_thumbnails(M_mn: Tensor, partition: Partition) -> Thumbnails:
     """Average away what a picture cannot show, before and after sorting rows and columns by cluster."""
-    rows, cols = _by_cluster(partition.row_labels), _by_cluster(partition.col_labels)
+    rows, cols = by_cluster(partition.row_labels), by_cluster(partition.col_labels)
     row_edges = tuple(torch.tensor(partition.row_sizes).cumsum(0).tolist())
     col_edges = tuple(torch.tensor(partition.col_sizes).cumsum(0).tolist())
     return Thumbnails(pooled(M_mn), pooled(M_mn[rows][:, cols]), row_edges, col_edges, partition.clusters)
@@ -49,6 +49,6 @@ def _tile_means(M_mn: Tensor) -> Tensor:
     return sums / torch.bincount(tile, minlength=tiles)[:, None]
 
 
-def _by_cluster(labels: Tensor) -> Tensor:
+def by_cluster(labels: Tensor) -> Tensor:
     """The order that sorts labels, what is not covered last."""
     return torch.argsort(torch.where(labels == UNCOVERED, 127, labels), stable=True)

@@ -15,6 +15,7 @@ from matplotlib.colors import ListedColormap
 from torch import Tensor
 
 from localora.adapter.adapter_file import is_localized, read_adapter
+from localora.lab.inspect.thumbnails import by_cluster
 from localora.lab.model.targets import depth_order
 from localora.placement.partition import UNCOVERED, Partition
 
@@ -60,7 +61,7 @@ def plot_partition(axes: Axes, partition: Partition, *, reordered: bool) -> None
     """
     rows, cols = partition.row_labels, partition.col_labels
     if reordered:
-        rows, cols = _sorted(rows), _sorted(cols)
+        rows, cols = rows[by_cluster(rows)], cols[by_cluster(cols)]
         axes.set_title(_sizes(partition), fontsize="medium")
     order = "by cluster" if partition.clusters > 1 else "block first"
     order = order if reordered else "original order"
@@ -87,11 +88,6 @@ def entry_labels(row_labels: Tensor, col_labels: Tensor) -> Tensor:
 def _thinned(labels: Tensor) -> Tensor:
     step = max(1, round(labels.numel() / PIXELS))
     return labels[::step]
-
-
-def _sorted(labels: Tensor) -> Tensor:
-    """Clusters in order, what is not covered last."""
-    return labels[torch.argsort(torch.where(labels == UNCOVERED, 127, labels), stable=True)]
 
 
 def _sizes(partition: Partition) -> str:
