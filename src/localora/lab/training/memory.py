@@ -18,7 +18,7 @@ MIB = 2**20
 
 
 class PeakMemory:
-    """Context manager; what it says is the peak since its beginning, also while it is open.
+    """Context manager; what it says is the peak between its beginning and its end, or now while it is open.
 
     Of this process it is the kernel's high-water mark, which is set back first; where that cannot be done (not Linux),
     samples from a thread. Freed memory is given back first, so that what came before does not count.
@@ -28,20 +28,18 @@ class PeakMemory:
         self._on_gpu = torch.cuda.is_available()
         self._sampled = 0
         self._sampler: threading.Thread | None = None
+        self._at_end: tuple[float, float] | None = None
         self._stop = threading.Event()
         self._process = psutil.Process()
 
     @property
     def mib(self) -> float:
         """Of the GPU's allocator where there is a GPU, else of this process."""
-        return torch.cuda.max_memory_allocated() / MIB if self._on_gpu else self.process_mib
+        return self._at_end[0] if self._at_end else self._peaks()[0]
 
     @property
     def process_mib(self) -> float:
-        if self._sampler is not None:
-            return max(self._sampled, self._process.memory_info().rss) / MIB
-        line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
+        return self._at_end[1] if self._at_end else self._peaks()[1]
 
     def __enter__(self) -> PeakMemory:
         gc.collect()
@@ -59,9 +57,18 @@ class PeakMemory:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._at_end = self._peaks()
         if self._sampler is not None:
             self._stop.set()
             self._sampler.join()
+
+    def _peaks(self) -> tuple[float, float]:
+        if self._sampler is not None:
+            process = max(self._sampled, self._process.memory_info().rss) / MIB
+        else:
+            line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+            process = int(line.split()[1]) / 1024
+        return (torch.cuda.max_memory_allocated() / MIB if self._on_gpu else process), process
 
     def _sample(self) -> None:
         while True:
