@@ -17,6 +17,8 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from localora import CpsLoraConfig, LocalizationCallback, UnplacedAdapterError, placement_of
 from localora.adapter.model import adapted_layers
 from localora.lifecycle import callback as callback_module
+from localora.lifecycle.passes import CalibrationError
+from localora.lifecycle.trainer import calling_trainer
 from method_table import BY_NAME, METHODS, Method, every_placed_method
 from tiny_models import LLAMA_TARGETS, VOCABULARY, tiny_llama, token_batch
 
@@ -90,6 +92,21 @@ def test_the_run_is_that_of_a_loaded_placement(method: Method, count: int, tmp_p
     assert all(torch.equal(state[key], expected[key]) for key in expected)
 
 
+def test_one_that_is_given_its_trainer_looks_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looking = LocalizationCallback(steps=2)
+    run = trainer(unplaced(BY_NAME["cps-lora"]), tmp_path, [looking])
+    run.train()
+    monkeypatch.setattr(callback_module, "calling_trainer", refuse)
+    told = trainer(unplaced(BY_NAME["cps-lora"]), tmp_path, [])
+    callback = LocalizationCallback.for_trainer(told, steps=2)
+    told.train()
+    assert callback.reports["default"].batches == 2
+    assert callback.reports["default"].loss == looking.reports["default"].loss
+    assert losses(told) == losses(run)
+    with pytest.raises(CalibrationError, match=r"use LocalizationCallback.for_trainer\(trainer\)"):
+        calling_trainer(run.state)
+
+
 @pytest.mark.parametrize("method", METHODS[:2], ids=lambda method: method.name)
 def test_plain_lora_needs_no_calibration(method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(callback_module, "calibrate", refuse)
@@ -134,6 +151,20 @@ def test_precision_and_checkpointing(tmp_path: Path, options: dict[str, object])
     run.train()
     assert len(callback.reports["default"].layers) == 8
     assert losses(run)[-1] < losses(run)[0]
+
+
+def test_torch_compile(tmp_path: Path) -> None:
+    runs = []
+    for options in ({}, {"torch_compile": True, "torch_compile_backend": "aot_eager"}):
+        callback = LocalizationCallback(steps=2)
+        run = trainer(unplaced(BY_NAME["cps-lora"], dropout=0.0, repartition=[0.5]), tmp_path, [callback], **options)
+        run.train()
+        runs.append((losses(run), callback.reports["default"].loss, callback.repartitioners["default"].events[0]))
+    (plain, at_first, event), (compiled, also_at_first, other) = runs
+    assert compiled == pytest.approx(plain, abs=1e-4)
+    assert also_at_first == at_first
+    assert other.step == event.step == 3
+    assert other.loss_before == pytest.approx(event.loss_before, abs=1e-4)
 
 
 def test_a_loss_of_one_s_own(tmp_path: Path) -> None:

@@ -90,4 +90,7 @@ def test_two_processes(tmp_path: Path) -> None:
         assert [layer.partition for layer in half.layers] != one["partitions"]
     for result in (first, second):
         assert result["errors"]["decision"] == "only process 0 decides"
-        assert "the processes hold different placements: ['digest-0', 'digest-1']" in result["errors"]["disagreement"]
+        assert (
+            "process 1 of 2 holds another placement than the rest: ['digest-0', 'digest-1']"
+            in (result["errors"]["disagreement"])
+        )

@@ -12,7 +12,20 @@ from datasets import Dataset
 from peft import get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaForSequenceClassification, PreTrainedTokenizerFast, Trainer, TrainerCallback
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    KTOConfig,
+    KTOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    RLOOConfig,
+    RLOOTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 
 from localora import LocalizationCallback, calibrate
 from method_table import BY_NAME
@@ -146,6 +159,35 @@ def test_grpo_places_on_the_first_step_s_own_batch(tmp_path: Path, tokenizer: Pr
 
     again = calibrate(unplaced(), [run.seen[0]], loss_fn=written_out)
     assert [layer.held for layer in report.layers] == pytest.approx([layer.held for layer in again.layers], rel=1e-3)
+
+
+def test_kto(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    callback = LocalizationCallback()
+    args = KTOConfig(str(tmp_path), **ARGUMENTS)
+    data = rows("prompt", "completion").add_column("label", [True, False, True, False])
+    run = KTOTrainer(unplaced(), args=args, train_dataset=data, processing_class=tokenizer, callbacks=[callback])
+    run.train()
+    report = callback.reports["default"]
+    assert report.loss == pytest.approx(0.5, rel=1e-5)  # 1 - sigmoid(0): the policy is the reference still
+    assert first(run, "loss") == pytest.approx(0.5, rel=1e-5)
+    assert len(report.layers) == 8
+
+
+def test_rloo_told_of_its_trainer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    args = RLOOConfig(str(tmp_path), **ARGUMENTS, max_completion_length=6, num_generations=4, beta=0.0)
+    run = RLOOTrainer(
+        unplaced(),
+        reward_funcs=lambda completions, **_: [1.0, 0.0, 3.0, 4.0],
+        args=args,
+        train_dataset=rows("prompt"),
+        processing_class=tokenizer,
+    )
+    callback = LocalizationCallback.for_trainer(run)
+    run.train()
+    report = callback.reports["default"]
+    assert report.batches == 1
+    assert report.loss == pytest.approx(first(run, "loss"), abs=1e-5)
+    assert len(report.layers) == 8
 
 
 def test_grpo_waits_for_a_batch_with_a_gradient(

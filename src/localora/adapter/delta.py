@@ -9,7 +9,7 @@ pass and a merge add; and the *dense* ones of all of dW, with what :meth:`LayerD
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class LayerDelta(LayerState):
             A.append(self.localized_local_A[name](self.localized_col_labels[name], clusters, dtype))
             B.append(self.localized_local_B[name](self.localized_row_labels[name], clusters, scale, dtype))
         if not A:
-            like = self.localized_local_A[name].get_parameter("weight")
+            like = cast(Tensor, self.localized_local_A[name].weight)  # no parameter in FSDP1's forward
             return like.new_zeros(0, self.in_features, dtype=dtype), like.new_zeros(self.out_features, 0, dtype=dtype)
         return (A[0], B[0]) if len(A) == 1 else (torch.cat(A, dim=0), torch.cat(B, dim=1))
 

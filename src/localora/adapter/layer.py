@@ -141,7 +141,7 @@ class LocalizedLinear(LayerDelta):
         if any(type(f) not in (ColumnFactor, RowFactor) or f._forward_pre_hooks for f in factors):
             return None
         labels = [group[name] for group in (self.localized_row_labels, self.localized_col_labels) if name in group]
-        packed = tuple(factor.get_parameter("weight") for factor in factors)
+        packed = tuple(f.weight for f in factors if isinstance(f, ColumnFactor | RowFactor))  # FSDP1 has views
         return Origin(packed, tuple(labels), lambda: self.live_factors(name, dtype))
 
     @torch.compiler.disable

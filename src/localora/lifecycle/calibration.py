@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.model import active_adapters, adapted_layers
@@ -82,7 +83,15 @@ def _with_total(progress: Callable[[int, int], None] | None, total: int) -> Call
 
 
 def adapter_config(model: nn.Module, adapter_name: str | None) -> tuple[str, LocalizedConfig]:
-    """The name and config of the adapter meant: the one named, or the only active localora adapter."""
+    """The name and config of the adapter meant: the one named, or the only active localora adapter.
+
+    Raises:
+        CalibrationError: there is none, or more than one and no name; or a wrapper that waits for gradients of
+            parameters, which a pass that only observes does not make.
+    """
+    if isinstance(model, DistributedDataParallel) or type(model).__module__.startswith("deepspeed."):
+        wrapper = type(model).__name__
+        raise CalibrationError(f"give the model that {wrapper} wraps, model.module: {wrapper} cannot only observe")
     configs = getattr(model, "peft_config", {})
     if adapter_name is None:
         names = active_adapters(model)

@@ -18,7 +18,7 @@ from localora.lifecycle.passes import CalibrationError, LossFn, ZeroGradientErro
 from localora.lifecycle.random_state import random_state_kept
 from localora.lifecycle.report import CalibrationReport
 from localora.lifecycle.schedule import Repartitioner
-from localora.lifecycle.trainer import before_training_losses, calling_trainer, log, loss_of, makes_its_batches
+from localora.lifecycle.trainer import before_training_losses, calling_trainer, log, loss_of, makes_its_batches, show
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -59,14 +59,27 @@ class LocalizationCallback(TrainerCallback):
         self.steps = steps
         self.loss_fn = loss_fn
         self.progress = progress
+        self._given: Trainer | None = None
         self._trainer: Trainer  # from train begin on
         self.reports: dict[str, CalibrationReport] = {}
         self.repartitioners: dict[str, Repartitioner] = {}
 
+    @classmethod
+    def for_trainer(cls, trainer: Trainer, **options: Any) -> LocalizationCallback:
+        """One that is added to a trainer already made, and knows it; others find the trainer that calls them.
+
+        `options` are the arguments of the class.
+        """
+        callback = cls(**options)
+        callback._given = trainer
+        trainer.add_callback(callback)
+        return callback
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._trainer, model, optimizer = calling_trainer(state), kwargs["model"], kwargs.get("optimizer")
+        self._trainer = self._given or calling_trainer(state)
+        model, optimizer = kwargs["model"], kwargs.get("optimizer")
         if makes_its_batches(self._trainer):
             self._wait_to_place(model)  # the trainer generates before it has a batch to place on
             before_training_losses(self._trainer, lambda batch: self._begun(model, optimizer, batch))
@@ -108,6 +121,7 @@ class LocalizationCallback(TrainerCallback):
                     report = calibrate(model, batches, self.steps, loss_fn, adapter_name=name, progress=self.progress)
                 self.reports[name] = report
                 log(self._trainer, CALIBRATION, name, report.numbers())
+                show(self._trainer, CALIBRATION, name, dict(adapted_layers(model, name)))
         for name in names:
             with random_state_kept():  # it reads batches
                 self.repartitioners[name] = Repartitioner(
@@ -127,6 +141,7 @@ class LocalizationCallback(TrainerCallback):
                 event = repartitioner.at(state.global_step)
             if event is not None:
                 log(self._trainer, EVENT, name, event.to_dict())
+                show(self._trainer, EVENT, name, repartitioner.layers)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -54,7 +54,8 @@ def observe_gradients(observers: Mapping[nn.Module, Observer]) -> Iterator[None]
 
     with ExitStack() as stack:
         for layer in observers:
-            stack.callback(layer.register_forward_hook(hook).remove)
+            # Before the hooks of others, so in backward after them: ZeRO-3 has gathered the layer's weight by then.
+            stack.callback(layer.register_forward_hook(hook, prepend=True).remove)
         yield
 
 

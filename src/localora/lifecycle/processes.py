@@ -6,6 +6,7 @@ Every process must come through these functions in the same order.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -89,14 +90,19 @@ def check_agreement(digest: str) -> None:
     """Raise unless every process holds the same placement.
 
     Raises:
-        ProcessError: the digests differ.
+        ProcessError: the digests differ; names the processes whose placement is not what most hold.
     """
     if not _distributed():
         return
     digests: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(digests, digest)
-    if len(set(digests)) > 1:
-        raise ProcessError(f"the processes hold different placements: {digests}. Start all of them with the same seed")
+    most, _ = Counter(digests).most_common(1)[0]
+    odd = [str(rank) for rank, own in enumerate(digests) if own != most]
+    if odd:
+        raise ProcessError(
+            f"process {', '.join(odd)} of {len(digests)} holds another placement than the rest: {digests}. Start all "
+            "of them with the same seed"
+        )
 
 
 def check_same(held: dict[str, str]) -> None:

@@ -12,14 +12,18 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerState
 
-from localora.lifecycle.passes import CalibrationError, LossFn
+from localora.lifecycle.passes import CalibrationError, Layers, LossFn
+from localora.lifecycle.picture import labels_picture
+from localora.lifecycle.planning import partition_of
 
 if TYPE_CHECKING:  # slow to import; where a Trainer calls, it is imported already
     from transformers import Trainer
 
 
 def calling_trainer(state: TrainerState) -> Trainer:
-    """The Trainer whose state this is, and which called one of its callbacks. Callbacks are not told of it.
+    """The Trainer whose state this is, and which called one of its callbacks.
+
+    Callbacks are not told of it: among what they are given nothing leads back to it, so the call stack is asked.
 
     Raises:
         CalibrationError: no Trainer called.
@@ -33,8 +37,9 @@ def calling_trainer(state: TrainerState) -> Trainer:
             return owner
         frame = frame.f_back
     raise CalibrationError(
-        "LocalizationCallback is not called by a transformers Trainer; in another loop use localora.calibrate(model, "
-        "batches, loss_fn=...) and localora.Repartitioner"
+        "LocalizationCallback is not called by a transformers Trainer. Where there is one, use "
+        "LocalizationCallback.for_trainer(trainer); in another loop, localora.calibrate(model, batches, loss_fn=...) "
+        "and localora.Repartitioner"
     )
 
 
@@ -85,6 +90,17 @@ def log(trainer: Trainer, what: str, adapter: str, values: Mapping[str, Any]) ->
     due = trainer.control.should_log  # of the training loss, at this step; the handler takes it as done
     trainer.callback_handler.on_log(trainer.args, trainer.state, trainer.control, scalars)
     trainer.control.should_log = due
+
+
+def show(trainer: Trainer, what: str, adapter: str, layers: Layers) -> None:
+    """A picture of the labels to TensorBoard, where the trainer logs to it."""
+    writers = [getattr(callback, "tb_writer", None) for callback in trainer.callback_handler.callbacks]
+    placed = [layer for layer in layers.values() if layer.localized_layout[adapter].budget.has_choice]
+    for writer in writers:
+        if writer is not None and placed:
+            partitions = [partition_of(layer, adapter) for layer in placed]
+            tag = f"train/{what}/{adapter}/labels"  # where transformers puts the numbers
+            writer.add_image(tag, labels_picture(partitions), trainer.state.global_step)
 
 
 @contextmanager
