@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test test-fast golden-losses test-lower-bounds check format bench theory ordeal results architecture docs clean
+.PHONY: help quickstart test test-fast golden-losses test-lower-bounds check format bench bench-cuda theory ordeal results architecture docs clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -32,6 +32,9 @@ check: $(VENV)/dev.done          ## linter, formatter, types, which way imports 
 
 bench: $(VENV)/train.done        ## time and memory beside PEFT's LoRA, on a quiet machine; resumable; BENCH_ARGS='--only training'
 	$(BIN)/python -m benchmarks.speed $(BENCH_ARGS)
+
+bench-cuda: $(VENV)/train.done   ## the same on a CUDA card, in bfloat16, eager and compiled; begins nothing after seven minutes; resumable
+	$(BIN)/python -m benchmarks.speed --device cuda --random --cells bf16 --minutes 7 --only training compile $(BENCH_ARGS)
 
 theory: $(VENV)/dev.done         ## planted teachers: how many parameters each method needs; resumable
 	$(BIN)/python -m benchmarks.theory $(THEORY_ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     out = options.out or (ROOT / "runs" / "speed-tiny" if options.tiny else RESULTS / folder_name(device))
-    settings = Settings(out, device, options.rounds, options.random, options.tiny)
+    until = time.monotonic() + 60 * options.minutes
+    settings = Settings(out, device, options.rounds, options.random, options.tiny, until)
     chosen = options.only or [name for name in SECTIONS if name not in CUDA_ONLY or device.type == "cuda"]
     try:
         if not options.report:
@@ -90,6 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=7, help="samples of each figure (default 7)")
     parser.add_argument("--random", action="store_true", help="random weights for SmolLM2, so that nothing is fetched")
     parser.add_argument("--emulated", action="store_true", help="measure bfloat16 also where the machine emulates it")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="begin no cell after so many (default: none)"
+    )
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument("--threads", type=int, help="CPU threads of torch (default: torch's own choice)")
     parser.add_argument("--out", type=Path, help="folder of the JSON files (default: benchmarks/speed/results/DEVICE)")

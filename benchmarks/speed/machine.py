@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 PACKAGES = ("torch", "peft", "transformers", "safetensors", "numpy", "localora")
-VARIABLES = ("OMP_", "MKL_", "OPENBLAS_", "KMP_", "GOMP_", "MALLOC_", "ONEDNN_", "DNNL_", "PYTORCH_", "CUDA_")
+VARIABLES = ("ATEN_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "GOMP_", "MALLOC_", "ONEDNN_", "DNNL_", "PYTORCH_", "CUDA_")
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ class StoreError(RuntimeError):
 
 def run_section(name: str, cells: Cells, settings: Settings, *, again: bool, say: Callable[[str], None]) -> None:
     """Measure those of `cells` that the section's file lacks, all of them with `again`; it keeps its other cells.
+
+    After `settings.until` no other cell is begun.
 
     Raises:
         StoreError: the file's other cells were measured on another machine or with other versions.
@@ -45,6 +48,9 @@ def run_section(name: str, cells: Cells, settings: Settings, *, again: bool, say
     for cell, measure in cells.items():
         if cell in result["cells"]:
             say(f"{name}: {cell}: measured already")
+            continue
+        if time.monotonic() > settings.until:
+            say(f"{name}: {cell}: no time left; the same command goes on from here")
             continue
         say(f"{name}: {cell}")
         before = load_average()

@@ -14,15 +14,16 @@ from benchmarks.speed.counters import SavedBytes
 from benchmarks.speed.methods import BY_KEY, Method, for_dtype
 from benchmarks.speed.store import Cells, Row
 from benchmarks.speed.timing import interleave
-from benchmarks.speed.workloads import DTYPES, Settings, TrainingStep, Workload, llama_block, smollm2
+from benchmarks.speed.workloads import DTYPES, Settings, TrainingStep, Workload, llama_block, smollm2, smollm2_blocks
 
 from localora.lab.training.memory import PeakMemory
 
-WORKLOADS = (smollm2(4, 128), smollm2(4, 512), llama_block())
+BLOCKS = smollm2_blocks(4, 128)
+WORKLOADS = (smollm2(4, 128), smollm2(4, 512), BLOCKS, smollm2_blocks(4, 512), llama_block())
 DROPOUTS = (0.0, 0.1)
 MEMORY_STEPS = 3
 WEIGHED = ("floor", "peft-lora", "peft-dora", "lora", "g-lora", "cps-lora-4", "hybrid")  # each costs three processes
-COMPILED = ("floor", "peft-lora", "lora", "g-lora", "cps-lora-4", "hybrid")
+COMPILED = ("floor", "peft-lora", "peft-dora", "peft-gralora", "lora", "g-lora", "cps-lora-4", "hybrid")
 
 
 def time_cells(settings: Settings) -> Cells:
@@ -70,7 +71,7 @@ def saved_cells(settings: Settings) -> Cells:
         f"{workload.title}, {precision}, dropout {dropout}": lambda workload=workload, dtype=dtype, dropout=dropout: (
             _saved(workload.sized(settings), dtype, dropout, settings)
         )
-        for workload in (WORKLOADS[0], WORKLOADS[2])
+        for workload in (WORKLOADS[0], WORKLOADS[-1])
         for precision, dtype in DTYPES.items()
         for dropout in DROPOUTS
     }
@@ -96,7 +97,7 @@ def memory_cells(settings: Settings) -> Cells:
         f"{workload.title}, {precision}": lambda workload=workload, precision=precision: _memory(
             workload.sized(settings), precision, settings
         )
-        for workload in (WORKLOADS[:1] if settings.tiny else WORKLOADS[::2])
+        for workload in (WORKLOADS[:1] if settings.tiny else (WORKLOADS[0], WORKLOADS[-1]))
         for precision in DTYPES
     }
 
@@ -131,11 +132,12 @@ def peak_of_steps(workload: dict[str, Any], precision: str, method: str, r: int,
 
 
 def compile_cells(settings: Settings) -> Cells:
-    """The first workload, compiled: seconds of a step, and how often the graph broke or was compiled again."""
+    """Layers of SmolLM2's shape and the Llama block, compiled: seconds of a step, and how often the graph broke."""
     return {
-        f"{WORKLOADS[0].title}, {precision}, compiled": lambda dtype=dtype: _compiled(
-            WORKLOADS[0].sized(settings), dtype, settings
+        f"{workload.title}, {precision}, compiled": lambda workload=workload, dtype=dtype: _compiled(
+            workload.sized(settings), dtype, settings
         )
+        for workload in (BLOCKS, WORKLOADS[-1])
         for precision, dtype in DTYPES.items()
     }
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from benchmarks.speed import curves, figures, training
-from benchmarks.speed.__main__ import check_dtype
+from benchmarks.speed.__main__ import check_dtype, main
 from benchmarks.speed.curves import _fit, _time_terms
 from benchmarks.speed.methods import BY_KEY, OURS, with_shared_weights
 from benchmarks.speed.page import NOT_MEASURED, write_page
@@ -130,6 +132,38 @@ def test_a_stopped_run_goes_on_and_another_machine_is_refused(tmp_path: Path) ->
     run_section("some", {"fails": cells["fails"]}, settings(tmp_path), again=True, say=lambda _: None)
     assert measured[7:] == ["fails"]
     assert set(json.loads(path.read_text())["cells"]) == {"first", "fails", "last"}
+
+
+def test_no_cell_is_begun_after_the_time_that_was_given(tmp_path: Path) -> None:
+    measured: list[str] = []
+    said: list[str] = []
+    cells = {"slow": lambda: measured.append("slow") or []}
+    late = replace(settings(tmp_path), until=time.monotonic() - 1)
+    run_section("some", cells, late, again=False, say=said.append)
+    assert (measured, said) == ([], ["some: slow: no time left; the same command goes on from here"])
+    run_section("some", cells, settings(tmp_path), again=False, say=said.append)
+    assert measured == ["slow"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler looks at it
+def test_the_command_for_a_card_measures_eager_and_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its path on a processor, as toys: ours beside PEFT's LoRA, DoRA and GraLoRA."""
+    theirs = {"peft-lora", "peft-dora", "peft-gralora"}
+    assert {*theirs, "lora", "g-lora", "cps-lora-4", "hybrid"} <= {*training.COMPILED}
+    monkeypatch.setattr(training, "COMPILED", ("peft-lora", "g-lora"))  # a compiler takes its time
+    recipe = (Path(__file__).parents[2] / "Makefile").read_text().partition("\nbench-cuda:")[2].splitlines()[1]
+    words = recipe.partition("benchmarks.speed ")[2].removesuffix(" $(BENCH_ARGS)").replace("cuda", "cpu").split()
+    monkeypatch.setattr("sys.argv", ["speed", *words, "--tiny", "--rounds", "1", "--out", str(tmp_path)])
+    main()
+    eager, compiled = (json.loads((tmp_path / f"{name}.json").read_text())["cells"] for name in ("training", "compile"))
+    assert [cell for cell in compiled if "SmolLM2" in cell]
+    assert [cell for cell in compiled if "Llama" in cell]
+    assert all("bf16" in cell for cell in (*eager, *compiled))
+    for cell in eager.values():
+        assert {row["method"] for row in cell["rows"] if min(row["seconds"]) > 0} >= {*theirs, *OURS}
+    for cell in compiled.values():
+        assert [row["method"] for row in cell["rows"] if min(row["seconds"]) > 0] == ["peft-lora", "g-lora"]
 
 
 def test_bfloat16_that_the_machine_emulates_is_refused_before_anything_is_measured(
