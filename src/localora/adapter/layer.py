@@ -127,6 +127,8 @@ class LocalizedLinear(LayerDelta):
         """How a backward pass makes the dense factors again; None where it should not."""
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return None  # a compiler decides itself what to save
+        if dtype.itemsize <= 2:
+            return None  # they and x are less than the float32 copy of x that PEFT's LoRA keeps
         factors = [
             group[name]
             for group in (

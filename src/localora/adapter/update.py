@@ -29,6 +29,7 @@ second copy of the model. In float32 only: in half precision W + B A would round
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -97,7 +98,8 @@ def add_update(
     if not (dropout or frozen or torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type)):
         updated = _add_(base, x.flatten(0, -2) @ A_Rn.T, B_mR)  # what apply and autocast cost, a single token feels
     else:
-        with torch.autocast(x.device.type, enabled=False):
+        cast = torch.is_autocast_enabled(x.device.type)  # asked first: the context is a tenth of a small layer's pass
+        with torch.autocast(x.device.type, enabled=False) if cast else nullcontext():
             updated = _Update.apply(  # type: ignore[no-untyped-call]
                 base, x, A_Rn, B_mR, keep, 1 / (1 - dropout), origin, W_mn, None, A_frozen, B_frozen
             )
@@ -200,9 +202,7 @@ class _Update(torch.autograd.Function):
 
 
 def _little(x: Tensor, keep: Tensor | None, *thin: Tensor | None) -> bool:
-    """Whether x, dropout's mask of a byte an input, and the thin tensors are less than what PEFT's LoRA keeps."""
-    if x.element_size() <= 2:
-        return True
+    """Whether dropout's mask, a byte an input, and the thin tensors are less than the dropped-out x of PEFT's LoRA."""
     return keep is not None and sum(t.nbytes for t in thin if t is not None) <= x.nbytes - keep.nbytes
 
 
