@@ -63,6 +63,10 @@ def test_keys_explain_the_recipe_section_by_section() -> None:
     methods = call("keys", "method").stdout
     assert all(f"\n    {method} " in methods for method in METHOD_CLASSES)
     assert "method.clusters: 4" in methods
+    gralora = call("keys", "gralora").stdout
+    assert "method.blocks: 2  (k of the k x k grid" in gralora  # of BD-LoRA the same key means another thing
+    assert "method.clusters" not in gralora
+    refused(call("keys", "glora"), "no section or method is called glora")
 
 
 def test_the_help_of_train_fits_a_screen() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -37,19 +37,23 @@ def init() -> None:
 
 
 def keys(
-    section: Annotated[
-        Literal["model", "data", "method", "training", "evaluation", "output"] | None,
-        typer.Argument(help="Of the recipe; all when left out."),
+    of: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[SECTION|METHOD]",
+            help="model, data, method, training, evaluation, output, or a method's name; all when left out.",
+        ),
     ] = None,
 ) -> None:
     """Every key of a recipe, its default and what it means."""
-    from localora.lab.recipe.schema import describe_keys
+    with errors_in_one_line():
+        from localora.lab.recipe.schema import describe_keys
 
-    if section == "method":
+        lines = describe_keys(of)
+    if of == "method":
         typer.echo(METHODS_HELP)
-    for line in describe_keys():
-        if section is None or line.startswith(f"{section}."):
-            typer.echo(line)
+    for line in lines:
+        typer.echo(line)
 
 
 TRAIN_HELP = """Fine-tune as RECIPE.yaml says, and leave adapter, plain-LoRA export, pictures and run.json in a folder.

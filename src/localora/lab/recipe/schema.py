@@ -116,11 +116,28 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
                 yield f"{section}.{key} was {before.get(key)!r}, is {after.get(key)!r}"
 
 
-def describe_keys() -> list[str]:
-    """One line a key: name, default, description. What `localora keys` prints."""
+def describe_keys(of: str | None = None) -> list[str]:
+    """One line a key: name, default, description; of a section, of one method, or all. What `localora keys` prints.
+
+    Raises:
+        RecipeError: no section and no method has that name.
+    """
+    sections = SECTIONS
+    if of in METHOD_CLASSES:
+        sections = {"method": [METHOD_CLASSES[of]]}
+    elif of is not None:
+        if of not in SECTIONS:
+            raise RecipeError(
+                "keys", [f"no section or method is called {of}; {', '.join([*SECTIONS, *METHOD_CLASSES])}"]
+            )
+        sections = {of: SECTIONS[of]}
     lines = []
-    for prefix, sections in SECTIONS.items():
-        fields = {key: field for section in sections for key, field in section.model_fields.items()}
+    for prefix, classes in sections.items():
+        # Where methods share a key, the one that says something of it explains it.
+        fields = {
+            key: max((c.model_fields[key] for c in classes if key in c.model_fields), key=lambda f: bool(f.description))
+            for key in dict.fromkeys(key for c in classes for key in c.model_fields)
+        }
         for key, field in fields.items():
             default = "required" if field.is_required() else "not set" if field.default is None else field.default
             lines.append(f"{prefix}.{key}: {default}" + (f"  ({field.description})" if field.description else ""))
