@@ -108,6 +108,8 @@ class LocalizedLinear(LayerDelta):
         return multiply_once(x, A, B, W, bias, self._origin(name, x.dtype), self._frozen_beside(name))
 
     def _dropout_rate(self, name: str) -> float:
+        if name not in self.localized_dropout:
+            return 0.0
         dropout = self.localized_dropout[name]
         return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
 

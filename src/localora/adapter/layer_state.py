@@ -111,7 +111,8 @@ class LayerState(nn.Module, BaseTunerLayer):
             self.localized_local_B[name] = RowFactor(budget.local.rows, budget.local.rank)
             self.localized_row_labels[name] = torch.full((m,), UNPLACED, dtype=LABEL_DTYPE)
             self.localized_col_labels[name] = torch.full((n,), UNPLACED, dtype=LABEL_DTYPE)
-        self.localized_dropout[name] = nn.Dropout(dropout) if dropout else nn.Identity()
+        if dropout:
+            self.localized_dropout[name] = nn.Dropout(dropout)  # a module, where trainers look for what to switch off
         self.localized_layout[name] = Layout(budget, scale)
         self.localized_verified[name] = budget.local is None
         self._init_factors(name, zero_init)

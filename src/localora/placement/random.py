@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -11,9 +13,8 @@ from localora.placement.partition import LABEL_DTYPE, UNCOVERED, Partition
 
 def contiguous_partition(m: int, n: int, shape: LocalShape) -> Partition:
     """The first m' rows and n' columns, cut into K equal runs."""
-    return Partition.from_labels(
-        _run_labels(m, shape.rows, shape.clusters), _run_labels(n, shape.cols, shape.clusters), shape.clusters
-    )
+    rows, cols = _run_labels(m, shape.rows, shape.clusters), _run_labels(n, shape.cols, shape.clusters)
+    return Partition.from_labels(rows.clone(), cols.clone(), shape.clusters)
 
 
 def random_partition(m: int, n: int, shape: LocalShape, seed: int) -> Partition:
@@ -24,6 +25,7 @@ def random_partition(m: int, n: int, shape: LocalShape, seed: int) -> Partition:
     return Partition.from_labels(rows, cols, shape.clusters)
 
 
+@cache  # a model has hundreds of layers of a few shapes
 def _run_labels(size: int, covered: int, clusters: int) -> Tensor:
     labels = torch.full((size,), UNCOVERED, dtype=LABEL_DTYPE)
     labels[:covered] = (torch.arange(covered) * clusters // covered).to(LABEL_DTYPE)
