@@ -27,6 +27,6 @@ def random_partition(m: int, n: int, shape: LocalShape, seed: int) -> Partition:
 
 @cache  # a model has hundreds of layers of a few shapes
 def _run_labels(size: int, covered: int, clusters: int) -> Tensor:
-    labels = torch.full((size,), UNCOVERED, dtype=LABEL_DTYPE)
-    labels[:covered] = (torch.arange(covered) * clusters // covered).to(LABEL_DTYPE)
+    labels = torch.full((size,), UNCOVERED, dtype=LABEL_DTYPE, device="cpu")
+    labels[:covered] = (torch.arange(covered, device="cpu") * clusters // covered).to(LABEL_DTYPE)
     return labels
