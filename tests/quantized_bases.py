@@ -65,13 +65,20 @@ def _hqq(folder: Path) -> nn.Module:
     """By hqq itself: transformers 5.24 marks the layers for it, and leaves them as they are."""
     from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    def quantized(linear: nn.Linear) -> nn.Module:
+        config = BaseQuantizeConfig(nbits=4, group_size=64)
+        return HQQLinear(linear, config, compute_dtype=torch.float32, device="cpu")
+
+    return _with_layers(folder, torch.float32, quantized)
+
+
+def _with_layers(folder: Path, dtype: torch.dtype, quantized: Callable[[nn.Linear], nn.Module]) -> nn.Module:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     for block in model.model.layers:
         for part in (block.self_attn, block.mlp):
             for name, linear in list(part.named_children()):
                 if isinstance(linear, nn.Linear):
-                    config = BaseQuantizeConfig(nbits=4, group_size=64)
-                    setattr(part, name, HQQLinear(linear, config, compute_dtype=torch.float32, device="cpu"))
+                    setattr(part, name, quantized(linear))
     return model
 
 

@@ -261,6 +261,10 @@ def test_what_cannot_be_is_refused() -> None:
         LayerError, match=r"layers\.1\.mlp\.experts\.down_proj is torch\.float8_e4m3fn.*not be quantized"
     ):
         get_peft_model(model, CPS.config(target_modules=[], target_parameters=STACKS))
+    sharded = tiny_experts("mixtral")
+    sharded.model.layers[1].mlp.experts.down_proj.ds_shape = (4, 32, 24)  # as ZeRO-3 marks what it took apart
+    with pytest.raises(LayerError, match=r"layers\.1\.mlp\.experts\.down_proj is sharded over processes"):
+        get_peft_model(sharded, CPS.config(target_modules=[], target_parameters=STACKS))
     with pytest.raises(AdapterError, match="adapter_names cannot be used with adapters on experts"):
         adapted()(**token_batch(), adapter_names=["default"] * 3)
 

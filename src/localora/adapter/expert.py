@@ -13,6 +13,8 @@ import torch
 from peft.utils.quantization_utils import QuantizationBackend
 from torch import Tensor, nn
 
+from localora.errors import LayerError
+
 
 class Expert(nn.Module):
     """W_e as a view of the stack, and nothing of its own."""
@@ -25,9 +27,11 @@ class Expert(nn.Module):
 
     @property
     def weight(self) -> Tensor:
+        """Raises LayerError where the stack has since been sharded over processes."""
         (holder,) = self._holder
-        matrix: Tensor = getattr(holder, self.parameter)[self.index]
-        return matrix.T if is_transposed(holder) else matrix
+        stack: Tensor = getattr(holder, self.parameter)
+        check_whole(f"the stack {self.parameter}", stack)
+        return stack[self.index].T if is_transposed(holder) else stack[self.index]
 
     def forward(self, identity: Tensor, adapted_mn: Tensor) -> Tensor:
         """What W_e + dW_e `(m, n)` makes of the identity `(n, n)`: its transpose, whose gradient is G_e^T `(n, m)`.
@@ -57,3 +61,12 @@ class InStack(QuantizationBackend):
 def is_transposed(holder: nn.Module) -> bool:
     """Whether a module of experts stores each matrix as inputs x outputs, as gpt-oss does."""
     return bool(getattr(holder, "is_transposed", False))
+
+
+def check_whole(name: str, stack: Tensor) -> None:
+    """Raise LayerError where FSDP or ZeRO-3 left this process a part of a stack."""
+    if hasattr(stack, "full_tensor") or hasattr(stack, "ds_shape") or stack.ndim != 3:
+        raise LayerError(
+            f"{name} is sharded over processes (FSDP, ZeRO-3), where adapters on stacked experts are not supported; "
+            "train with DDP, or leave target_parameters out"
+        )

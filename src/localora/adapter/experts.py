@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from localora.adapter.config import LocalizedConfig
-from localora.adapter.expert import Expert, InStack, is_transposed
+from localora.adapter.expert import Expert, InStack, check_whole, is_transposed
 from localora.adapter.factors import Factors, scatter
 from localora.adapter.layer import LocalizedLinear
 from localora.adapter.targets import TargetError
@@ -222,11 +222,7 @@ def check_stack(name: str, parameter: Tensor) -> None:
     Raises:
         LayerError: it is sharded, or quantized.
     """
-    if hasattr(parameter, "full_tensor") or hasattr(parameter, "ds_shape"):
-        raise LayerError(
-            f"{name} is sharded over processes (FSDP2, ZeRO-3), where adapters on stacked experts are not supported; "
-            "train with DDP, or leave target_parameters out"
-        )
+    check_whole(name, parameter)
     if not parameter.is_floating_point() or parameter.element_size() < 2:
         raise LayerError(
             f"{name} is {parameter.dtype}: an adapter on stacked experts adds to their weight in its own dtype, so "
