@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from localora.files import StorageError, make_folder, write_file, written_folder
+from localora.files import StorageError, make_folder, storage_reason, write_file, written_folder
 
 
 def test_a_file_is_the_old_one_until_it_is_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,6 +74,12 @@ def test_a_writer_in_c_that_does_not_say_why(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 0}))
     with pytest.raises(StorageError, match="No space left on device"), written_folder(tmp_path / "d"):
         raise RuntimeError("file write failed")
+
+
+def test_a_place_without_room_is_not_called_full_where_something_else_is_wrong(tmp_path: Path) -> None:
+    missing = FileNotFoundError(errno.ENOENT, "No such file or directory")
+    assert storage_reason(missing, Path("/proc")) is None  # which has no room at all
+    assert "No space left" in str(storage_reason(RuntimeError("iostream error"), Path("/proc")))
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

@@ -164,8 +164,8 @@ def storage_reason(error: BaseException, folder: Path) -> str | None:
     """
     if isinstance(error, StorageError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in _PLACE:
-        return reason(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        return reason(error) if error.errno in _PLACE else None
     if isinstance(error, SafetensorError | RuntimeError | OSError) and not isinstance(error, LocaloraError):
         try:
             full = "No space left" in str(error) or shutil.disk_usage(folder).free < _NEARLY_FULL

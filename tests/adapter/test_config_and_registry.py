@@ -21,9 +21,9 @@ from method_table import Method, every_method
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: CpsLoraConfig(r=0), "r must be an integer of at least 1, got 0"),
-        (lambda: CpsLoraConfig(r=2.5), "r must be an integer of at least 1, got 2.5"),
-        (lambda: GLoraConfig(r=-1), "r must be an integer of at least 1, got -1"),
+        (lambda: CpsLoraConfig(r=0), r"r must be an integer in \[1, 65536\], got 0"),
+        (lambda: CpsLoraConfig(r=2.5), r"r must be an integer in \[1, 65536\], got 2.5"),
+        (lambda: GLoraConfig(r=-1), r"r must be an integer in \[1, 65536\], got -1"),
         (lambda: CpsLoraConfig(rank_pattern={"q": 0}), r"rank_pattern\['q'\] must be an integer of at least 1, got 0"),
         (lambda: GLoraConfig(local_size=0.0), r"local_size must be a number in \(0, 1\], got 0.0"),
         (lambda: GLoraConfig(local_size=1.01), r"local_size must be a number in \(0, 1\], got 1.01"),

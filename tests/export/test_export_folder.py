@@ -131,6 +131,20 @@ def test_a_folder_above_that_cannot_be_written(tmp_path: Path, monkeypatch: pyte
         export_lora(adapted(BY_NAME["cps-lora"]), tmp_path / "plain")
 
 
+@pytest.mark.parametrize("name", ["loop", "x" * 300])
+def test_a_path_that_no_folder_can_have(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(ExportError, match="cannot be the folder of an export"):
+        export_lora(adapted(BY_NAME["g-lora"]), tmp_path / name)
+
+
+def test_an_export_to_a_link_fills_what_it_points_to(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    export_lora(adapted(BY_NAME["g-lora"]), tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / WEIGHTS).exists()
+
+
 def test_a_folder_that_holds_anything_is_refused(tmp_path: Path) -> None:
     model, out = adapted(BY_NAME["g-lora"]), tmp_path / "plain"
     out.mkdir()

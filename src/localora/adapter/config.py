@@ -15,7 +15,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import get_pattern_key
 
 from localora.adapter.card import complete_card
-from localora.adapter.options import option, options_of
+from localora.adapter.options import LARGEST_RANK, option, options_of
 from localora.adapter.patterns import check_pattern
 from localora.adapter.peft_names import accept_peft_names
 from localora.errors import ConfigError
@@ -72,7 +72,7 @@ class LocalizedConfig(PeftConfig):
     planner: ClassVar[str]  # which of :data:`localora.lifecycle.planning.PLANNERS` finds its placements
     of_saved_adapter = False  # built by PEFT from an adapter's folder, whose labels are read and never planned again
 
-    r: int = option(16, "LoRA-equivalent rank: the parameters of LoRA at this rank", ge=1)
+    r: int = option(16, "LoRA-equivalent rank: the parameters of LoRA at this rank", ge=1, le=LARGEST_RANK)
     alpha: float | None = option(None, "scale numerator; 2 r when left out", gt=0)
     dropout: float = option(0.0, "on the adapter's input", ge=0, lt=1)
     use_rslora: bool = option(False, "scale by alpha / sqrt(r) instead of alpha / r")

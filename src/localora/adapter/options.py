@@ -18,6 +18,7 @@ from typing import Any, Literal, Union
 
 from localora.errors import ConfigError
 
+LARGEST_RANK = 2**16  # no matrix to be adapted has more rows or columns
 LARGEST_INT = 2**31 - 1  # of any option: more is a typing error, or a hostile file
 _COMPARE = {"ge": operator.ge, "gt": operator.gt, "le": operator.le, "lt": operator.lt}
 

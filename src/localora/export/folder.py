@@ -23,6 +23,14 @@ class ExportError(LocaloraError, ValueError):
     """What cannot be exported, or not there; the message says what to do instead."""
 
 
+def check_reachable(out: Path) -> None:
+    """Raise ExportError for a path that no folder can have: a name that is too long, a link to itself."""
+    try:
+        out.resolve().exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ExportError(f"{str(out)!r} cannot be the folder of an export: {error}") from error
+
+
 def check_target(out: Path, overwrite: bool) -> None:
     """Whether an export may be written to `out`, before any work is done.
 
@@ -30,6 +38,7 @@ def check_target(out: Path, overwrite: bool) -> None:
         ExportError: `out` is a file, or holds anything; with `overwrite`, anything but an earlier export. So no adapter
             is lost that was only trained, and never exported.
     """
+    check_reachable(out)
     recover(out)
     if out.exists() and not out.is_dir():
         raise ExportError(f"{out} is a file; give a folder to export to")

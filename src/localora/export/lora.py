@@ -27,7 +27,7 @@ from localora.adapter.card import hub_id, training_rows, write_export_card
 from localora.arguments import check_count, check_kind, check_path
 from localora.export.engines import write_modelfile
 from localora.export.experts import expert_tensors, factors_in_file, linear_layers
-from localora.export.folder import ExportError, check_target, written_whole
+from localora.export.folder import ExportError, check_reachable, check_target, written_whole
 from localora.export.gguf_file import check_gguf, write_gguf
 from localora.export.grid import RANK_GRID, on_grid
 from localora.export.sources import Adapter, read_folder, read_model
@@ -112,6 +112,7 @@ def export_lora(
     if modelfile is not None and not modelfile.strip():
         raise ExportError("modelfile is empty; give the name by which Ollama knows the base model")
     out = Path(out)
+    check_reachable(out)
     if not isinstance(model_or_folder, nn.Module) and out.resolve() == Path(model_or_folder).resolve():
         raise ExportError(f"{out} is the adapter's own folder; export to another one, or the adapter would be lost")
     check_target(out, overwrite)

@@ -116,6 +116,13 @@ def test_the_other_harness(base: Path, data: Path, tmp_path: Path, monkeypatch: 
     assert json.loads(out.read_text())["tasks"][0]["items"] == {"b0": 1.0, "b1": 0.0}
 
 
+@pytest.mark.parametrize("tasks", ["", ",,"])
+def test_no_task_is_an_error(base: Path, data: Path, tasks: str) -> None:
+    result = CliRunner().invoke(app, ["evaluate", str(base), "--tasks", tasks, "--data", str(data)])
+    assert result.exit_code == 2
+    assert "--tasks names no task" in result.output
+
+
 def test_errors_name_the_remedy(base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "load_adapted", lambda *_: pytest.fail("loaded a model first"))
     refused(call(base, "--tasks", "bolq", "--data", data), "no task is called 'bolq'; known: commonsense, math")

@@ -325,6 +325,21 @@ def test_no_option_is_ignored(model_folder: Path, tmp_path: Path, options: tuple
     assert message in result.stderr
 
 
+def test_a_folder_of_other_things_is_not_taken_over(model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"is not empty and holds no comparison \(found .*--out"):
+        Store(model_folder).check_folder()
+    with pytest.raises(PlanError, match="cannot be the folder of a comparison"):
+        Store(tmp_path / ("x" * 300)).check_folder()
+    Store(tmp_path / "new").check_folder()
+
+
+@pytest.mark.parametrize("text", [b"\xff", b"{", b"[" * 100_000, b"[]"])
+def test_a_plan_json_that_is_none(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "plan.json").write_bytes(text)
+    with pytest.raises(PlanError, match=r"plan.json: is no (JSON|plan)"):
+        Store(tmp_path).load_plan()
+
+
 def test_report_only_needs_records(model_folder: Path, tmp_path: Path) -> None:
     result = compare(write_plan(tmp_path, model_folder), "--out", tmp_path / "out", "--report-only")
     assert result.exit_code == 2

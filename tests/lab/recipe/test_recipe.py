@@ -125,6 +125,11 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
     "into a value": (MINIMAL, ["data.task.x=1"], "--set data.task.x=1: task is a value, not a section"),
     "bad YAML in an override": (MINIMAL, ["method={name"], "--set method={name: the value is not valid YAML"),
     "bad YAML": ("data: {task", [], "line 1: not valid YAML"),
+    "a rank beyond every matrix": (
+        MINIMAL,
+        ["method.r=100000"],
+        "r: should be less than or equal to",
+    ),
     "the same key twice": (MINIMAL + "data: {task: facts}", [], "key data is given twice"),
     "a list": ("- data", [], "must hold sections (model, data, method"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,3 +175,24 @@ def test_a_finished_run_is_not_resumed(model_folder: Path, tmp_path: Path) -> No
     train(chosen, console=quiet())
     with pytest.raises(FolderError, match="is finished; --overwrite starts it anew"):
         train(chosen, resume=True, console=quiet())
+
+
+def test_a_damaged_checkpoint_is_refused_before_anything_is_loaded(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = recipe(model_folder, tmp_path / "run", checkpoint_every=2)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4)
+        with pytest.raises(RuntimeError, match="plug pulled"):
+            train(chosen, console=quiet())
+    checkpoints = tmp_path / "run" / "checkpoints"
+    shutil.copytree(checkpoints / "checkpoint-2", checkpoints / "checkpoint-two")  # is none
+    rng = checkpoints / "checkpoint-2" / "rng_state.pth"
+    whole = rng.read_bytes()
+    rng.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "load_setup", lambda *_: pytest.fail("loaded something"))
+        with pytest.raises(FolderError, match=r"checkpoint-2 cannot be resumed: rng_state.pth is missing"):
+            train(chosen, resume=True, console=quiet())
+    rng.write_bytes(whole)
+    assert train(chosen, resume=True, console=quiet()).resumed_at == [2]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from localora.lab.training.folder import COMPLETE, FolderError, open_run_folder
+from localora.lab.training.lock import check_unlocked
 
 
 def finished_run(path: Path, *, checkpoint: int | None = None) -> Path:
@@ -100,3 +101,11 @@ def test_a_full_disk_is_found_first(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(FolderError, match=r"has 3 MiB free and the run needs about 256 MiB"):
         open_run_folder(tmp_path / "run")
+
+
+def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(FolderError, match=r"cannot use .*File name too long.*choose another folder"):
+        check_unlocked(tmp_path / ("x" * 300))
+    with pytest.raises(FolderError, match=r"cannot write to .*choose another folder"):
+        open_run_folder(tmp_path / "loop")

@@ -59,6 +59,7 @@ def run_comparison(
     check_rate_seeds(resolved)
     tasks = check_data(resolved)
     store = Store(Path(str(plan.folder)))
+    store.check_folder()
     state = schedule(resolved, store.read)
     check_same_data(
         {spec: store.read(spec) for spec in state.finished}, {name: task.hashes for name, task in tasks.items()}

@@ -49,11 +49,13 @@ def evaluate(
     """Measure the base model or adapter folder `model`. What is likely to be wrong is looked at before it is loaded.
 
     Raises:
-        DataError: unknown tasks, unusable data, no lm-eval, or settings that it would not heed.
+        DataError: no tasks, unknown ones, unusable data, no lm-eval, or settings that it would not heed.
         FolderError: `out` cannot be written.
         ModelError: the model cannot be loaded.
         SandboxError: code is to be run, and this system cannot contain it.
     """
+    if not settings.tasks:
+        raise DataError("--tasks names no task; give NAME, FAMILY or NAME:PROTOCOL, several with commas")
     if out is not None:
         _check_writable(out)
     narrator = Narrator(console)

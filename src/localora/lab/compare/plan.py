@@ -13,7 +13,9 @@ from localora.lab.recipe.methods import MethodSection
 from localora.lab.recipe.schema import Dtype, EvaluationSection, ModelSection, TrainingSection
 from localora.lab.recipe.section import PositiveInt, Section
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", description="also a folder's name")]
+Name = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=100, description="also a folder's name")
+]
 Rate = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Role = Literal["method", "headroom"]
@@ -106,7 +108,7 @@ class Plan(Section):
     r: PositiveInt = Field(default=8, description="LoRA-equivalent rank of every method")
     target_modules: str | list[str] = "all-linear"
     methods: dict[Name, dict[str, Any] | None] = Field(min_length=1)
-    headroom: list[Annotated[int, Field(ge=2)]] = Field(
+    headroom: list[Annotated[int, Field(ge=2, le=1024)]] = Field(
         default=[2, 4], description="multiples of r that LoRA is run at"
     )
     headroom_of: list[Name] = Field(default=["lora"], description="methods whose headroom is measured")

@@ -240,6 +240,24 @@ class Store:
         except (OSError, ValidationError) as error:
             raise PlanError(str(path), [f"cannot be read: {error}"]) from None
 
+    def check_folder(self) -> None:
+        """Refuse a folder that holds something, and no comparison; hidden files do not count.
+
+        Raises:
+            PlanError: so it is; or the folder cannot be.
+        """
+        try:
+            here = [path.name for path in self.folder.iterdir() if not path.name.startswith(".")]
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise PlanError(str(self.folder), [f"cannot be the folder of a comparison ({error.strerror})"]) from None
+        known = {"plan.json", "records.jsonl"}
+        if here and not known & set(here):
+            raise PlanError(
+                str(self.folder), [f"is not empty and holds no comparison (found {min(here)}); give another with --out"]
+            )
+
     def load_plan(self) -> ResolvedPlan:
         """The plan of this folder.
 
@@ -249,7 +267,7 @@ class Store:
         path = self.folder / "plan.json"
         try:
             return ResolvedPlan.model_validate(known_plan(json.loads(path.read_text(encoding="utf-8"))))
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise PlanError(str(path), [f"is no JSON ({error})"]) from None
         except OSError as error:
             raise PlanError(str(self.folder), ["holds no comparison (no plan.json)"]) from error

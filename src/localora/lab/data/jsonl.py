@@ -32,6 +32,8 @@ def read_jsonl(path: str | Path) -> list[Row]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
     rows = []
     for where, values in _list(path, text) if text.lstrip().startswith("[") else _lines(path, text):
         if not isinstance(values, dict):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import Field, StrictBool
 
 from localora.adapter.config import ALPHA_PER_RANK, CpsLoraConfig, GLoraConfig, LocalizedConfig
-from localora.adapter.options import options_of
+from localora.adapter.options import LARGEST_RANK, options_of
 from localora.lab.recipe.from_config import built_from, recipe_field
 from localora.lab.recipe.section import PositiveInt, Section
 
@@ -20,7 +20,9 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class MethodBase(Section):
-    r: PositiveInt = Field(default=16, description="LoRA-equivalent rank: the parameters of LoRA at this rank")
+    r: Annotated[PositiveInt, Field(le=LARGEST_RANK)] = Field(
+        default=16, description="LoRA-equivalent rank: the parameters of LoRA at this rank"
+    )
     target_modules: str | list[str] = "all-linear"
 
 

@@ -31,6 +31,7 @@ from localora.lab.training.launch import all_at_work, explained, join_processes
 from localora.lab.training.lock import check_unlocked, locked
 from localora.lab.training.memory import PeakMemory
 from localora.lab.training.record import Evaluation, Parameters, RunRecord
+from localora.lab.training.seal import check_seal
 from localora.lab.training.trainer import build_trainer, check_trackers
 from localora.lifecycle.processes import check_same, decide_once, is_main_process
 
@@ -247,7 +248,8 @@ def _earlier_record(folder: RunFolder, recipe: Recipe) -> RunRecord:
     earlier = RunRecord.read(folder.record)
     if earlier.status == "finished":
         raise FolderError(f"the run in {folder.path} is finished; --overwrite starts it anew")
-    if folder.last_checkpoint() is None:
+    checkpoint = folder.last_checkpoint()
+    if checkpoint is None:
         raise FolderError(
             f"the run in {folder.path} stopped before its first checkpoint (training.checkpoint_every); "
             "start it again with --overwrite"
@@ -258,6 +260,7 @@ def _earlier_record(folder: RunFolder, recipe: Recipe) -> RunRecord:
             f"the run in {folder.path} was started with another recipe ({'; '.join(changed)}); "
             "resume it with its own, or choose another folder with --out"
         )
+    check_seal(checkpoint)
     return earlier
 
 

@@ -9,10 +9,10 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from localora.files import to_disk, write_file
 from localora.lab.progress import Phase
-from localora.lab.training.folder import COMPLETE, RunFolder, remove
+from localora.lab.training.folder import RunFolder, remove
 from localora.lab.training.record import Curve, Point
+from localora.lab.training.seal import seal
 from localora.lab.training.trainer import finite
 from localora.lifecycle.processes import decide_once, failing_together, is_main_process
 
@@ -33,7 +33,8 @@ class HeldOutLoss(TrainerCallback):
             self._log(state, kwargs["model"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        due = {round(state.max_steps * point / self.points) for point in range(1, self.points + 1)}
+        points = min(self.points, state.max_steps)
+        due = {round(state.max_steps * point / points) for point in range(1, points + 1)}
         if state.global_step in due:
             self._log(state, kwargs["model"])
 
@@ -61,9 +62,7 @@ class Checkpoints(TrainerCallback):
             pass
         if is_main_process():
             checkpoint = self.folder.checkpoints / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            for path in (*checkpoint.iterdir(), checkpoint):
-                to_disk(path)
-            write_file(checkpoint / COMPLETE, "")
+            seal(checkpoint)
         self.keep(state)
         if is_main_process():
             for other in self.folder.checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):

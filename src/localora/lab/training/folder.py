@@ -75,7 +75,7 @@ class RunFolder:
 
     def last_checkpoint(self) -> Path | None:
         """The complete checkpoint with the most steps."""
-        found = [p for p in self.checkpoints.glob("checkpoint-*") if (p / COMPLETE).exists()]
+        found = [p for p in self.checkpoints.glob("checkpoint-*") if _number(p).isdecimal() and (p / COMPLETE).exists()]
         return max(found, key=steps_of, default=None)
 
     def check_there(self) -> None:
@@ -123,7 +123,11 @@ def open_run_folder(path: str | Path, *, overwrite: bool = False, resume: bool =
 
 
 def steps_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("checkpoint-"))
+    return int(_number(checkpoint))
+
+
+def _number(checkpoint: Path) -> str:
+    return checkpoint.name.removeprefix("checkpoint-")
 
 
 def remove(path: Path) -> None:

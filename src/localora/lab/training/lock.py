@@ -47,7 +47,11 @@ def check_unlocked(folder: Path) -> None:
     Raises:
         FolderError, StorageError: as :func:`locked`.
     """
-    if (folder / LOCK).exists():
+    try:
+        held = (folder / LOCK).exists()
+    except OSError as error:  # a name that is too long, a link to itself
+        raise FolderError(f"cannot use {folder} ({reason(error)}); choose another folder with --out") from error
+    if held:
         with locked(folder):
             pass
 
