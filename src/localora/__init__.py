@@ -3,11 +3,11 @@
 Importing this package registers both methods with PEFT.
 """
 
+from localora.adapter.adapted import placement_of
 from localora.adapter.config import CpsLoraConfig, GLoraConfig
 from localora.adapter.held import hold_factors
 from localora.adapter.layer_state import UnplacedAdapterError
 from localora.adapter.loading import hot_swap, load
-from localora.adapter.model import placement_of
 from localora.adapter.registry import register
 from localora.adapter.size import AdapterSize, adapter_size
 from localora.errors import ScheduleError

@@ -12,8 +12,8 @@ import torch
 
 from adapted_models import adapted, differ, logits
 from localora import hold_factors
+from localora.adapter.adapted import adapted_layers
 from localora.adapter.layer import LocalizedLinear
-from localora.adapter.model import adapted_layers
 from method_table import BY_NAME, Method, every_method
 from tiny_models import token_batch
 

@@ -12,7 +12,7 @@ from torch import Tensor
 import localora
 from adapted_models import adapted, logits
 from localora import hot_swap
-from localora.adapter.model import adapted_layers
+from localora.adapter.adapted import adapted_layers
 from localora.errors import AdapterError, LocaloraError
 from method_table import BY_NAME, Method, every_method, every_placed_method
 from tiny_models import LLAMA_TARGETS, tiny_llama, token_batch

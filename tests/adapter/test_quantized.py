@@ -11,8 +11,8 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from localora import CpsLoraConfig, GLoraConfig, Repartitioner, calibrate, export_lora, placement_of
+from localora.adapter.adapted import adapted_layers
 from localora.adapter.layer import LocalizedLinear
-from localora.adapter.model import adapted_layers
 from localora.errors import LayerError, ScheduleError
 from quantized_bases import (
     BASES,

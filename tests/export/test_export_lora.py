@@ -17,7 +17,7 @@ from torch import nn
 
 from adapted_models import adapted, after_events, logits
 from localora import calibrate, export_lora
-from localora.adapter.model import adapted_layers
+from localora.adapter.adapted import adapted_layers
 from localora.export.grid import RANK_GRID
 from method_table import BY_NAME, Method, every_method
 from tiny_models import GPT2_TARGETS, LLAMA_TARGETS, MLP_TARGETS, Mlp, tiny_gpt2, tiny_llama, token_batch

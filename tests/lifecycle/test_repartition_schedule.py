@@ -12,7 +12,7 @@ from moving import adapted_mlp, partition, swapped, train, trainable
 from torch import nn
 
 from localora import CpsLoraConfig, Partition, Repartitioner, RepartitionEvent, ScheduleError
-from localora.adapter.model import adapted_layers
+from localora.adapter.adapted import adapted_layers
 from localora.lifecycle import event as event_module
 from localora.lifecycle.planning import Proposal
 from tiny_models import mlp_batch

@@ -48,6 +48,13 @@ class LayerDelta(LayerState):
         """The same without what the base weight holds already."""
         return joined(self.live_factors(name, dtype), self._frozen_beside(name))
 
+    def allocate_frozen(self, name: str, rank: int) -> None:
+        """Room for a frozen term of this rank, to be loaded."""
+        like = next(self.parameters())
+        device = like.device if like.device.type != "meta" else "cpu"
+        A_cn = torch.zeros(rank, self.in_features, device=device)
+        self.set_frozen(name, A_cn, torch.zeros(self.out_features, rank, device=device))
+
     def frozen_factors(self, name: str) -> Factors | None:
         """The whole frozen term, `(c, n)` and `(m, c)`, wherever it is; None before the first event."""
         parts = [self.localized_folded[name]] if name in self.localized_folded else []

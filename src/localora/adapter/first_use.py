@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from localora.adapter.adapter_file import (
+from localora.adapter.layer import LocalizedLinear
+from localora.adapter.saved_layers import (
     PEFT_PREFIX,
     AdapterFileError,
     SavedLayer,
@@ -19,7 +20,6 @@ from localora.adapter.adapter_file import (
     check_finite,
     check_layer,
 )
-from localora.adapter.layer import LocalizedLinear
 
 OF_THE_BASE = "_localora_base"  # on a tensor: it was here before the adapter
 BY_TRANSFORMERS = "_is_hf_initialized"  # on a tensor: their loader put it here

@@ -10,10 +10,11 @@ import transformers
 from peft import PeftConfig, PeftModel
 from torch import nn
 
-from localora.adapter.adapter_file import PEFT_PREFIX, read_adapter, read_config
+from localora.adapter.adapted import adapted_layers
+from localora.adapter.adapter_file import read_adapter, read_config
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.layer_state import Layout
-from localora.adapter.model import adapted_layers
+from localora.adapter.saved_layers import PEFT_PREFIX
 from localora.arguments import check_model, check_path
 from localora.errors import AdapterError, AdapterMissingError, LocaloraError
 

@@ -15,7 +15,8 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 from torch import Tensor
 
-from localora.adapter.adapter_file import PEFT_PREFIX, WEIGHTS
+from localora.adapter.adapter_file import WEIGHTS
+from localora.adapter.saved_layers import PEFT_PREFIX
 from localora.errors import AdapterError
 
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # the saved base is not the one training started from

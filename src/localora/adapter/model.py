@@ -1,10 +1,10 @@
-"""The tuner model: creates the adapter layers, and checks a saved adapter's labels before they are loaded."""
+"""The tuner model: puts adapter layers into a model, and places at once what waits for no planner."""
 
 from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
@@ -13,33 +13,24 @@ import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, init_empty_weights
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, _get_submodules
-from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from localora.adapter.adapter_file import (
-    PEFT_PREFIX,
-    AdapterFileError,
-    SavedLayer,
-    check_contents,
-    check_finite,
-    check_layer,
-    split,
-)
+from localora.adapter.adapted import adapted_layers
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.experts import LocalizedExperts, match_stacks, warn_of_stacks_left_out
-from localora.adapter.first_use import FirstUse, settled
+from localora.adapter.first_use import FirstUse
 from localora.adapter.held import FactorHold
 from localora.adapter.layer import UNPLACED_ADDS, LocalizedLinear
 from localora.adapter.mixed_batch import samples_use
 from localora.adapter.peft_0_20 import NoMatchingPeftModuleError
 from localora.adapter.quantized import keep_readable
+from localora.adapter.state_check import check_state, match_frozen
 from localora.adapter.targets import TargetError, linear_layers_of, tell_of_targets
 from localora.adapter.weighted import rank_of_sum, weighted_config, weighted_factors
-from localora.arguments import check_model
 from localora.errors import AdapterError, LayerError, LocaloraError
-from localora.placement.partition import Partition, Placement
+from localora.placement.partition import Partition
 from localora.placement.random import contiguous_partition, random_partition
 
 MAMBA_TYPES = {"falcon_h1", "mamba", "mamba2", "falcon_mamba"}
@@ -138,7 +129,7 @@ class LocalizedModel(BaseTuner):
             inference_mode=config.inference_mode,
         )
         if config.consolidated_rank:
-            _allocate_frozen(layer, name, config.consolidated_rank)
+            layer.allocate_frozen(name, config.consolidated_rank)
         if new and name not in self.active_adapters:
             layer.requires_grad_(False)  # an additional adapter does not train until it is activated
         self._place_at_once(layer, name, config, key)
@@ -270,146 +261,8 @@ class LocalizedModel(BaseTuner):
         model: nn.Module, config: LocalizedConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> None:
         """Make room for a saved frozen term, and refuse tensors that are not the whole of this adapter."""
-        _match_frozen(model, config, adapter_name, state_dict)
+        match_frozen(model, config, adapter_name, state_dict)
         check_state(model, config, adapter_name, state_dict)
-
-
-def check_state(model: nn.Module, config: LocalizedConfig, adapter_name: str, state: dict[str, Tensor]) -> None:
-    """Refuse tensors, by the keys of an adapter's file, that are not the whole of this adapter of this model.
-
-    Raises:
-        AdapterFileError: layers or tensors missing, not expected, or of the wrong shape or dtype; labels that are no
-            partition; each by name.
-    """
-    by_layer, others = split(state)
-    check_saved_in_full(model, adapter_name, others)
-    layers = {name.removeprefix(PEFT_PREFIX): layer for name, layer in adapted_layers(model, adapter_name)}
-    missing, strange = layers.keys() - by_layer.keys(), by_layer.keys() - layers.keys()
-    if missing:
-        raise AdapterFileError(
-            f"the adapter file lacks {len(missing)} of the {len(layers)} layers that this model adapts, such as "
-            f"{', '.join(sorted(missing)[:3])}; is it the adapter of another model, or of fewer target_modules?"
-        )
-    if strange:
-        raise AdapterFileError(
-            f"the adapter file holds {len(strange)} layers that this model does not adapt, such as "
-            f"{', '.join(sorted(strange)[:3])}; is it the adapter of another model, or of more target_modules?"
-        )
-    saved = []
-    for name, layer in layers.items():
-        budget, scale = layer.localized_layout[adapter_name]
-        check_layer(
-            name,
-            budget,
-            config.consolidated_rank,
-            by_layer[name],
-            "this model and config need {}; is it the adapter of another model, or was its config edited?",
-        )
-        saved.append(SavedLayer(name, budget, scale, by_layer[name]))
-    check_finite(state)
-    check_contents(saved)
-    for each in saved:
-        layers[each.name].localized_verified[adapter_name] = not each.is_unplaced
-    settled(model, adapter_name)
-
-
-def check_saved_in_full(model: nn.Module, adapter_name: str, others: Iterable[str]) -> None:
-    """Refuse keys that would be written anywhere but into this adapter's own copy of a module in `modules_to_save`.
-
-    And a file that lacks a tensor of such a copy.
-
-    Raises:
-        AdapterFileError: names them.
-    """
-    allowed = {
-        f"{name.removeprefix('_fsdp_wrapped_module.')}.{key}".removeprefix(PEFT_PREFIX)
-        for name, module in model.named_modules()
-        if isinstance(module, AuxiliaryTrainingWrapper)
-        for key in module.adapter_state_dict_load_map(adapter_name).values()
-    }
-    others = list(others)
-    missing = sorted(allowed - {key.removeprefix(PEFT_PREFIX) for key in others})
-    if missing:
-        raise AdapterFileError(
-            f"the adapter file lacks {missing[0]}, of a module that its config's modules_to_save names; save the "
-            "adapter again with save_pretrained"
-        )
-    strangers = [key for key in others if key.removeprefix(PEFT_PREFIX) not in allowed]
-    if strangers:
-        raise AdapterFileError(
-            f"the adapter file holds {', '.join(strangers[:3])}, which belongs neither to an adapted layer nor to a "
-            "module of modules_to_save: loading it would overwrite the base model"
-        )
-
-
-def _match_frozen(model: nn.Module, config: LocalizedConfig, adapter_name: str, state: dict[str, Tensor]) -> None:
-    """Give the layers a frozen term of the saved rank, for a checkpoint written after an event.
-
-    Raises:
-        AdapterFileError: the file's layers differ in that rank, or its config says another one.
-    """
-    for _, layer in adapted_layers(model, adapter_name):
-        layer.unfold(adapter_name)
-    terms = {key: tensor for key, tensor in state.items() if key.endswith(".localized_frozen_A")}
-    for key, tensor in terms.items():
-        if tensor.ndim != 2:
-            raise AdapterFileError(f"{key} has shape {tuple(tensor.shape)} in the adapter file, not two dimensions")
-    ranks = {tensor.shape[0] for tensor in terms.values()} or {0}
-    if len(ranks) > 1:
-        raise AdapterFileError(f"the adapter file is damaged: its frozen terms have different ranks, {sorted(ranks)}")
-    (saved,) = ranks
-    if saved == config.consolidated_rank:
-        return
-    if config.of_saved_adapter:
-        raise AdapterFileError(
-            f"the adapter file holds frozen terms of rank {saved}, but its config says consolidated_rank="
-            f"{config.consolidated_rank}; load the complete folder, as save_pretrained wrote it"
-        )
-    for _, layer in adapted_layers(model, adapter_name):
-        _allocate_frozen(layer, adapter_name, saved)
-    config.consolidated_rank = saved
-
-
-def _allocate_frozen(layer: LocalizedLinear, name: str, rank: int) -> None:
-    like = next(layer.parameters())
-    device = like.device if like.device.type != "meta" else "cpu"
-    layer.set_frozen(
-        name,
-        torch.zeros(rank, layer.in_features, device=device),
-        torch.zeros(layer.out_features, rank, device=device),
-    )
-
-
-def adapted_layers(model: nn.Module, adapter_name: str) -> list[tuple[str, LocalizedLinear]]:
-    """The layers that hold this adapter, with their names in `model`."""
-    return [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, LocalizedLinear) and adapter_name in module.localized_layout
-    ]
-
-
-def active_adapters(model: nn.Module) -> list[str]:
-    """Names of the localora adapters that act in a forward pass.
-
-    The layers are asked, since models disagree on how to say it: a property, a method, or not at all.
-    """
-    layers = [module for module in model.modules() if isinstance(module, LocalizedLinear)]
-    return list(dict.fromkeys(name for x in layers for name in x.active_adapters if name in x.localized_layout))
-
-
-def placement_of(model: nn.Module, adapter_name: str = "default") -> dict[str, Placement]:
-    """Where an adapter acts: layer name in `model` -> its stack of partitions.
-
-    Raises:
-        UnplacedAdapterError: the adapter was never placed.
-        ValueError: no layer holds an adapter of that name.
-    """
-    check_model("placement_of", model)
-    layers = adapted_layers(model, adapter_name)
-    if not layers:
-        raise AdapterError(f"no layer of this model holds a localora adapter named {adapter_name!r}")
-    return {name: layer.placement(adapter_name) for name, layer in layers}
 
 
 def _check_supported(target: nn.Module, key: str, quantization: dict[str, Any]) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from localora.adapter.adapted import adapted_layers
 from localora.adapter.config import LocalizedConfig
-from localora.adapter.model import adapted_layers
 from localora.placement.budget import LayerBudget
 
 

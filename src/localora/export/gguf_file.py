@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from localora.adapter.adapter_file import PEFT_PREFIX, WEIGHTS
+from localora.adapter.adapter_file import WEIGHTS
+from localora.adapter.saved_layers import PEFT_PREFIX
 from localora.export.folder import ExportError
 
 GGUF = "adapter.gguf"

@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig
 
-from localora.adapter.adapter_file import PEFT_PREFIX, WEIGHTS
+from localora.adapter.adapter_file import WEIGHTS
 from localora.adapter.card import hub_id, training_rows, write_export_card
+from localora.adapter.saved_layers import PEFT_PREFIX
 from localora.arguments import check_count, check_kind, check_path
 from localora.export.engines import write_modelfile
 from localora.export.experts import expert_tensors, factors_in_file, linear_layers

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from localora.adapter.adapter_file import PEFT_PREFIX, read_adapter
+from localora.adapter.adapted import adapted_layers
+from localora.adapter.adapter_file import read_adapter
 from localora.adapter.config import LocalizedConfig
-from localora.adapter.model import adapted_layers
+from localora.adapter.saved_layers import PEFT_PREFIX
 from localora.errors import AdapterError
 
 

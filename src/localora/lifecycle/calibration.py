@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from localora.adapter.adapted import active_adapters, adapted_layers
 from localora.adapter.config import LocalizedConfig
-from localora.adapter.model import active_adapters, adapted_layers
 from localora.arguments import check_callable, check_count, check_model
 from localora.lifecycle.passes import CalibrationError, Layers, LossFn, Passes
 from localora.lifecycle.planning import PLANNERS

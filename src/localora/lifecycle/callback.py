@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from localora.adapter.model import active_adapters, adapted_layers
+from localora.adapter.adapted import active_adapters, adapted_layers
 from localora.lifecycle.calibration import calibrate
 from localora.lifecycle.passes import CalibrationError, LossFn, ZeroGradientError
 from localora.lifecycle.random_state import random_state_kept

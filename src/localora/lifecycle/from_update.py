@@ -16,8 +16,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from localora.adapter.adapter_file import PEFT_PREFIX
 from localora.adapter.lora_file import lora_factors, read_lora_folder
+from localora.adapter.saved_layers import PEFT_PREFIX
 from localora.arguments import check_model, check_path
 from localora.lifecycle.calibration import adapter_config, layers_to_place
 from localora.lifecycle.passes import CalibrationError

@@ -13,7 +13,7 @@ from PIL import Image
 
 import tiny_models
 from localora import CpsLoraConfig
-from localora.adapter.model import adapted_layers
+from localora.adapter.adapted import adapted_layers
 from localora.lab.report.curves import draw_losses, plot_losses
 from localora.lab.report.pictures import draw_placements, entry_labels, load_partitions, plot_partition
 from localora.lab.training.record import Curve, Point

@@ -14,8 +14,8 @@ from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, get_peft_mode
 from peft.tuners.lora import LoraLayer
 from transformers import PretrainedConfig
 
+from localora.adapter.adapted import adapted_layers
 from localora.adapter.config import LocalizedConfig
-from localora.adapter.model import adapted_layers
 from localora.adapter.size import frozen_rank_after
 from localora.arguments import check_count, check_kind
 from localora.errors import ConfigError
