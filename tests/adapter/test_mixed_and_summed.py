@@ -10,7 +10,7 @@ from peft import PeftMixedModel, PeftModel
 from torch import Tensor
 
 import localora
-from adapted_models import adapted, logits
+from adapted_models import adapted, after_events, logits
 from localora import hot_swap
 from localora.adapter.adapted import adapted_layers
 from localora.errors import AdapterError, LocaloraError
@@ -83,6 +83,16 @@ def test_a_weighted_sum_is_exact(first: Method, second: Method, tmp_path: Path) 
     model.save_pretrained(tmp_path, selected_adapters=["sum"])
     back = PeftModel.from_pretrained(tiny_llama(), tmp_path / "sum").eval()
     torch.testing.assert_close(logits(back), before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("frozen", ["factors", "merged"])
+def test_a_sum_takes_what_events_left_too(frozen: str) -> None:
+    model, _ = after_events("cps-lora", frozen)
+    model.add_adapter("other", G_LORA.config(target_modules=LLAMA_TARGETS))
+    model.add_weighted_adapter(["default", "other"], [1.5, -0.5], "sum")
+    for name, layer in adapted_layers(model, "sum"):
+        expected = 1.5 * layer.get_delta_weight("default") - 0.5 * layer.get_delta_weight("other")
+        torch.testing.assert_close(layer.get_delta_weight("sum"), expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize(
