@@ -11,11 +11,6 @@ from localora.adapter.options import LARGEST_RANK, options_of
 from localora.lab.recipe.from_config import built_from, recipe_field
 from localora.lab.recipe.section import PositiveInt, Section
 
-MethodName = Literal[
-    "lora", "rslora", "dora", "pissa", "lora-ga", "adalora", "gralora", "bd-lora", "miss", "hira",
-    "g-lora", "cps-lora", "hybrid", "full",
-]  # fmt: skip
-METHODS: tuple[str, ...] = get_args(MethodName)
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -188,15 +183,8 @@ MethodSection = Annotated[
     Field(discriminator="name"),
 ]
 METHOD_CLASSES: dict[str, type[MethodBase]] = {
-    **dict.fromkeys(("lora", "rslora", "dora", "pissa"), LoraMethod),
-    "lora-ga": LoraGaMethod,
-    "adalora": AdaLoraMethod,
-    "gralora": GraloraMethod,
-    "bd-lora": BdLoraMethod,
-    "miss": MissMethod,
-    "hira": HiraMethod,
-    "g-lora": GLoraMethod,
-    "cps-lora": CpsLoraMethod,
-    "hybrid": HybridMethod,
-    "full": FullMethod,
+    name: section
+    for section in get_args(get_args(MethodSection)[0])
+    for name in get_args(section.model_fields["name"].annotation)
 }
+METHODS = tuple(METHOD_CLASSES)
