@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from localora.adapter.layer import LocalizedLinear
 from localora.arguments import check_batches
 from localora.errors import LocaloraError
+from localora.lifecycle.evaluating import evaluating
 from localora.lifecycle.observe import Observer, watch_gradients
 from localora.lifecycle.processes import failing_together
 
@@ -105,18 +106,10 @@ class Passes:
             self.progress(len(self.losses))
         return self.losses[-1]
 
-    @torch.no_grad()
     def first_loss(self, remedy: str = CHECK_BATCH) -> float:
         """The loss of the first batch as the model is now, without dropout. Raises as :meth:`backward`."""
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        try:
-            with failing_together():
-                loss = self._loss(self.batches[0], 1, remedy)
-            return float(loss)
-        finally:
-            for module, training in modes:
-                module.training = training
+        with evaluating(self.model), failing_together():
+            return float(self._loss(self.batches[0], 1, remedy))
 
     def _loss(self, batch: Any, number: int, remedy: str) -> Tensor:
         labels = batch.get("labels") if isinstance(batch, Mapping) else None

@@ -18,8 +18,8 @@ from transformers import (
 
 from localora.lab.data.batches import prompt_ids
 from localora.lab.data.example import Example
-from localora.lab.evaluation.mode import evaluating
 from localora.lab.model.base import device_of
+from localora.lifecycle.evaluating import evaluating
 
 
 def generate(

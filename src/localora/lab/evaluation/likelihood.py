@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from localora.lab.data.batches import IGNORED, Collator, Encoded, prompt_ids, token_ids
 from localora.lab.data.example import DataError, Example
-from localora.lab.evaluation.mode import evaluating
 from localora.lab.model.base import device_of
+from localora.lifecycle.evaluating import evaluating
 
 Progress = Callable[[int, int], None]  # (done, total)
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from localora.lab.data.example import DataError
 from localora.lab.evaluation.intervals import Z, wilson
-from localora.lab.evaluation.mode import evaluating
+from localora.lifecycle.evaluating import evaluating
 
 TASKS = Path(__file__).parent / "tasks"
 OURS = "localora_"  # how the names of our tasks begin
