@@ -17,7 +17,7 @@ Results = dict[str, dict[str, Any]]
 Measured = Iterator[tuple[str, float]]  # where, value
 
 MAIN_CELL = f"{WORKLOADS[0].title}, bf16"
-BLOCK = WORKLOADS[2].title
+BLOCK = WORKLOADS[-1].title
 STEP_BOUNDS = {"lora": 0.85, "g-lora": 0.88, "cps-lora-4": 0.92}
 OVERHEAD_BOUNDS = {"lora": 0.5, "g-lora": 0.6, "cps-lora-4": 0.75}
 FILE_BOUNDS = {"SmolLM2-135M, r 8": 1.07, "SmolLM2-135M, r 32": 1.02}

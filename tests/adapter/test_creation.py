@@ -59,6 +59,16 @@ def test_training_changes_the_adapter_alone(method: Method) -> None:
     assert changed == {name for name, p in model.named_parameters() if p.requires_grad}
 
 
+def test_dropout_is_a_module_that_trainers_can_switch_off_and_none_where_nothing_drops() -> None:
+    models = {rate: adapted(BY_NAME["g-lora"], dropout=rate) for rate in (0.0, 0.25)}
+    found = {
+        rate: [module for module in model.modules() if isinstance(module, (nn.Dropout, nn.Identity))]
+        for rate, model in models.items()
+    }
+    assert not found[0.0]
+    assert {module.p for module in found[0.25]} == {0.25}
+
+
 @every_method
 def test_dropout_acts_in_training_only(method: Method) -> None:
     model = adapted(method, dropout=0.5)
