@@ -14,6 +14,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.utils.hotswap import hotswap_adapter
+from torch import nn
 
 from adapted_models import adapted, assert_same_placement, logits
 from localora import placement_of
@@ -86,6 +87,26 @@ def test_state_dict_holds_factors_and_labels_and_nothing_else(method: Method) ->
     expected = {"lora-by-share": glob, "lora-by-clusters": local, "cps-lora": local}.get(method.name, glob | local)
     assert kinds == expected
     assert all(value.dtype == (torch.int8 if "labels" in key else torch.float32) for key, value in state.items())
+
+
+class Wrapped(nn.Module):
+    """As FSDP1 wraps a block: its name is in the names of modules, and not in those of the whole state."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self._fsdp_wrapped_module = block
+
+
+@every_method
+def test_the_whole_state_of_blocks_that_fsdp1_wraps(method: Method) -> None:
+    model = adapted(method)
+    state, expected = model.state_dict(), get_peft_model_state_dict(model)
+    blocks = model.base_model.model.model.layers
+    for number, block in enumerate(blocks):
+        blocks[number] = Wrapped(block)
+    found = get_peft_model_state_dict(model, state_dict=state)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 @every_method

@@ -33,6 +33,7 @@ from localora.errors import AdapterError, LayerError, LocaloraError
 from localora.placement.partition import Partition
 from localora.placement.random import contiguous_partition, random_partition
 
+FSDP1 = "_fsdp_wrapped_module."  # in the name of a module inside one that FSDP1 wraps
 MAMBA_TYPES = {"falcon_h1", "mamba", "mamba2", "falcon_mamba"}
 MAMBA_FUSED = {"conv1d", "out_proj"}
 
@@ -235,7 +236,10 @@ class LocalizedModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         cls.before_saving(model, adapter_name)
-        return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        found = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        # PEFT looks for the names that FSDP1 has in the model, and its whole state has the model's own.
+        own = {name.replace(FSDP1, "") for name, _ in adapted_layers(model, adapter_name) if FSDP1 in name}
+        return found | {key: value for key, value in state_dict.items() if key.partition(".localized_")[0] in own}
 
     @staticmethod
     def before_saving(model: nn.Module, adapter_name: str) -> None:
