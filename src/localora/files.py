@@ -86,7 +86,7 @@ def written_folder(path: Path, check: Callable[[], None] = lambda: None) -> Iter
     old = _old_of(partial)
     lock: int | None = None
     try:
-        partial.mkdir(parents=True)
+        _make_beside(partial, path)
         lock = _lock(partial)
         yield partial
         for written in (*partial.rglob("*"), partial):
@@ -135,6 +135,13 @@ def recover(path: Path) -> None:
                 shutil.rmtree(leftover, ignore_errors=True)
             if lock is not None:
                 os.close(lock)
+
+
+def _make_beside(partial: Path, path: Path) -> None:
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:  # whatever the reason: the caller chose a place where no folder can be
+        raise StorageError(reason(error)) from error
 
 
 def _old_of(partial: Path) -> Path:

@@ -138,6 +138,12 @@ def test_a_path_that_no_folder_can_have(tmp_path: Path, name: str) -> None:
         export_lora(adapted(BY_NAME["g-lora"]), tmp_path / name)
 
 
+def test_a_place_where_no_folder_can_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match=r"cannot write .*below: Not a directory"):
+        export_lora(adapted(BY_NAME["g-lora"]), tmp_path / "file" / "below")
+
+
 def test_an_export_to_a_link_fills_what_it_points_to(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "real")
     export_lora(adapted(BY_NAME["g-lora"]), tmp_path / "link")

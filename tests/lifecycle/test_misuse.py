@@ -91,6 +91,14 @@ def test_gradients_that_are_zero_are_told_of(config: Any) -> None:
         localora.calibrate(unplaced(), [token_batch(0)], loss_fn=lambda model, batch: model(**batch).loss * 0)
 
 
+def test_calibration_without_gradients_says_so() -> None:
+    model = get_peft_model(tiny_llama(), localora.CpsLoraConfig(r=2, clusters=2, target_modules=["q_proj"]))
+    with torch.inference_mode(), pytest.raises(localora.CalibrationError, match="inference_mode forbids"):
+        localora.calibrate(model, [token_batch(0)])
+    with torch.no_grad():
+        assert localora.calibrate(model, [token_batch(0)]).layers
+
+
 def test_one_batch_in_place_of_several_is_refused() -> None:
     model = get_peft_model(tiny_llama(), localora.CpsLoraConfig(r=2, clusters=2, target_modules=["q_proj"]))
     with pytest.raises(ArgumentError, match=r"pass a list: \[batch\]"):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -55,6 +56,8 @@ def calibrate(
         CalibrationError: no batches, a loss that is not finite, no label tokens, or an adapter that is placed already.
     """
     check_model("calibrate", model)
+    if torch.is_inference_mode_enabled():
+        raise CalibrationError("calibrate needs gradients, which inference_mode forbids; call it outside")
     check_count("calibrate", "steps", steps)
     check_callable("calibrate", "loss_fn", loss_fn, "(model, batch) -> loss")
     check_callable("calibrate", "progress", progress, "(done, total)")
