@@ -24,6 +24,7 @@ class Base:
         load: the model of a folder, quantized.
         coarseness: relative error of a weight that is rounded to its grid, at most; a merge loses as much.
         noise: relative error of a layer's output against the weights it says it has, where activations are rounded too.
+        reads: whether its layers give their weights back.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Base:
     load: Callable[[Path], nn.Module]
     coarseness: float
     noise: float = 1e-5
+    reads: bool = True
 
 
 def _by_transformers(folder: Path, config: Any) -> nn.Module:
@@ -72,6 +74,25 @@ def _hqq(folder: Path) -> nn.Module:
     return _with_layers(folder, torch.float32, quantized)
 
 
+def _gptqmodel(folder: Path, awq: bool) -> nn.Module:
+    """Layers as of a checkpoint, rounded to the nearest: gptqmodel computes them in half precision alone."""
+    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
+    from gptqmodel.nn_modules.qlinear.torch_awq import AwqTorchLinear
+
+    def quantized(linear: nn.Linear) -> nn.Module:
+        (m, n), group = linear.weight.shape, 32
+        scales = linear.weight.detach().float().view(m, n // group, group).abs().amax(-1) / 7
+        kind = AwqTorchLinear if awq else TorchLinear
+        layer = kind(bits=4, group_size=group, sym=True, desc_act=False, in_features=n, out_features=m, bias=False)
+        layer.optimized = True  # not compiled
+        pack = layer.pack if awq else layer.pack_original  # the other compiles an extension first
+        pack(linear.float(), scales, torch.full_like(scales, 8), torch.arange(n, dtype=torch.int32) // group)
+        layer.post_init()
+        return layer
+
+    return _with_layers(folder, torch.bfloat16, quantized)
+
+
 def _with_layers(folder: Path, dtype: torch.dtype, quantized: Callable[[nn.Linear], nn.Module]) -> nn.Module:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     for block in model.model.layers:
@@ -89,8 +110,14 @@ BASES = (
     Base("torchao-int8", "torchao", lambda folder: _torchao(folder, 8), 0.02),
     Base("torchao-int4", "torchao", lambda folder: _torchao(folder, 4), 0.2),
     Base("hqq-4bit", "hqq", _hqq, 0.2),
+    Base("gptq-4bit", "gptqmodel", lambda folder: _gptqmodel(folder, awq=False), 0.2, noise=0.03, reads=False),
+    Base("awq-4bit", "gptqmodel", lambda folder: _gptqmodel(folder, awq=True), 0.2, noise=0.03, reads=False),
 )
 every_base = pytest.mark.parametrize("base", BASES, ids=lambda base: base.name)
+every_base_that_reads = pytest.mark.parametrize("base", [b for b in BASES if b.reads], ids=lambda base: base.name)
+every_base_that_does_not = pytest.mark.parametrize(
+    "base", [b for b in BASES if not b.reads], ids=lambda base: base.name
+)
 
 
 def save_llama(folder: Path) -> Path:

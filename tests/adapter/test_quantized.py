@@ -10,14 +10,16 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from localora import CpsLoraConfig, GLoraConfig, Repartitioner, calibrate, export_lora, placement_of
-from localora.adapter.adapted import adapted_layers
+from localora import CalibrationError, CpsLoraConfig, GLoraConfig, Repartitioner, calibrate, export_lora, placement_of
 from localora.adapter.layer import LocalizedLinear
+from localora.adapter.model import adapted_layers
 from localora.errors import LayerError, ScheduleError
 from quantized_bases import (
     BASES,
     Base,
     every_base,
+    every_base_that_does_not,
+    every_base_that_reads,
     load,
     save_llama,
 )
@@ -68,7 +70,7 @@ def logits(model: nn.Module) -> Tensor:
     return model(input_ids=token_batch()["input_ids"]).logits.float()
 
 
-@every_base
+@every_base_that_reads
 def test_a_layer_and_its_gradients_are_those_of_the_weight_it_has(base: Base, folder: Path) -> None:
     layer = first(adapted(base, folder))
     W = layer.get_base_weight().float()
@@ -86,7 +88,7 @@ def test_a_layer_and_its_gradients_are_those_of_the_weight_it_has(base: Base, fo
         assert difference(found, expected) < base.noise
 
 
-@every_base
+@every_base_that_reads
 @pytest.mark.parametrize("config", [cps(), GLoraConfig(r=4, local_size=0.5, target_modules=TARGETS)], ids=["cps", "g"])
 def test_calibration_finds_what_it_finds_on_the_dequantized_model(base: Base, folder: Path, config: object) -> None:
     model = get_peft_model(load(base, folder), copy.deepcopy(config))
@@ -126,7 +128,7 @@ def test_events_do_not_merge_into_a_quantized_weight(base: Base, folder: Path) -
         Repartitioner(model, None, 4, [token_batch()])
 
 
-@every_base
+@every_base_that_reads
 def test_a_merge_loses_what_rounding_to_the_grid_loses(base: Base, folder: Path) -> None:
     model = adapted(base, folder)
     layer = first(model)
@@ -153,6 +155,19 @@ def test_a_saved_adapter_and_its_export_compute_the_same_on_a_fresh_base(
         assert difference(logits(loaded), expected) < max(base.noise, 1e-5)
     with model.disable_adapter():
         assert difference(logits(model), expected) > 0.3
+
+
+@every_base_that_does_not
+def test_where_no_weight_is_given_back_what_needs_one_is_refused(base: Base, folder: Path) -> None:
+    with pytest.raises(TypeError, match="Merging/unmerging is not available"):  # PEFT's words
+        adapted(base, folder).merge_adapter()
+    model = get_peft_model(load(base, folder), GLoraConfig(r=4, local_size=0.5, target_modules=TARGETS))
+    with pytest.raises(CalibrationError, match=r"is a (gptq|awq) layer, which does not give.*Use CPS-LoRA"):
+        calibrate(model, [token_batch()])
+    assert all(
+        layer.captured_energy > 0.3
+        for layer in calibrate(get_peft_model(load(base, folder), cps()), [token_batch()]).layers
+    )
 
 
 def test_a_4bit_weight_stays_readable_after_an_evaluation(folder: Path) -> None:
