@@ -52,7 +52,7 @@ test-lower-bounds:               ## the core's tests on the oldest versions pypr
 	.venv-oldest/bin/python -m pip install -q -r tests/lower-bounds.txt
 	.venv-oldest/bin/python -m pip install -q --no-deps -e .
 	.venv-oldest/bin/python -m pytest -q tests/placement/test_partition.py tests/placement/test_budget.py \
-		tests/placement/test_taylor.py tests/placement/test_signals.py tests/adapter/test_parity.py \
+		tests/placement/test_taylor.py tests/placement/test_sketch.py tests/adapter/test_parity.py \
 		tests/adapter/test_saving.py tests/adapter/test_merging.py tests/lifecycle/test_calibration.py tests/export \
 		-k 'not (same_placement and cps) and not (reference and reentrant)'
 
