@@ -56,6 +56,19 @@ def test_places_every_layer_and_reports_it(method: Method) -> None:
     model(**token_batch()).loss.backward()
 
 
+def test_the_share_inside_a_block_is_that_of_the_last_batch() -> None:
+    config = G_LORA.config(target_modules=MLP_TARGETS, placement="calibrate", init_weights=True)
+    report = calibrate(get_peft_model(Mlp(), config), [mlp_batch(seed=1), mlp_batch(seed=2)])
+    plain = Mlp()
+    plain(**mlp_batch(seed=2))["loss"].backward()
+    for found, name in zip(report.layers, MLP_TARGETS, strict=True):
+        weight = plain.get_submodule(name).weight
+        assert weight.grad is not None
+        importance = (weight.detach() * weight.grad).abs()
+        inside = importance[found.partition.mask()].sum() / importance.sum()
+        assert found.importance_share == pytest.approx(float(inside), rel=1e-4)
+
+
 @every_placed_method
 @pytest.mark.parametrize("training", [False, True])
 def test_touches_nothing_but_the_labels(method: Method, training: bool) -> None:
