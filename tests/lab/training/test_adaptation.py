@@ -203,7 +203,7 @@ def test_adalora_does_not_resume_without_its_scores(
         with pytest.raises(RuntimeError, match="plug pulled"):
             train(chosen, console=quiet())
     (tmp_path / "run" / "checkpoints" / "checkpoint-4" / STATE).unlink()
-    with pytest.raises(TrainingError, match=r"cannot resume without the scores in .*adalora.safetensors"):
+    with pytest.raises(FolderError, match=r"checkpoint-4 cannot be resumed: adalora.safetensors is missing"):
         train(chosen, resume=True, console=quiet())
 
 
