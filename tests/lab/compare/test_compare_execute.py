@@ -423,3 +423,11 @@ def test_a_killed_comparison_of_real_runs_continues(model_folder: Path, tmp_path
     assert (out / "sums" / "lora" / f"seed-0-rate-{chosen:g}" / "run" / "adapter").exists()
     update = json.loads((out / "sums" / "lora" / f"seed-0-rate-{chosen:g}" / "update.json").read_text())
     assert 1 <= update["stable_rank"] <= update["effective_rank"] <= 4  # of LoRA at r 4
+
+
+def test_a_plan_json_with_a_budget_of_nothing_is_refused(resolved: ResolvedPlan, tmp_path: Path) -> None:
+    values = resolved.model_dump(mode="json")
+    values["contenders"][0]["budget"] = 0
+    (tmp_path / "plan.json").write_text(json.dumps(values))
+    with pytest.raises(PlanError, match=r"is no plan of this version \(contenders\.0\.budget: .* equal to 1"):
+        Store(tmp_path).load_plan()

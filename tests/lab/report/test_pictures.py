@@ -119,3 +119,9 @@ def test_losses_go_to_a_file(curve: Curve, tmp_path: Path) -> None:
     draw_losses({"lora": curve}, tmp_path / "loss.png")
     with Image.open(tmp_path / "loss.png") as image:
         assert image.size == (1125, 675)
+
+
+def test_a_curve_without_points_is_an_empty_picture(tmp_path: Path) -> None:
+    draw_losses({"lora": Curve()}, tmp_path / "loss.png")  # of a run that stopped before its first step
+    with Image.open(tmp_path / "loss.png") as image:
+        assert image.size == (1125, 675)

@@ -87,6 +87,14 @@ def test_a_record_names_its_method(tmp_path: Path, recipe: dict[str, object]) ->
         RunRecord.read(tmp_path / "run.json")
 
 
+def test_a_budget_of_nothing_is_refused_before_a_share_of_it_is_taken(tmp_path: Path) -> None:
+    values = record().model_dump(mode="json")
+    values["parameters"]["lora_same_r"] = 0
+    (tmp_path / "run.json").write_text(json.dumps(values))
+    with pytest.raises(RecordError, match=r"\(parameters\.lora_same_r: .* greater than or equal to 1"):
+        RunRecord.read(tmp_path / "run.json")
+
+
 def test_items_take_a_line_a_list_and_must_be_of_one_length(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     kept = record()

@@ -77,7 +77,7 @@ class Evaluation(Part):
 
 class Parameters(Part):
     trainable: int
-    lora_same_r: int  # plain LoRA at the recipe's r, on the same layers
+    lora_same_r: int = Field(ge=1)  # plain LoRA at the recipe's r, on the same layers; shares are of it
     base: int
     stored: int | None = None  # of the adapter in the end, frozen terms too; None where nothing but `trainable` is kept
     rank: int | None = None  # of the update as plain LoRA, where we know it
