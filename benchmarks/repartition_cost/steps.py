@@ -42,7 +42,8 @@ def main() -> None:
                 sizes[key] = adapter_size(model)
     seconds = interleave(calls, options.rounds, device)
     rows = [_row(key, seconds, sizes.get(key)) for key in calls]
-    result = {"options": {k: str(v) for k, v in vars(options).items()}, "machine": describe_machine(), "rows": rows}
+    chosen = {name: str(value) for name, value in vars(options).items() if name != "out"}
+    result = {"options": chosen, "machine": describe_machine(), "rows": rows}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     for row in rows:
