@@ -39,7 +39,7 @@ bench-cuda: $(VENV)/train.done   ## the same on a CUDA card, in bfloat16, eager 
 theory: $(VENV)/dev.done         ## planted teachers: how many parameters each method needs; resumable
 	$(BIN)/python -m benchmarks.theory $(THEORY_ARGS)
 
-ordeal: $(VENV)/dev.done         ## kills, full disks, second writers, damaged files, hostile code; half an hour; ORDEAL_ARGS='--short'
+ordeal: $(VENV)/dev.done         ## kills, full disks, second writers, damaged files, hostile code; ORDEAL_ARGS='--short'
 	$(BIN)/python -m benchmarks.ordeal $(ORDEAL_ARGS)
 
 results: $(VENV)/train.done      ## docs/results.md again, from the records in results/

@@ -1,9 +1,8 @@
 """`python -m benchmarks.small_model`: a language model of half a million weights, for comparisons with many runs.
 
-A Llama of two layers, 128 wide, with a tokenizer of 512 byte pairs; with `--size medium` four layers, 256 wide, of four
-million weights. It is trained in full, from random weights, on one generated task alone, and left in
-runs/small-model/trained/model (runs/medium-model/...). Adapting it to something else asks for many new directions at
-once: more rank is worth having there, so that methods that place rank differently can be told apart at all.
+A Llama of two layers, 128 wide, with a tokenizer of 512 byte pairs. It is trained in full, from random weights, on one
+generated task alone, and left in runs/small-model/trained/model. Adapting it to something else asks for many new
+directions at once: more rank is worth having there, so that methods that place rank differently can be told apart.
 
     --task arithmetic    two-step problems; adapted to short Python functions (plans/small-model*.yaml). 4 minutes
     --task by-heart      1,000 facts, then 500 others (benchmarks/when_it_pays.py); runs/small-by-heart. 3 minutes
@@ -37,36 +36,30 @@ RECIPES: dict[str, Any] = {
         "training": {"steps": 2500, "batch_size": 64, "max_length": 64},
     },
 }
-SIZES = {  # name: hidden, intermediate, layers
-    "small": (128, 384, 2),
-    "medium": (256, 1024, 4),
-}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.small_model", description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=RECIPES, default="arithmetic")
     parser.add_argument("--steps", type=int, help="of full training")
-    parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--folder", type=Path, help="default runs/SIZE-model, or runs/SIZE-by-heart")
+    parser.add_argument("--folder", type=Path, help="default runs/small-model, or runs/small-by-heart")
     arguments = parser.parse_args()
-    folder = arguments.folder or Path(f"runs/{arguments.size}-{RECIPES[arguments.task]['ending']}")
-    untrained(folder / "untrained", arguments.size)
+    folder = arguments.folder or Path(f"runs/small-{RECIPES[arguments.task]['ending']}")
+    untrained(folder / "untrained")
     trained = folder / "trained"
     record = train(recipe(folder / "untrained", trained, arguments.steps, arguments.task), overwrite=True)
     print(f"{trained / 'model'}: test loss {record.before.loss:.3f} -> {record.after.loss:.3f}")
 
 
-def untrained(folder: Path, size: str = "small") -> None:
+def untrained(folder: Path) -> None:
     """Tokenizer and random weights, the same on every call."""
-    hidden, intermediate, layers = SIZES[size]
     tokenizer = _tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=512,

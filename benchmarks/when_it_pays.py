@@ -37,7 +37,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora-events": LORA | {"repartition": EVENTS},
     "cps-lora": CPS | {"placement": "random"},
     "cps-lora-events": CPS | {"placement": "random", "repartition": EVENTS, "repartition_place": "random"},
-    "cps-lora-events-found": CPS | {"balance": 1.0, "repartition": EVENTS},
     "lora-2r": LORA,  # twice the parameters: is there room for rank at all?
 }
 RATE_SEED = 1000
@@ -223,7 +222,7 @@ def _cell(values: list[tuple[float, float]] | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="small", help="small, medium, or a recipe's model.name")
+    parser.add_argument("--model", default="small", help="small, or a recipe's model.name")
     parser.add_argument("--steps", type=int, nargs="+", default=[100, 400, 1600])
     parser.add_argument("--r", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
@@ -233,9 +232,8 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="draw what is there, and run nothing")
     arguments = parser.parse_args()
     transformers_logging.set_verbosity_error()
-    named = arguments.model in ("small", "medium")
-    model = f"runs/{arguments.model}-by-heart/trained/model" if named else arguments.model
-    runs = Map(model, RESULTS / f"{arguments.model}.jsonl", arguments.modules, sorted(arguments.rates))
+    model = "runs/small-by-heart/trained/model" if arguments.model == "small" else arguments.model
+    runs = Map(model, RESULTS / f"{Path(arguments.model).name}.jsonl", arguments.modules, sorted(arguments.rates))
     if arguments.figure:
         draw(runs.runs, arguments.figure)
         return

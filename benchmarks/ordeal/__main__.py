@@ -1,6 +1,6 @@
 """`make ordeal`: everything that can be done to a run, and a table of what was left; docs/reliability.md shows it.
 
-The long form takes about half an hour on two cores; `--short` about five minutes, as the tests do.
+`--short` is what the tests do.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def kept(name: str, seed: int) -> Tally | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ordeal", description=__doc__.splitlines()[0])
-    parser.add_argument("--short", action="store_true", help="about five minutes; the page is left as it is")
+    parser.add_argument("--short", action="store_true", help="as the tests do; the page is left as it is")
     parser.add_argument("--only", choices=ORDEALS, nargs="+", default=list(ORDEALS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, help="so many of each, instead of the long form's number")

@@ -32,8 +32,9 @@ class Target:
     values: tuple[tuple[str, float], ...]
 
     def row(self) -> list[str]:
+        """Of the table; empty where nothing was measured."""
         if not self.values:
-            return [self.figure, f"<= {self.bound:.2f}", "not measured", "", ""]
+            return []
         where, worst = max(self.values, key=lambda item: item[1])
         met = sum(value <= self.bound for _, value in self.values)
         verdict = "met" if worst <= self.bound else f"missed by {worst - self.bound:.3f}"
@@ -43,9 +44,13 @@ class Target:
 
 
 def targets(results: Results) -> str:
-    """The table of targets."""
+    """The table of the targets that were measured here, and the names of the others."""
     head = ["figure, over PEFT LoRA's", "target", "worst measured", "where", "verdict"]
-    return table(head, [target.row() for target in all_targets(results)])
+    rows = [row for target in all_targets(results) if (row := target.row())]
+    others = [target.figure for target in all_targets(results) if not target.values]
+    if not rows:
+        return "None of the targets was measured here."
+    return table(head, rows) + (f"\n\nNot measured here: {'; '.join(others)}." if others else "")
 
 
 def all_targets(results: Results) -> list[Target]:

@@ -16,7 +16,7 @@ from benchmarks.speed.curves import _fit, _time_terms
 from benchmarks.speed.methods import BY_KEY, OURS, with_shared_weights
 from benchmarks.speed.page import NOT_MEASURED, write_page
 from benchmarks.speed.store import Cells, StoreError, run_section
-from benchmarks.speed.targets import MAIN_CELL, Target, all_targets
+from benchmarks.speed.targets import MAIN_CELL, Target, all_targets, targets
 from benchmarks.speed.timing import Spread, interleave, overhead_ratio, ratio
 from benchmarks.speed.workloads import DTYPES, Settings, smollm2
 
@@ -55,7 +55,11 @@ def test_targets_say_by_how_much_they_are_missed() -> None:
     ]  # fmt: skip
     assert found["training step, G-LoRA"][-1] == "missed by 0.020"
     assert found["overhead beyond the frozen base, LoRA as placement"][2] == "0.333"  # 0.1 / 0.3
-    assert found["load"][2] == "not measured"
+    page = targets({"training": {"cells": cells}})
+    assert "| training step, G-LoRA | <= 0.88 | 0.900 |" in page
+    assert page.count("| <= ") == 6
+    assert page.endswith("injection into 30 layers; load.")  # named, since they were not measured
+    assert targets({}) == "None of the targets was measured here."
 
 
 def test_the_worst_value_decides() -> None:

@@ -4,8 +4,8 @@
 
 Nothing in a name tells its number, so each fact is a direction of its own to learn: more rank is worth having. What is
 asked is what was trained on, word for word: recall is what is measured. Half of the facts may be asked for in the test
-split, the others in validation, so that a learning rate is never chosen on a fact that is tested. (In other words than
-those trained on, models of a few million weights recalled nothing.) Difficulty d asks for numbers of d + 2 digits.
+split, the others in validation, so that a learning rate is never chosen on a fact that is tested. Difficulty d asks
+for numbers of d + 2 digits.
 """
 
 from __future__ import annotations
