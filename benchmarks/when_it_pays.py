@@ -187,6 +187,8 @@ def draw(runs: list[dict[str, Any]], to: Path) -> None:
     for r, panel in zip(ranks, axes[0], strict=True):
         for number, method in enumerate(methods):
             cells = {steps: values for (rank, steps, name), values in found.items() if (rank, name) == (r, method)}
+            if not cells:
+                continue
             means = [sum(loss for loss, _ in values) / len(values) for values in cells.values()]
             panel.plot(list(cells), means, color=f"C{number}", label=method)
             dots = [(steps, loss) for steps, values in cells.items() for loss, _ in values]
