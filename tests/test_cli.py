@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -79,6 +82,16 @@ def test_words_are_completed(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {"_LOCALORA_COMPLETE": "complete_bash", "COMP_WORDS": "localora ev", "COMP_CWORD": "1"}
     result = CliRunner().invoke(app, [], prog_name="localora", env=environment)
     assert result.stdout.split() == ["evaluate"]
+
+
+def test_a_shell_that_completes_does_not_wait_for_torch() -> None:
+    environment = {"_LOCALORA_COMPLETE": "complete_bash", "COMP_WORDS": "localora train --resu", "COMP_CWORD": "2"}
+    command = [sys.executable, "-X", "importtime", "-c", "from localora.cli import app; app(prog_name='localora')"]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["--resume"]
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "localora.cli" in imported
+    assert not imported & {"torch", "peft", "transformers"}
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -3,26 +3,30 @@
 Importing this package registers both methods with PEFT.
 """
 
-from localora.adapter.adapted import placement_of
-from localora.adapter.config import CpsLoraConfig, GLoraConfig
-from localora.adapter.held import hold_factors
-from localora.adapter.layer_state import UnplacedAdapterError
-from localora.adapter.loading import hot_swap, load
-from localora.adapter.registry import register
-from localora.adapter.size import AdapterSize, adapter_size
-from localora.errors import ScheduleError
-from localora.export.folder import ExportError
-from localora.export.lora import ExportReport, export_lora
-from localora.lifecycle.calibration import calibrate
-from localora.lifecycle.callback import LocalizationCallback
-from localora.lifecycle.event import RepartitionEvent
-from localora.lifecycle.from_update import calibrate_from_update
-from localora.lifecycle.passes import CalibrationError
-from localora.lifecycle.report import CalibrationReport, LayerReport
-from localora.lifecycle.schedule import Repartitioner
-from localora.placement.partition import Partition, Placement, PlacementError
+import os
 
-register()
+# A shell that completes a command line waits at every TAB for what is imported: seconds of torch, and no use for it.
+if "_LOCALORA_COMPLETE" not in os.environ:
+    from localora.adapter.adapted import placement_of
+    from localora.adapter.config import CpsLoraConfig, GLoraConfig
+    from localora.adapter.held import hold_factors
+    from localora.adapter.layer_state import UnplacedAdapterError
+    from localora.adapter.loading import hot_swap, load
+    from localora.adapter.registry import register
+    from localora.adapter.size import AdapterSize, adapter_size
+    from localora.errors import ScheduleError
+    from localora.export.folder import ExportError
+    from localora.export.lora import ExportReport, export_lora
+    from localora.lifecycle.calibration import calibrate
+    from localora.lifecycle.callback import LocalizationCallback
+    from localora.lifecycle.event import RepartitionEvent
+    from localora.lifecycle.from_update import calibrate_from_update
+    from localora.lifecycle.passes import CalibrationError
+    from localora.lifecycle.report import CalibrationReport, LayerReport
+    from localora.lifecycle.schedule import Repartitioner
+    from localora.placement.partition import Partition, Placement, PlacementError
+
+    register()
 
 __version__ = "0.1.0"
 

@@ -30,6 +30,14 @@ def test_the_recipe_reaches_the_arguments(tmp_path: Path) -> None:
     assert args.logging_steps == 3  # at most 100 points
 
 
+@pytest.mark.parametrize("on", [False, True])
+@pytest.mark.filterwarnings("error::FutureWarning")  # the name that transformers means to take away
+def test_gradient_checkpointing(tmp_path: Path, on: bool) -> None:
+    args = trainer(tmp_path, gradient_checkpointing=on).args
+    assert args.gradient_checkpointing is on
+    assert args.gradient_checkpointing_kwargs == ({"use_reentrant": False} if on else None)
+
+
 class NoFiles(TensorBoardCallback):
     def __init__(self) -> None:  # without the package
         self.logging_dir = None

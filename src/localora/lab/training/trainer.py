@@ -113,6 +113,16 @@ def _all_finite(tensors: list[torch.Tensor]) -> bool:
     return math.isfinite(largest.item())
 
 
+def _activation_checkpointing() -> dict[str, Any]:
+    """transformers' arguments for it, under the name that this version does not warn of."""
+    name = (
+        "activation_checkpointing"
+        if hasattr(TrainingArguments, "activation_checkpointing")
+        else "gradient_checkpointing"
+    )
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+
+
 def build_trainer(recipe: Recipe, checkpoints: Path, **parts: Any) -> CheckedTrainer:
     """A Trainer for `recipe`; `parts` are its model, train_dataset, data_collator and callbacks.
 
@@ -137,8 +147,7 @@ def build_trainer(recipe: Recipe, checkpoints: Path, **parts: Any) -> CheckedTra
         max_grad_norm=training.max_grad_norm,
         per_device_train_batch_size=training.batch_size // count,
         gradient_accumulation_steps=training.gradient_accumulation,
-        gradient_checkpointing=training.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
+        **(_activation_checkpointing() if training.gradient_checkpointing else {}),
         bf16=training.precision == "bf16",
         use_cpu=not torch.accelerator.is_available(),
         seed=training.seed,
