@@ -24,8 +24,7 @@ commonsense has two protocols, whose numbers cannot be compared:
     boolq:llm-adapters           the model writes which choice is right
 
 Without --data they come from the Hub. Generated code is not run unless --allow-code-execution says so; then in a
-sandbox (docs/evaluation.md). With --harness lm-eval, tasks are named as lm-evaluation-harness names them, and ours
-there are localora_boolq and so on.
+sandbox (docs/evaluation.md). With --harness lm-eval, tasks are lm-evaluation-harness's own, under its names.
 """
 
 

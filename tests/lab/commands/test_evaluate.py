@@ -17,7 +17,7 @@ import tiny_runs
 from localora import CpsLoraConfig
 from localora.cli import app
 from localora.lab.commands import evaluate as command
-from localora.lab.evaluation.lm_eval.harness import HarnessScore
+from localora.lab.evaluation.harness import HarnessScore
 from localora.lab.evaluation.tasks import evaluate_tasks, load_tasks
 
 
@@ -101,19 +101,16 @@ def test_the_other_harness(base: Path, data: Path, tmp_path: Path, monkeypatch: 
 
     def measure(model: Any, tokenizer: Any, tasks: Any, **settings: Any) -> list[HarnessScore]:
         seen.update(settings, tasks=tasks)
-        return [HarnessScore("localora_boolq", "acc_bytes", 0.5, (0.25, 0.75), 2, {"b0": 1.0, "b1": 0.0})]
+        return [HarnessScore("boolq", "acc", 0.5, (0.25, 0.75), 2, {"0": 1.0, "1": 0.0})]
 
     monkeypatch.setattr(command, "import_lm_eval", lambda: None)
     monkeypatch.setattr(command, "evaluate_with_lm_eval", measure)
     out = tmp_path / "results.json"
-    result = call(base, "--harness", "lm-eval", "--tasks", "localora_boolq", "--data", data, "--examples", "2",
-                  "--out", out)  # fmt: skip
+    result = call(base, "--harness", "lm-eval", "--tasks", "boolq", "--examples", "2", "--out", out)
     assert result.exit_code == 0, result.output
-    assert seen == {
-        "data_folder": str(data), "limit": 2, "seed": 0, "batch_size": 16, "tasks": ("localora_boolq",),
-    }  # fmt: skip
+    assert seen == {"limit": 2, "batch_size": 16, "tasks": ("boolq",)}
     assert "0.5000 [0.2500, 0.7500]" in result.stdout
-    assert json.loads(out.read_text())["tasks"][0]["items"] == {"b0": 1.0, "b1": 0.0}
+    assert json.loads(out.read_text())["tasks"][0]["items"] == {"0": 1.0, "1": 0.0}
 
 
 @pytest.mark.parametrize("tasks", ["", ",,"])
@@ -130,9 +127,9 @@ def test_errors_name_the_remedy(base: Path, data: Path, tmp_path: Path, monkeypa
     refused(call(base, "--tasks", "piqa", "--data", data), "put it at commonsense/piqa_test.jsonl")
     refused(call(base, "--tasks", "boolq", "--data", tmp_path / "no"), "does not exist")
     refused(call(base, "--tasks", "boolq", "--data", data, "--out", tmp_path), "is the results' file")
-    ours = ("--max-new-tokens", "7", "--allow-code-execution")
-    message = "does not heed --max-new-tokens and --allow-code-execution; leave out this or --harness lm-eval"
-    refused(call(base, "--tasks", "localora_boolq", "--harness", "lm-eval", *ours), message)
+    ours = ("--data", data, "--seed", "1", "--max-new-tokens", "7", "--allow-code-execution")
+    message = "does not heed --data, --seed, --max-new-tokens, --allow-code-execution; leave out this or --harness"
+    refused(call(base, "--tasks", "boolq", "--harness", "lm-eval", *ours), message)
     (tmp_path / "file").write_text("")
     refused(call(base, "--tasks", "boolq", "--data", data, "--out", tmp_path / "file" / "r.json"), "another --out")
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +14,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import published_files
 import tiny_runs
 from localora import CpsLoraConfig
-from localora.lab.data.example import DataError
-from localora.lab.evaluation.lm_eval.harness import TASKS, HarnessScore, evaluate_with_lm_eval
-from localora.lab.evaluation.lm_eval.items import score_answer
-from localora.lab.evaluation.tasks import TaskResult, evaluate_tasks, load_tasks
-from patience import PATIENCE
+from localora.lab.data.example import DataError, Scorer
+from localora.lab.evaluation.answers import matches
+from localora.lab.evaluation.harness import HarnessScore, evaluate_with_lm_eval, read_scores
+from localora.lab.evaluation.score import ANSWER_COMPLETE
+from localora.lab.evaluation.tasks import LoadedTask, TaskResult, evaluate_tasks, load_tasks
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own
@@ -53,25 +52,57 @@ def with_adapter(seed: int) -> PeftModel:
     return get_peft_model(LlamaForCausalLM(config).double(), adapter)
 
 
+def as_the_harness_has_it(task: LoadedTask) -> dict[str, Any]:
+    """A config of the harness with a task's items: likelihood per byte, or the answer in a generated text."""
+    from datasets import Dataset, DatasetDict
+
+    common = {
+        "task": f"ours_{task.name.task.name}", "test_split": "test", "num_fewshot": 0, "doc_to_text": "prompt",
+    }  # fmt: skip
+    if task.scorer is Scorer.multiple_choice:
+        rows = [
+            {"prompt": e.prompt, "choices": [c.strip() for c in e.choices], "answer": e.answer_index}
+            for e in task.examples
+        ]
+        own: dict[str, Any] = {
+            "output_type": "multiple_choice", "doc_to_choice": "choices", "doc_to_target": "answer",
+            "target_delimiter": " ", "metric_list": [{"metric": "acc_bytes", "aggregation": "mean"}],
+        }  # fmt: skip
+    else:
+        rows = [{"prompt": e.prompt, "completion": e.completion, "answer": e.answer} for e in task.examples]
+        own = {
+            "output_type": "generate_until", "doc_to_target": "completion", "target_delimiter": "",
+            "process_results": exact_match, "metric_list": [{"metric": "exact_match", "aggregation": "mean"}],
+            "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": 256},
+        }  # fmt: skip
+    data = DatasetDict({"test": Dataset.from_list(rows)})
+    return {**common, **own, "custom_dataset": lambda **_: data}
+
+
+def exact_match(row: dict[str, Any], outputs: list[str]) -> dict[str, float]:
+    """In the text up to where our own generation stops."""
+    end = re.search(ANSWER_COMPLETE, outputs[0])
+    return {"exact_match": float(matches(outputs[0][: end.end()] if end else outputs[0], row["answer"]))}
+
+
 @pytest.fixture(scope="module")
 def both(tokenizer, folder) -> tuple[dict[str, TaskResult], dict[str, HarnessScore]]:
     """Ours and the harness's results by task, and the harness's start, once for all tests."""
     model = with_adapter(0).train()
-    ours = evaluate_tasks(model, tokenizer, load_tasks(NAMES, folder, 3), batch_size=2, max_new_tokens=256)
-    theirs = evaluate_with_lm_eval(
-        model, tokenizer, [f"localora_{name}" for name in NAMES], data_folder=folder, limit=3, batch_size=2
-    )
+    tasks = load_tasks(NAMES, folder, 3)
+    ours = evaluate_tasks(model, tokenizer, tasks, batch_size=2, max_new_tokens=256)
+    theirs = evaluate_with_lm_eval(model, tokenizer, [as_the_harness_has_it(t) for t in tasks], batch_size=2)
     assert model.training
     return (
         {result.task.partition(":")[0]: result for result in ours},
-        {score.task.removeprefix("localora_"): score for score in theirs},
+        {score.task.removeprefix("ours_"): score for score in theirs},
     )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_agrees_item_by_item(both, name):
     ours, theirs = both[0][name], both[1][name]
-    assert theirs.items == {item.id: float(bool(item.right)) for item in ours.items}
+    assert list(theirs.items.values()) == [float(bool(item.right)) for item in ours.items]
     assert (theirs.value, theirs.interval) == (ours.value, pytest.approx(ours.interval))
     assert theirs.count == len(ours.items)
 
@@ -82,29 +113,16 @@ def test_right_and_wrong_both_occur(both):
     assert {0.0, 1.0} == set(values)
 
 
-def test_what_follows_the_answer_does_not_count():
-    row = {"answer": "5"}
-    assert score_answer(row, ["2+3\n#### 5\nQuestion: and now?\n#### 6\n"]) == {"exact_match": 1.0}
-    assert score_answer(row, ["2+3\n#### 6\n#### 5"]) == {"exact_match": 0.0}
-    assert score_answer(row, ["it is 5."]) == {"exact_match": 1.0}
-
-
-def test_every_task_that_fits_has_its_file():
-    from localora.lab.data.published.registry import FAMILIES
-
-    names = {f"localora_{name}" for family in ("commonsense", "math") for name in FAMILIES[family]}
-    assert {path.stem for path in TASKS.glob("*.yaml")} == names
-    for path in TASKS.glob("*.yaml"):
-        assert f"localora_task: {path.stem.removeprefix('localora_')}\n" in path.read_text()
-
-
-def test_unknown_names(tokenizer):
-    with pytest.raises(DataError, match=r"knows no task localora_bolq; of ours it knows .*localora_boolq"):
-        evaluate_with_lm_eval(with_adapter(0), tokenizer, ["localora_bolq"])
-
-
 @pytest.mark.slow
-def test_the_harness_command_loads_our_adapter_in_a_fresh_process(folder, tmp_path):
+def test_unknown_names(tokenizer):
+    with pytest.raises(DataError, match=r"knows no task hellaswog; `lm_eval ls tasks`"):
+        evaluate_with_lm_eval(with_adapter(0), tokenizer, ["hellaswog"])
+
+
+def test_the_harness_loads_our_adapter_where_localora_is_imported(folder, tmp_path):
+    import lm_eval
+    from transformers import AutoTokenizer
+
     base = tiny_runs.save_tiny_model(tmp_path / "base")
     model = get_peft_model(
         LlamaForCausalLM.from_pretrained(base),
@@ -113,22 +131,15 @@ def test_the_harness_command_loads_our_adapter_in_a_fresh_process(folder, tmp_pa
         ),
     )
     model.save_pretrained(tmp_path / "adapter")
-    command = [
-        *(sys.executable, "-m", "localora.lab.evaluation.lm_eval", "--model", "hf"),
-        *("--model_args", f"pretrained={base},peft={tmp_path / 'adapter'},dtype=float32"),
-        *("--tasks", "localora_arc_easy", "--metadata", f"data_folder={folder}"),
-        *("--output_path", str(tmp_path / "out"), "--log_samples", "--device", "cpu"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (file,) = (tmp_path / "out").rglob("samples_*.jsonl")
-    theirs = {}
-    for line in file.read_text().splitlines():
-        sample = json.loads(line)
-        theirs[sample["doc"]["id"]] = sample["acc_bytes"]
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    (ours,) = evaluate_tasks(model, tokenizer, load_tasks(["arc_easy"], folder))
-    assert theirs == {item.id: float(bool(item.right)) for item in ours.items}
-    assert len(theirs) == 5
+    tasks = load_tasks(["arc_easy"], folder)
+    results = lm_eval.simple_evaluate(
+        model="hf",
+        model_args=f"pretrained={base},peft={tmp_path / 'adapter'},dtype=float32",
+        tasks=[as_the_harness_has_it(task) for task in tasks],
+        task_manager=lm_eval.tasks.TaskManager(include_defaults=False),
+        device="cpu",
+    )
+    (score,) = read_scores("ours_arc_easy", results)
+    (ours,) = evaluate_tasks(model, AutoTokenizer.from_pretrained(base), tasks)
+    assert list(score.items.values()) == [float(bool(item.right)) for item in ours.items]
+    assert score.count == 5

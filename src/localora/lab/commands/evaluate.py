@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from localora.files import write_file
 from localora.lab.data.example import DataError
-from localora.lab.evaluation.lm_eval.harness import HarnessScore, evaluate_with_lm_eval, import_lm_eval
+from localora.lab.evaluation.harness import HarnessScore, evaluate_with_lm_eval, import_lm_eval
 from localora.lab.evaluation.tasks import TaskResult, evaluate_tasks, load_tasks
 from localora.lab.machine import describe_machine
 from localora.lab.model.adapted import Loaded, load_adapted
@@ -68,9 +68,7 @@ def evaluate(
                 loaded.model,
                 loaded.tokenizer,
                 settings.tasks,
-                data_folder=settings.data,
                 limit=settings.examples,
-                seed=settings.seed,
                 batch_size=settings.batch_size,
             )
         print_harness_scores(scores, _title(loaded, dtype), console)
@@ -104,14 +102,14 @@ def _load(model: str, base: str | None, settings: Settings, narrator: Narrator) 
 def _check_harness(settings: Settings) -> None:
     """What lm-evaluation-harness decides by itself must not stand in the results as if it had been heeded."""
     ours = {
+        "--data": settings.data is not None,
+        "--seed": settings.seed != Settings.seed,
         "--max-new-tokens": settings.max_new_tokens != Settings.max_new_tokens,
         "--allow-code-execution": settings.allow_code_execution,
     }
     given = [option for option, is_given in ours.items() if is_given]
     if given:
-        raise DataError(
-            f"lm-evaluation-harness does not heed {' and '.join(given)}; leave out this or --harness lm-eval"
-        )
+        raise DataError(f"lm-evaluation-harness does not heed {', '.join(given)}; leave out this or --harness lm-eval")
 
 
 def _title(loaded: Loaded, dtype: ChosenDtype) -> str:

@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from localora.lab.evaluation.lm_eval.harness import HarnessScore
+from localora.lab.evaluation.harness import HarnessScore
 from localora.lab.evaluation.tasks import TaskResult
 from localora.lab.progress import say
 

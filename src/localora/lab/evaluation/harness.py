@@ -1,10 +1,9 @@
-"""Run lm-evaluation-harness on a model in memory, and read what it measured."""
+"""lm-evaluation-harness on a model in memory, and what it measured. Needs the extra `eval`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,16 +14,13 @@ from localora.lab.data.example import DataError
 from localora.lab.evaluation.intervals import Z, wilson
 from localora.lifecycle.evaluating import evaluating
 
-TASKS = Path(__file__).parent / "tasks"
-OURS = "localora_"  # how the names of our tasks begin
-
 
 @dataclass(frozen=True)
 class HarnessScore:
     """One metric of one task.
 
     `interval` (95 %) is Wilson's where items are right or wrong, else normal from the harness's standard error; None
-    where it gives none. `items` holds the value of each item, by its id (ours) or number (the harness's own tasks).
+    where it gives none. `items` holds the value of each item, by its number in the harness.
     """
 
     task: str
@@ -51,36 +47,30 @@ def import_lm_eval() -> ModuleType:
 def evaluate_with_lm_eval(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[str],
+    tasks: Sequence[str | Mapping[str, Any]],
     *,
-    data_folder: str | Path | None = None,
     limit: int | None = None,
-    seed: int = 0,
     batch_size: int = 16,
 ) -> list[HarnessScore]:
     """Measure `model` in the harness, and leave the model as it was.
 
     Args:
-        tasks: the harness's names, from the Hub, and ours (localora_boolq, localora_commonsense, ...).
-        data_folder: of local files for ours; None reads the Hub.
-        limit: at most so many items a task. Ours are drawn by `seed`; of its own tasks the harness takes the first.
+        tasks: the harness's names, or task configs as it takes them.
+        limit: the first so many items a task, at most.
 
     Raises:
-        DataError: the harness is not installed, or knows no such task; unusable data.
+        DataError: the harness is not installed, or knows no such task.
     """
     harness = import_lm_eval()
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    settings = {"data_folder": None if data_folder is None else str(data_folder), "examples": limit, "seed": seed}
-    all_ours = all(task.startswith(OURS) for task in tasks)  # else it reads its own ten thousand files, for seconds
-    manager = TaskManager(include_path=str(TASKS), include_defaults=not all_ours, metadata=settings)
-    unknown = [task for task in tasks if not manager.match_tasks([task])]
+    names = [task for task in tasks if isinstance(task, str)]
+    manager = TaskManager(include_defaults=bool(names))  # its own ten thousand files take seconds
+    unknown = [name for name in names if not manager.match_tasks([name])]
     if unknown:
-        ours = ", ".join(name for name in manager.all_tasks if name.startswith(OURS))
         raise DataError(
-            f"lm-evaluation-harness knows no task {', '.join(unknown)}; of ours it knows {ours}; "
-            "`lm_eval ls tasks` lists its own"
+            f"lm-evaluation-harness knows no task {', '.join(unknown)}; `lm_eval ls tasks` lists those it has"
         )
     with evaluating(model):
         results: dict[str, Any] = harness.simple_evaluate(
@@ -90,10 +80,10 @@ def evaluate_with_lm_eval(
             task_manager=manager,
             bootstrap_iters=1000,
         )
-    return [score for task in results["samples"] for score in _scores(task, results)]
+    return [score for task in results["samples"] for score in read_scores(task, results)]
 
 
-def _scores(task: str, results: dict[str, Any]) -> list[HarnessScore]:
+def read_scores(task: str, results: Mapping[str, Any]) -> list[HarnessScore]:
     """Of each metric and filter: keys are "metric,filter", and "metric_stderr,filter" the standard errors."""
     found = results["results"][task]
     scores = []
@@ -103,7 +93,7 @@ def _scores(task: str, results: dict[str, Any]) -> list[HarnessScore]:
             continue
         samples = [sample for sample in results["samples"][task] if sample["filter"] == chosen]
         items = {
-            str(sample["doc"]["id"] if task.startswith(OURS) else sample["doc_id"]): float(sample[metric])
+            str(sample["doc_id"]): float(sample[metric])
             for sample in samples
             if isinstance(sample.get(metric), int | float)
         }
