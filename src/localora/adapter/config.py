@@ -77,7 +77,7 @@ class LocalizedConfig(PeftConfig):
     dropout: float = option(0.0, "on the adapter's input", ge=0, lt=1)
     use_rslora: bool = option(False, "scale by alpha / sqrt(r) instead of alpha / r")
     target_modules: list[str] | str | None = option(None, "layers to adapt: names, a regular expression, or all-linear")
-    target_parameters: list[str] | None = option(None, "stacked weights of experts to adapt", recipe=False)
+    target_parameters: list[str] | None = option(None, "stacked weights of experts to adapt, each by itself")
     exclude_modules: list[str] | str | None = option(None, "layers to leave out", recipe=False)
     layers_to_transform: list[int] | int | None = option(None, "indices of blocks to adapt", ge=0, recipe=False)
     layers_pattern: list[str] | str | None = option(None, "name of the list of blocks", recipe=False)

@@ -19,7 +19,8 @@ from localora.lab.cost.file_size import safetensors_bytes
 from localora.lab.model.errors import ModelError
 from localora.placement.sketch import GradientSketch
 from localora.placement.taylor import TaylorScores
-from method_table import Method, every_method
+from method_table import BY_NAME, Method, every_method
+from tiny_experts import EXPERTS, KINDS, LAYERS, STACKS, tiny_experts
 from tiny_models import LLAMA_TARGETS, token_batch
 
 
@@ -41,6 +42,43 @@ def test_parameters_and_files_are_those_of_the_built_and_saved_adapter(
     assert (predicted.exact_rank, predicted.exported_rank) == (report.exact_rank, report.rank)
     assert predicted.layers == 14
     assert predicted.base_parameters == sum(p.numel() for n, p in model.named_parameters() if "localized_" not in n)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("events", [[], [0.5]], ids=["no event", "an event"])
+@pytest.mark.filterwarnings("ignore:the adapter has updates of stacked experts")
+def test_experts_count_one_by_one(kind: str, events: list[float], tmp_path: Path) -> None:
+    model = tiny_experts(kind)
+    method = BY_NAME["cps-lora"]
+    config = method.config(target_modules=["q_proj"], target_parameters=STACKS, repartition=events)
+    predicted = predict_cost(model.config, config, tokens=10, dtype=torch.float32)
+    adapted = get_peft_model(model, config)
+    if events:
+        Repartitioner(adapted, None, 2, [token_batch(examples=6)]).step()
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    report = export_lora(adapted, tmp_path / "lora")
+    size = adapter_size(adapted)
+    assert (predicted.trainable, predicted.stored, predicted.exact_rank) == (size.trainable, size.stored, size.rank)
+    assert predicted.adapter_bytes == (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size
+    assert predicted.export_bytes == (tmp_path / "lora" / "adapter_model.safetensors").stat().st_size
+    assert (predicted.exact_rank, predicted.exported_rank) == (report.exact_rank, report.rank)
+    q, stacks = 4 * (32 + 32), EXPERTS * 4 * ((48 + 32) + (32 + 24))
+    assert predicted.layers == LAYERS * (1 + 2 * EXPERTS)
+    assert predicted.lora_trainable == LAYERS * (q + stacks)
+    # unit vectors stand for an expert's tokens, so more tokens in a batch take no more than the attention's layers do
+    more, fewer = (predict_cost(model.config, config, tokens=count).calibration_working for count in (20, 10))
+    experts_alone = method.config(target_modules=[], target_parameters=STACKS)
+    assert more == predict_cost(model.config, experts_alone, tokens=20).calibration_working == fewer
+
+
+def test_lora_on_experts_can_be_compared(tmp_path: Path) -> None:
+    config = LoraConfig(r=4, target_modules=["q_proj"], target_parameters=STACKS)
+    predicted = predict_cost(tiny_experts("mixtral").config, config)
+    lora = get_peft_model(tiny_experts("mixtral"), config)
+    lora.save_pretrained(str(tmp_path))
+    assert predicted.adapter_bytes == (tmp_path / "adapter_model.safetensors").stat().st_size
+    assert predicted.trainable == predicted.lora_trainable == lora.get_nb_trainable_parameters()[0]
+    assert predicted.layers == LAYERS * (1 + 2 * EXPERTS)
 
 
 @every_method
@@ -135,12 +173,13 @@ def test_kept_signals_are_as_large_as_the_tensors_kept() -> None:
     shapes = [(48, 32), (16, 32), (32, 48)]
     scores = [TaylorScores(m, n) for m, n in shapes]
     kept = [t for score in scores for t in vars(score).values() if isinstance(t, torch.Tensor)]
-    assert taylor_bytes(shapes, 10, torch.float32).kept == sum(t.nbytes for t in kept)
+    assert taylor_bytes([(m, n, 10) for m, n in shapes], torch.float32).kept == sum(t.nbytes for t in kept)
 
     sketches = [GradientSketch(m, n, 8, seed=0) for m, n in shapes]
     kept = [t for sketch in sketches for t in vars(sketch).values() if isinstance(t, torch.Tensor)]
     projections = {p.data_ptr(): p.nbytes for sketch in sketches for p in (sketch._omega(), sketch._psi())}
-    assert sketch_bytes(shapes, 10, 8, torch.float32).kept == sum(t.nbytes for t in kept) + sum(projections.values())
+    predicted = sketch_bytes([(m, n, 10) for m, n in shapes], 8, torch.float32)
+    assert predicted.kept == sum(t.nbytes for t in kept) + sum(projections.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -149,9 +188,9 @@ def test_working_memory_is_what_observing_a_layer_allocates(signal: type, dtype:
     m, n, tokens, width = 2048, 768, 256, 64
     x, g, W = torch.ones(tokens, n, dtype=dtype), torch.ones(tokens, m, dtype=dtype), torch.ones(m, n, dtype=dtype)
     predicted = (
-        taylor_bytes([(m, n)], tokens, dtype, "cpu")
+        taylor_bytes([(m, n, tokens)], dtype, "cpu")
         if signal is TaylorScores
-        else sketch_bytes([(m, n)], tokens, width, dtype)
+        else sketch_bytes([(m, n, tokens)], width, dtype)
     )
     observer = TaylorScores(m, n) if signal is TaylorScores else GradientSketch(m, n, width, seed=0)
     observer.observe(x, g, W)  # makes the projections, which count as kept

@@ -173,6 +173,22 @@ def test_keys_and_defaults_are_those_of_the_python_configs(method: MethodBase, c
     )
 
 
+@pytest.mark.parametrize("name", ["lora", "rslora", "g-lora", "cps-lora", "hybrid"])
+def test_a_recipe_names_stacks_of_experts_as_the_configs_do(name: str) -> None:
+    stacks = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    section = method_section({"name": name, "target_modules": [], "target_parameters": stacks})
+    config = adapter_config(section, seed=0)
+    assert config.target_parameters == stacks
+    assert not config.target_modules
+
+
+@pytest.mark.parametrize("name", ["dora", "pissa", "lora-ga", "adalora", "gralora", "bd-lora", "miss", "hira"])
+def test_what_peft_cannot_put_on_experts_is_refused(name: str) -> None:
+    section = method_section({"name": name, "target_parameters": ["mlp.experts.down_proj"]})
+    with pytest.raises(ConfigError, match=f"{name}: PEFT puts it on linear layers only; leave target_parameters out"):
+        adapter_config(section, seed=0)
+
+
 @pytest.mark.parametrize("r", [1, 3, 8, 64])
 @pytest.mark.parametrize("name", ["lora", "rslora", "g-lora", "cps-lora", "hybrid"])
 def test_alpha_is_twice_r_in_recipes_and_in_python(name: str, r: int) -> None:

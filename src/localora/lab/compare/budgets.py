@@ -33,14 +33,16 @@ def resolve(plan: Plan, name: str) -> ResolvedPlan:
         ModelError: no such model.
     """
     base = meta_model(*model_config(plan.model.name), torch.float32)
-    targets = resolve_targets(base, plan.target_modules)
+    experts = {"target_parameters": plan.target_parameters} if plan.target_parameters else {}
+    where = {"r": plan.r, "target_modules": plan.target_modules, **experts}
+    targets = resolve_targets(base, plan.target_modules) if plan.target_modules or not experts else []
     shortest = min([*plan.learning_rates.rungs, plan.training.steps])
-    budget = sum(plan.r * (target.m + target.n) for target in targets)
+    budget = count_trainable(base, method_section({"name": "lora", **where}))
     contenders: list[Contender] = []
     problems: list[str] = []
     for label, role, values in _entries(plan):
         try:
-            budget_label, grid, section = _section(plan, label, values)
+            budget_label, grid, section = _section(plan, label, values, where)
             section = match_budget(section, targets)
             trainable = count_trainable(base, section, shortest)
         except (RecipeError, BudgetError, ValueError) as error:
@@ -96,14 +98,16 @@ def _entries(plan: Plan) -> Iterator[tuple[str, Role, dict[str, Any]]]:
         yield label, "headroom", own
 
 
-def _section(plan: Plan, label: str, values: dict[str, Any]) -> tuple[str | None, list[float], MethodBase]:
+def _section(
+    plan: Plan, label: str, values: dict[str, Any], where: dict[str, Any]
+) -> tuple[str | None, list[float], MethodBase]:
     if values["name"] in NOT_AVAILABLE:
         raise ValueError(f"{values['name']} cannot be compared: {NOT_AVAILABLE[values['name']]}")
     for key, place in CHOSEN_FOR_ALL.items():
         if key in values:
             raise ValueError(f"{key} must be the same for all methods; set {place}")
     own = {key: value for key, value in values.items() if key not in PLAN_KEYS}
-    section = method_section({"r": plan.r, "target_modules": plan.target_modules, **own})
+    section = method_section({**where, **own})
     grid = values.get("learning_rates")
     rates = distinct_grid([float(rate) for rate in grid]) if grid else plan.learning_rates.grid
     return values.get("budget_label", OWN_BUDGETS.get(values["name"])), rates, section

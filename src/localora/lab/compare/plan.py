@@ -24,6 +24,7 @@ OWN_SUFFIXES = (".json", ".jsonl", ".gz", ".csv", ".md", ".html", ".png", ".txt"
 
 CHOSEN_FOR_ALL = {  # keys that a method of a plan cannot have to itself, and where they belong
     "target_modules": "target_modules at the plan's top level",
+    "target_parameters": "target_parameters at the plan's top level",
     "steps": "training.steps",
     "batch_size": "training.batch_size",
     "learning_rate": "learning_rates.grid, or learning_rates of the method for a grid of its own",
@@ -107,6 +108,7 @@ class Plan(Section):
     tasks: dict[Name, DataSpec] = Field(min_length=1)
     r: PositiveInt = Field(default=8, description="LoRA-equivalent rank of every method")
     target_modules: str | list[str] = "all-linear"
+    target_parameters: list[str] | None = Field(default=None, description="stacked weights of experts to adapt as well")
     methods: dict[Name, dict[str, Any] | None] = Field(min_length=1)
     headroom: list[Annotated[int, Field(ge=2, le=1024)]] = Field(
         default=[2, 4], description="multiples of r that LoRA is run at"

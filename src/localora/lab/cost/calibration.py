@@ -1,7 +1,8 @@
 """How much memory calibration takes beyond the passes themselves, from shapes alone.
 
 Shape legend
-    m, n   rows and columns of W      T   tokens of a batch      s   sketch width      b   rows of a band of G
+    m, n   rows and columns of W      T   tokens it sees in a batch; an expert n, unit vectors that stand for them
+    s      sketch width               b   rows of a band of G
 
 The terms are those of taylor.py and sketch.py in placement/. What stays from batch to batch is kept on the CPU for
 every layer; what lives while one layer is observed exists once, on the model's device, since backward visits one layer
@@ -18,6 +19,7 @@ import torch
 from localora.placement.taylor import band_rows
 
 F32, F64 = 4, 8
+Observed = tuple[int, int, int]  # m, n, T of a layer
 
 
 class CalibrationBytes(NamedTuple):
@@ -27,30 +29,26 @@ class CalibrationBytes(NamedTuple):
     working: int
 
 
-def taylor_bytes(
-    shapes: Iterable[tuple[int, int]], tokens: int, dtype: torch.dtype, device_type: str = "cuda"
-) -> CalibrationBytes:
+def taylor_bytes(layers: Iterable[Observed], dtype: torch.dtype, device_type: str = "cuda") -> CalibrationBytes:
     """G-LoRA: scores and masks of m rows and n columns; one band of |W * G| at a time.
 
     `dtype` is that of weights and activations; a CPU takes smaller bands than an accelerator.
     """
-    shapes = list(shapes)
-    kept = sum((F64 + F32) * (m + n) + 2 * F64 for m, n in shapes)
+    layers = list(layers)
+    kept = sum((F64 + F32) * (m + n) + 2 * F64 for m, n, _ in layers)
     as_it_is = dtype == torch.bfloat16 or dtype.itemsize >= F32
-    working = (_copies(m, n, tokens, as_it_is) + _band(m, n, dtype, device_type) for m, n in shapes)
+    working = (_copies(*layer, as_it_is) + _band(*layer[:2], dtype, device_type) for layer in layers)
     return CalibrationBytes(kept, max(working, default=0))
 
 
-def sketch_bytes(shapes: Iterable[tuple[int, int]], tokens: int, width: int, dtype: torch.dtype) -> CalibrationBytes:
+def sketch_bytes(layers: Iterable[Observed], width: int, dtype: torch.dtype) -> CalibrationBytes:
     """CPS-LoRA and hybrid: Y `(m, s)` and Z `(2s+1, n)` of each layer, and the projections that equal shapes share."""
-    shapes = list(shapes)
-    widths = {(m, n): min(width, m, n) for m, n in shapes}
-    kept = F32 * sum(widths[m, n] * m + (2 * widths[m, n] + 1) * n for m, n in shapes)
-    projections = {(n, s) for (m, n), s in widths.items()} | {(2 * s + 1, m) for (m, n), s in widths.items()}
+    widths = [(layer, min(width, *layer[:2])) for layer in layers]
+    kept = F32 * sum(s * m + (2 * s + 1) * n for (m, n, _), s in widths)
+    projections = {(n, s) for (_, n, _), s in widths} | {(2 * s + 1, m) for (m, _, _), s in widths}
     kept += F64 * sum(rows * cols for rows, cols in projections)
     working = (
-        _copies(m, n, tokens, dtype.itemsize >= F32) + F32 * max(_left(m, n, tokens, s), _right(m, n, tokens, s))
-        for (m, n), s in widths.items()
+        _copies(*layer, dtype.itemsize >= F32) + F32 * max(_left(*layer, s), _right(*layer, s)) for layer, s in widths
     )
     return CalibrationBytes(kept, max(working, default=0))
 
@@ -75,7 +73,7 @@ def _right(m: int, n: int, tokens: int, s: int) -> int:
     return (2 * s + 1) * (tokens + max(m, 2 * n))
 
 
-PLANNER_BYTES: dict[str, Callable[[Iterable[tuple[int, int]], int, Any, torch.dtype], CalibrationBytes]] = {
-    "taylor": lambda shapes, tokens, _, dtype: taylor_bytes(shapes, tokens, dtype),
-    "coclustering": lambda shapes, tokens, config, dtype: sketch_bytes(shapes, tokens, config.sketch, dtype),
+PLANNER_BYTES: dict[str, Callable[[Iterable[Observed], Any, torch.dtype], CalibrationBytes]] = {
+    "taylor": lambda layers, _, dtype: taylor_bytes(layers, dtype),
+    "coclustering": lambda layers, config, dtype: sketch_bytes(layers, config.sketch, dtype),
 }

@@ -7,7 +7,9 @@ to save mean here what they mean in training, and no second copy of those rules 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
@@ -16,17 +18,32 @@ from transformers import PretrainedConfig
 
 from localora.adapter.adapted import adapted_layers
 from localora.adapter.config import LocalizedConfig
+from localora.adapter.expert import Expert
 from localora.adapter.size import frozen_rank_after
 from localora.arguments import check_count, check_kind
 from localora.errors import ConfigError
+from localora.export.experts import expert_tensors
 from localora.export.grid import on_grid
-from localora.lab.cost.calibration import PLANNER_BYTES, CalibrationBytes
+from localora.lab.cost.calibration import PLANNER_BYTES, CalibrationBytes, Observed
 from localora.lab.cost.file_size import safetensors_bytes
 from localora.lab.cost.report import CostReport
 from localora.lab.cost.shapes import meta_model, model_config
 from localora.placement.budget import lora_parameters
 
 ADAM_BYTES = 8  # two float32 moments a parameter
+
+
+class Adapted(NamedTuple):
+    """A matrix of m outputs and n inputs, or so many of them where PEFT's LoRA has one layer for a stack of experts.
+
+    `rank` is that of its update as plain LoRA, `r` the LoRA-equivalent one.
+    """
+
+    m: int
+    n: int
+    rank: int
+    r: int
+    matrices: int = 1
 
 
 def predict_cost(
@@ -76,31 +93,30 @@ def predict_cost(
     trained = [p for p in model.parameters() if p.requires_grad]
     trainable = sum(p.numel() for p in trained)
     frozen_rank = _frozen_rank(model)
-    ranks = _exact_ranks(model, frozen_rank)
-    shapes = [(m, n) for m, n, _, _ in ranks.values()]
-    exact_rank = max(rank for _, _, rank, _ in ranks.values())
+    layers = _adapted(model, frozen_rank)
+    exact_rank = max(layer.rank for layer in layers.values())
     exported_rank = on_grid(exact_rank)
-    calibration = _calibration(peft_config, model, shapes, tokens, dtype)
+    calibration = _calibration(model, tokens, dtype)
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
     tensors = {key: (t.dtype, tuple(t.shape)) for key, t in saved.items() if ".localized_frozen_" not in key}
-    for layer, (m, n, _, _) in ranks.items() if frozen_rank else ():
-        tensors[f"base_model.model.{layer}.localized_frozen_A"] = (torch.float32, (frozen_rank, n))
-        tensors[f"base_model.model.{layer}.localized_frozen_B"] = (torch.float32, (m, frozen_rank))
+    for name_of_layer, layer in layers.items() if frozen_rank else ():
+        tensors[f"base_model.model.{name_of_layer}.localized_frozen_A"] = (torch.float32, (frozen_rank, layer.n))
+        tensors[f"base_model.model.{name_of_layer}.localized_frozen_B"] = (torch.float32, (layer.m, frozen_rank))
     return CostReport(
         model=name,
         method=peft_config.method if isinstance(peft_config, LocalizedConfig) else "lora",
         r=peft_config.r,
         tokens=tokens,
-        layers=len(ranks),
+        layers=sum(layer.matrices for layer in layers.values()),
         base_parameters=base_parameters,
         base_bytes=base_bytes,
         trainable=trainable,
-        lora_trainable=sum(lora_parameters(m, n, r) for m, n, _, r in ranks.values()),
-        stored=trainable + sum(frozen_rank * (m + n) for m, n in shapes),
+        lora_trainable=sum(x.matrices * lora_parameters(x.m, x.n, x.r) for x in layers.values()),
+        stored=trainable + sum(frozen_rank * (x.m + x.n) for x in layers.values()),
         exact_rank=exact_rank,
         exported_rank=exported_rank,
         adapter_bytes=safetensors_bytes(tensors),
-        export_bytes=_export_bytes(ranks, exported_rank),
+        export_bytes=_export_bytes(peft_config, layers, exported_rank),
         gradient_bytes=sum(p.numel() * p.element_size() for p in trained),
         optimizer_bytes=ADAM_BYTES * trainable,
         calibration_kept=calibration.kept,
@@ -117,12 +133,12 @@ def _frozen_rank(model: PeftModel) -> int:
     return frozen_rank_after(budgets, config, len(set(config.repartition)))
 
 
-def _exact_ranks(model: PeftModel, frozen_rank: int) -> dict[str, tuple[int, int, int, int]]:
-    """Layer name -> m, n, rank as plain LoRA, LoRA-equivalent rank."""
+def _adapted(model: PeftModel, frozen_rank: int) -> dict[str, Adapted]:
+    """By name of the layer."""
     config, base = model.peft_config["default"], model.get_base_model()
     if isinstance(config, LocalizedConfig):
         return {
-            name: (
+            name: Adapted(
                 layer.out_features,
                 layer.in_features,
                 layer.localized_layout["default"].budget.dense_rank + frozen_rank,
@@ -130,24 +146,32 @@ def _exact_ranks(model: PeftModel, frozen_rank: int) -> dict[str, tuple[int, int
             )
             for name, layer in adapted_layers(base, "default")
         }
+    layers = {name: layer for name, layer in base.named_modules() if isinstance(layer, LoraLayer)}
     return {
-        name: (int(layer.out_features or 0), int(layer.in_features or 0), layer.r["default"], layer.r["default"])
-        for name, layer in base.named_modules()
-        if isinstance(layer, LoraLayer)
+        name: Adapted(int(layer.out_features or 0), int(layer.in_features or 0), r, r, getattr(layer, "num_experts", 1))
+        for name, layer in layers.items()
+        for r in [layer.r["default"]]
     }
 
 
-def _calibration(
-    config: PeftConfig, model: PeftModel, shapes: list[tuple[int, int]], tokens: int, dtype: torch.dtype
-) -> CalibrationBytes:
+def _calibration(model: PeftModel, tokens: int, dtype: torch.dtype) -> CalibrationBytes:
+    config = model.peft_config["default"]
     if not isinstance(config, LocalizedConfig) or config.global_share == 1:
         return CalibrationBytes(0, 0)
-    return PLANNER_BYTES[config.planner](shapes, tokens, config, dtype)
+    layers: Sequence[Observed] = [
+        (x.out_features, x.in_features, x.in_features if isinstance(x.get_base_layer(), Expert) else tokens)
+        for _, x in adapted_layers(model, "default")
+    ]
+    return PLANNER_BYTES[config.planner](layers, config, dtype)
 
 
-def _export_bytes(ranks: dict[str, tuple[int, int, int, int]], exported_rank: int) -> int:
-    tensors = {}
-    for name, (m, n, _, _) in ranks.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = (torch.float32, (exported_rank, n))
-        tensors[f"base_model.model.{name}.lora_B.weight"] = (torch.float32, (m, exported_rank))
-    return safetensors_bytes(tensors)
+def _export_bytes(config: PeftConfig, layers: dict[str, Adapted], rank: int) -> int:
+    pairs = {
+        name: (torch.empty(x.matrices * rank, x.n, device="meta"), torch.empty(x.m, rank * x.matrices, device="meta"))
+        for name, x in layers.items()
+    }
+    tensors = expert_tensors(config, pairs) if isinstance(config, LocalizedConfig) else {}
+    for name, (A, B) in pairs.items():
+        if not isinstance(config, LocalizedConfig) or config.stack_of(name) is None:
+            tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
+    return safetensors_bytes({f"base_model.model.{key}": (t.dtype, tuple(t.shape)) for key, t in tensors.items()})

@@ -39,6 +39,7 @@ class LoraMethod(AdapterMethod):
     """
 
     name: Literal["lora", "rslora", "dora", "pissa"]
+    target_parameters: list[str] | None = Field(default=None, description="stacked weights of experts; lora, rslora")
     ranks: dict[str, PositiveInt] = Field(default={}, description="PEFT's own rank by layer, where it is not r")
 
 

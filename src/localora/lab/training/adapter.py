@@ -35,6 +35,8 @@ def adapter_config(method: MethodBase, seed: int, steps: int = TrainingSection()
     Raises:
         ValueError: keys that contradict each other, or a method without an adapter; the message says which.
     """
+    if isinstance(method, LoraMethod) and method.target_parameters and method.name not in ("lora", "rslora"):
+        raise ConfigError(f"{method.name}: PEFT puts it on linear layers only; leave target_parameters out")
     if isinstance(method, AdaLoraMethod):
         return _adalora_config(method, steps)
     if isinstance(method, LoraMethod):
@@ -57,6 +59,7 @@ def _peft_config(method: LoraMethod) -> PeftConfig:
     if isinstance(method, HiraMethod):
         return HiraConfig(r=r, hira_dropout=method.dropout, rank_pattern=ranks, **common)
     options: dict[str, Any] = {
+        "target_parameters": method.target_parameters,
         "lora_dropout": method.dropout,
         "lora_alpha": method.resolved_alpha,
         "use_rslora": method.use_rslora or method.name == "rslora",
@@ -128,4 +131,5 @@ def all_parameters(model: nn.Module) -> int:
 def lora_parameters(model: nn.Module, r: int) -> int:
     """r (m + n) summed over the adapted layers: the trainable parameters of LoRA at rank r on the same layers."""
     layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
-    return sum(r * (layer.in_features + layer.out_features) for layer in layers)
+    experts = [getattr(layer, "num_experts", 1) for layer in layers]  # of a stack, in PEFT's one layer for all of them
+    return sum(e * r * (layer.in_features + layer.out_features) for e, layer in zip(experts, layers, strict=True))
