@@ -42,7 +42,7 @@ theory: $(VENV)/dev.done         ## planted teachers: how many parameters each m
 ordeal: $(VENV)/dev.done         ## kills, full disks, second writers, damaged files, hostile code; ORDEAL_ARGS='--short'
 	$(BIN)/python -m benchmarks.ordeal $(ORDEAL_ARGS)
 
-results: $(VENV)/train.done      ## docs/results.md again, from the records in results/
+results: $(VENV)/train.done      ## the reports in results/ again, from their records
 	$(BIN)/python -m benchmarks.results
 
 # Two things differ on the oldest versions: transformers 5.0 warns in reentrant checkpointing, and torch 2.6 rounds

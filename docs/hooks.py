@@ -1,5 +1,5 @@
-"""Hooks of the documentation site: reference pages made from the code, and figures that benchmarks keep beside their
-records. What can be read off the code is never typed into a page.
+"""Hooks of the documentation site: reference pages made from the code, the reports of comparisons, and figures that
+benchmarks keep beside their records. What can be read off the code or the records is never typed into a page.
 """
 
 from __future__ import annotations
@@ -17,12 +17,21 @@ from typer.main import get_command
 
 ROOT = Path(__file__).parent.parent
 _OUTSIDE = re.compile(r"\((?:\.\./)+(benchmarks|results)/([^)\s]+\.png)\)")
+_REPORT = re.compile(r"\(\.\./results/([\w-]+)/report\.md\)")
+_DEFAULT = re.compile(r"<code>option\((\S+?),.*?\)</code>", re.DOTALL)  # of a config's field
+_EMPTY = {"list": "[]", "dict": "{}"}
+_ROLE = re.compile(r":(?:class|func|mod|meth|attr):(?=<code>)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the reference pages, and the pictures that pages show from outside docs/."""
     for name, text in {"recipe": _recipe_keys(), "plan": _plan_keys(), "cli": _command_line()}.items():
         files.append(File.generated(config, f"reference/{name}.md", content=text))
+    for report in sorted(ROOT.glob("results/*/report.md")):
+        name = report.parent.name
+        files.append(File.generated(config, f"results/{name}/index.md", content=report.read_text(encoding="utf-8")))
+        for picture in report.parent.glob("*.png"):
+            files.append(File.generated(config, f"results/{name}/{picture.name}", content=picture.read_bytes()))
     pages = [file for file in files if file.src_uri.endswith(".md")]
     wanted = {"/".join(match) for page in pages for match in _OUTSIDE.findall(page.content_string)}
     for path in sorted(wanted):
@@ -31,9 +40,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point pictures that live outside docs/ to their copies."""
+    """Point reports and pictures that live outside docs/ to their copies."""
     up = "../" * page.file.src_uri.count("/")
-    return _OUTSIDE.sub(rf"({up}figures/\1/\2)", markdown)
+    return _REPORT.sub(r"(results/\1/index.md)", _OUTSIDE.sub(rf"({up}figures/\1/\2)", markdown))
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Docstrings as a reader wants them: a field's default by itself, and names without the role they have."""
+    html = _DEFAULT.sub(lambda found: f"<code>{_EMPTY.get(found[1], found[1])}</code>", html)
+    return _ROLE.sub("", html)
 
 
 def _recipe_keys() -> str:
