@@ -9,7 +9,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from localora.lab.inspect.cluster_test import MAX_MISMATCH, ClusterTest, cluster_test
 from localora.lab.inspect.matrix import Dense, Factors, Matrix
-from localora.lab.inspect.nulls import energy_mismatch, matched, rotated, shuffled
+from localora.lab.inspect.nulls import energy_mismatch, matched, rotated
 from localora.placement.coclustering import plan_coclusters
 
 
@@ -80,10 +80,6 @@ def test_what_each_null_keeps() -> None:
         assert kept <= 0.01 if make is matched else kept > 0.1
         # and it is another matrix: its largest direction has little to do with that of dW
         assert abs(float(null_U[:, 0] @ U[:, 0])) < 0.7
-
-    values = shuffled(M, 60, generator)[1]
-    assert float(values.square().sum()) == pytest.approx(float(M.square().sum()))  # the entries are all there
-    assert float(values[10:].square().sum() / values.square().sum()) > 0.3  # the low rank is not
 
 
 def test_energy_mismatch_counts_moved_energy() -> None:

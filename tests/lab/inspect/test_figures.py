@@ -11,8 +11,7 @@ from planted import clustered
 
 from localora.lab.inspect.captured import global_local_energy, grid_energy, lora_energy, partition_energy
 from localora.lab.inspect.leading import all_singular_values, leading_energy, leading_svd
-from localora.lab.inspect.matrix import Dense, Factors, Matrix
-from localora.lab.inspect.spectrum import effective_rank, stable_rank
+from localora.lab.inspect.matrix import Dense, Factors, Matrix, effective_rank, stable_rank
 from localora.placement.budget import LocalShape, global_local_budget
 from localora.placement.captured import captured_energy
 from localora.placement.random import random_partition

@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 
 from localora import CpsLoraConfig
 from localora.errors import LocaloraError
-from localora.lab.inspect.errors import InspectionError
+from localora.lab.inspect import InspectionError
 from localora.lab.inspect.microscope import inspect_delta
 
 

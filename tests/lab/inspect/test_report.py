@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import statistics
@@ -55,7 +54,7 @@ def test_an_adapter_made_of_clusters_is_not_news(written: tuple[InspectionReport
     assert made.headline() == "1 of 3 layers show clusters; this adapter is made of clusters, so it must"
 
 
-def test_json_and_csv(written: tuple[InspectionReport, Path]) -> None:
+def test_json(written: tuple[InspectionReport, Path]) -> None:
     report, out = written
     saved = json.loads((out / "inspection.json").read_text())
     assert saved == report.record()
@@ -63,14 +62,6 @@ def test_json_and_csv(written: tuple[InspectionReport, Path]) -> None:
     assert saved["layers"][0]["singular_values"][:6] == pytest.approx(report.layers[0].singular_values[:6], rel=1e-5)
     null = saved["layers"][0]["test"]["nulls"]["matched"]["cps_k2_balanced"]
     assert null["z"] == pytest.approx((null["observed"] - null["mean"]) / null["sd"], rel=1e-4)
-
-    with (out / "layers.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["name"] for row in rows] == list(NAMES)
-    assert float(rows[0]["captured.lora"]) == pytest.approx(report.layers[0].captured["lora"], rel=1e-5)
-    assert float(rows[0]["matched.cps_strongest.z"]) == pytest.approx(null["z"], rel=1e-5)
-    assert rows[2]["verdict"] == "unchanged"
-    assert rows[2]["captured.lora"] == ""
 
 
 def test_the_page_is_self_contained(written: tuple[InspectionReport, Path]) -> None:

@@ -16,8 +16,8 @@ from transformers import LlamaForCausalLM
 
 from localora import export_lora
 from localora.errors import AdapterError, LocaloraError
+from localora.lab.inspect import InspectionError
 from localora.lab.inspect.checkpoints import CheckpointPair
-from localora.lab.inspect.errors import InspectionError
 from localora.lab.inspect.microscope import inspect_delta
 from localora.lab.inspect.report import InspectionReport
 from localora.lab.inspect.source import open_source

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from localora.lab.inspect.errors import InspectionError
+from localora.lab.inspect import InspectionError
 
 INDEX = ".safetensors.index.json"
 TABLES = ("embed", "wte", "wpe", "lm_head")  # looked-up or tied, and seldom adapted: left out unless asked for

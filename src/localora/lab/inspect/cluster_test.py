@@ -19,14 +19,14 @@ import torch
 
 from localora.lab.inspect.captured import global_local_energy, partition_energy
 from localora.lab.inspect.matrix import Factors, Matrix, Triplets
-from localora.lab.inspect.nulls import energy_mismatch, matched, rotated, shuffled
+from localora.lab.inspect.nulls import energy_mismatch, matched, rotated
 from localora.placement.budget import LocalShape
 from localora.placement.coclustering import plan_coclusters
 from localora.placement.random import contiguous_partition
 
 DIRECTIONS = 64  # at most
 NEGLIGIBLE = 1e-3  # of the largest singular value: what a merge's rounding leaves behind is no direction of dW
-NULLS = ("shuffled", "rotated", "matched")
+NULLS = ("rotated", "matched")
 BALANCES = {"balanced": 1.0, "free": 0.0}
 MIN_EXCESS = 0.1  # of the energy that the null leaves to be gained: less is no use, however significant
 MIN_GAP = 0.03  # of all energy: a null that captures nearly everything makes large shares of small remainders
@@ -107,12 +107,9 @@ def cluster_test(matrix: Matrix, *, rank: int, clusters: tuple[int, ...], draws:
     U, s, V = U[:, kept], s[kept], V[:, kept]
     ceiling = float(s.square().sum()) / energy
     generator = torch.Generator().manual_seed(seed)
-    dense = matrix.dense()
     mismatches = []
 
     def draw(null: str) -> Triplets:
-        if null == "shuffled":
-            return shuffled(dense, len(s), generator)
         if null == "rotated":
             return rotated(U, s, V, generator)
         drawn = matched(U, s, V, generator)

@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from localora.lab.inspect import InspectionError
 from localora.lab.inspect.captured import global_local_energy, grid_energy, lora_energy, partition_energy
 from localora.lab.inspect.cluster_test import BALANCES, ClusterTest, cluster_test
-from localora.lab.inspect.errors import InspectionError
-from localora.lab.inspect.matrix import Matrix
-from localora.lab.inspect.spectrum import effective_rank, stable_rank
+from localora.lab.inspect.matrix import Matrix, effective_rank, stable_rank
 from localora.lab.inspect.thumbnails import Thumbnails, draw_thumbnails
 from localora.placement.budget import LocalShape
 from localora.placement.coclustering import CoclusteringResult, plan_coclusters
@@ -32,7 +31,7 @@ class LayerInspection:
         rows, cols: m, n.
         norm: ||dW||_F.
         singular_values: all of them (of factors, those above rounding), descending.
-        stable_rank, effective_rank: see :mod:`localora.lab.inspect.spectrum`.
+        stable_rank, effective_rank: see :mod:`localora.lab.inspect.matrix`.
         rank_utilisation: effective rank over the budgeted rank r; above 1, dW uses more directions than LoRA has.
         captured: share of ||dW||_F^2 that each adapter could hold at LoRA's budget: `lora`, `g_lora`,
             `cps_k4_balanced`, `cps_k4_free`, `contiguous_k4`, `grid_k4`, ...; None where it does not fit the shape.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from localora.lab.inspect.errors import InspectionError
+from localora.lab.inspect import InspectionError
 from localora.lab.inspect.layer import inspect_layer
 from localora.lab.inspect.report import InspectionReport
 from localora.lab.inspect.source import Inspectable, open_source
@@ -35,7 +35,7 @@ def inspect_delta(
             checkpoint, with `base`; or a mapping of names to dW `(m, n)`. Adapter folders need no base model;
             checkpoints are read tensor by tensor.
         base: folder of the checkpoint that `source` was fine-tuned from.
-        out: folder for `index.html`, `inspection.json`, `layers.csv` and PNG pictures; None writes nothing.
+        out: folder for `index.html`, `inspection.json` and PNG pictures; None writes nothing.
         rank: r, the budget r (m + n) at which adapters are compared, and what "rank utilisation" divides by.
             Give an adapter's own r to see how much of it is used.
         clusters: numbers of clusters K to try.
@@ -74,7 +74,7 @@ def inspect_delta(
         seconds=time.monotonic() - start,
     )
     if folder is not None:
-        from localora.lab.inspect.write import write_report
+        from localora.lab.inspect.page import write_report
 
         write_report(report, folder)
     return report

@@ -4,12 +4,11 @@ Shape legend
     m, n  rows and columns      q  leading directions      U (m, q), s (q,), V (n, q)  leading triplets of dW
 
 | null     | keeps                                                      | what beating it shows                   |
-| shuffled | the entries                                                | some structure: low rank, or clusters   |
 | rotated  | all singular values; U and V are random                    | energy gathers on some rows and columns |
 | matched  | all singular values, and the energy of every row and column| directions gather: clusters             |
 
-The shuffled null loses the low rank along with the clusters, so nearly every update beats it. A rotated matrix spreads
-its energy evenly; a few heavy rows are enough to beat that one. Only what beats the matched null has clusters.
+A rotated matrix spreads its energy evenly; a few heavy rows are enough to beat it. Only what beats the matched null has
+clusters. (Shuffled entries would be no null: their low rank is gone too, so nearly every update beats them.)
 """
 
 from __future__ import annotations
@@ -17,27 +16,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from localora.lab.inspect.leading import leading_svd
 from localora.lab.inspect.matrix import Triplets
 
-SLICE = 256  # rows shuffled at a time: keys and indices of all would take four times the matrix
 MATCH_ROUNDS = 300
 MATCHED = 1e-3  # share of the energy on the wrong rows at which a draw counts as matched
-
-
-def shuffled(M_mn: Tensor, directions: int, generator: torch.Generator) -> Triplets:
-    """The leading triplets of dW with the entries of each row permuted, then those of each column."""
-    return leading_svd(_permute_rows(_permute_rows(M_mn, generator).T, generator).T, directions)
-
-
-def _permute_rows(M_mn: Tensor, generator: torch.Generator) -> Tensor:
-    """Each row's entries in an order of their own."""
-    out = torch.empty_like(M_mn, memory_format=torch.contiguous_format)
-    for start in range(0, len(M_mn), SLICE):
-        rows = M_mn[start : start + SLICE]
-        order = torch.rand(rows.shape, generator=generator).argsort(dim=1)
-        out[start : start + SLICE] = rows.gather(1, order)
-    return out
 
 
 def rotated(U: Tensor, s: Tensor, V: Tensor, generator: torch.Generator) -> Triplets:

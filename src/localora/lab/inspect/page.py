@@ -1,18 +1,19 @@
-"""The report as one self-contained page: pictures inlined, no request to anywhere, readable in light and dark."""
+"""The report's folder, and its page: one file, pictures inlined, no request to anywhere, readable in light and dark."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
+from localora.files import make_folder, write_file
 from localora.lab.inspect.cluster_test import UNCHANGED
 from localora.lab.inspect.layer import LayerInspection
-from localora.lab.inspect.pictures import adapter_name
+from localora.lab.inspect.pictures import adapter_name, draw_all
 from localora.lab.inspect.report import VERDICTS, InspectionReport
-from localora.lab.pages.shell import data_uri, whole_page
+from localora.lab.pages.shell import Cell, picture, table, whole_page
 
-Cell = tuple[str, float | str | None]  # what is shown, what is sorted by
 CAPTIONS = {
     "captured": (
         "Energy at LoRA's budget",
@@ -42,18 +43,29 @@ READING = """
 hold more energy than others.</p>
 <p><b>Matched null</b>: the same singular values and the same energy in every row and column. Beating it means clusters:
 groups of rows and columns with directions of their own.</p>
-<p><b>Shuffled null</b>: the entries shuffled within rows, then within columns. It has no low rank either, so nearly
-every update beats it.</p>
 <p><b>Effective rank</b>: exp of the entropy of the singular values over their sum (Roy and Vetterli, 2007).
 <b>Stable rank</b>: energy over the largest squared singular value. <b>Used of r</b>: effective rank over the budgeted
 rank.</p>
 """
 
 
+def write_report(report: InspectionReport, folder: Path) -> None:
+    """`inspection.json`, a PNG of each picture, and `index.html`, which holds all of it in one file."""
+    make_folder(folder)
+    write_file(folder / "inspection.json", report.to_json())  # data first, since pictures can be drawn again
+    light, dark = draw_all(report, "light"), draw_all(report, "dark")
+    for name, png in light.items():
+        write_file(folder / f"{name}.png", png)
+    write_file(folder / "index.html", render_page(report, light, dark))
+
+
 def render_page(report: InspectionReport, light: dict[str, bytes], dark: dict[str, bytes]) -> str:
     """The page, given each picture as PNG bytes for both themes."""
-    sections = [_summary(report), *(_picture(name, light[name], dark[name], report.rank) for name in light)]
-    sections += [_table(report), _reading(report)]
+    pictures = []
+    for name in light:
+        title, caption = CAPTIONS[name]
+        pictures.append(picture(title, light[name], dark[name], caption.format(rank=report.rank)))
+    sections = [_summary(report), *pictures, _table(report), _reading(report)]
     return whole_page(f"Update inspected: {report.source}", sections)
 
 
@@ -79,32 +91,22 @@ def _summary(report: InspectionReport) -> str:
 """
 
 
-def _picture(name: str, light: bytes, dark: bytes, rank: int) -> str:
-    title, caption = CAPTIONS[name]
-    return f"""<section><h2>{title}</h2><p class="soft">{caption.format(rank=rank)}</p>
-<picture><source media="(prefers-color-scheme: dark)" srcset="{data_uri(dark)}">
-<img alt="{title}" src="{data_uri(light)}"></picture></section>
-"""
-
-
 def _table(report: InspectionReport) -> str:
     captured = list(report.median_captured())
     headings = ["layer", "shape", "norm", "stable rank", "effective rank", "used of r", "verdict", "strongest clusters"]
-    headings += ["excess", "observed", "rotated null", "matched null", "z (matched)", "shuffled null"]
+    headings += ["excess", "observed", "rotated null", "matched null", "z (matched)"]
     headings += [adapter_name(key) for key in captured]
-    head = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in headings)
-    body = "".join(_row(layer, captured) for layer in report.layers)
+    rows = [_row(layer, captured) for layer in report.layers]
     return f"""<section><h2>All layers</h2>
 <p class="soft">Click a heading to sort. Observed and nulls: energy the strongest clusters hold, of the leading
 directions of the update and of matrices without clusters (mean and standard deviation of the draws). The columns
 after them: energy captured at the budget, of the whole update.</p>
 <input id="filter" type="search" placeholder="filter, e.g. q_proj or clusters" aria-label="filter layers">
-<div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead>
-<tbody>{body}</tbody></table></div></section>
+{table(headings, rows, VERDICTS)}</section>
 """
 
 
-def _row(layer: LayerInspection, captured: Sequence[str]) -> str:
+def _row(layer: LayerInspection, captured: Sequence[str]) -> list[Cell]:
     test = layer.test
     cells: list[Cell] = [
         (layer.name, layer.name),
@@ -115,27 +117,18 @@ def _row(layer: LayerInspection, captured: Sequence[str]) -> str:
         (test.verdict, test.verdict),
     ]
     if test.verdict == UNCHANGED or test.strongest is None:
-        cells += [("-", None)] * 7
+        cells += [("-", None)] * 6
     else:
-        shuffled, rotated, matched = (
-            test.nulls[name][f"cps_{test.strongest}"] for name in ("shuffled", "rotated", "matched")
-        )
+        rotated, matched = (test.nulls[name][f"cps_{test.strongest}"] for name in ("rotated", "matched"))
         cells += [
             (adapter_name(f"cps_{test.strongest}").removeprefix("CPS-LoRA, "), test.strongest),
             (f"{test.excess:z.2f}", test.excess),
             (f"{matched.observed:.1%}", matched.observed),
             *((_spread(null.mean, null.sd), null.mean) for null in (rotated, matched)),
             ("-" if matched.z is None else f"{matched.z:.1f}", matched.z),
-            (_spread(shuffled.mean, shuffled.sd), shuffled.mean),
         ]
     cells += [("-", None) if (x := layer.captured.get(key)) is None else (f"{x:.1%}", x) for key in captured]
-    return "<tr>" + "".join(_cell(cell, test.verdict) for cell in cells) + "</tr>"
-
-
-def _cell(cell: Cell, verdict: str) -> str:
-    shown, value = cell
-    mark = f' class="{verdict}"' if shown == verdict else ""
-    return f'<td{mark} data-value="{"" if value is None else escape(str(value))}">{escape(shown)}</td>'
+    return cells
 
 
 def _spread(mean: float, sd: float) -> str:

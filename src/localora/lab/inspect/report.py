@@ -1,9 +1,7 @@
-"""What the microscope saw: figures of all layers, in memory, as JSON and as CSV."""
+"""What the microscope saw: figures of all layers, in memory and as JSON."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import statistics
 from collections import Counter
@@ -86,16 +84,6 @@ class InspectionReport:
         """:meth:`record` as text."""
         return json.dumps(self.record(), indent=1, allow_nan=False) + "\n"
 
-    def to_csv(self) -> str:
-        """One line a layer; empty cells where a figure does not exist."""
-        rows = [_flat(layer) for layer in self.layers]
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, names, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()
-
     def __str__(self) -> str:
         changed = self.changed
         lines = [f"{self.source}: {self.headline()} (r {self.rank}, {self.draws} draws a null, {self.seconds:.0f} s)"]
@@ -109,23 +97,6 @@ class InspectionReport:
         if self.skipped:
             lines.append(f"  left out: {len(self.skipped)} tensors, such as {next(iter(self.skipped))}")
         return "\n".join(lines)
-
-
-def _flat(layer: LayerInspection) -> dict[str, Any]:
-    plain = ("name", "rows", "cols", "norm", "stable_rank", "effective_rank", "rank_utilisation")
-    row: dict[str, Any] = {name: getattr(layer, name) for name in plain}
-    test = layer.test
-    row |= {"verdict": test.verdict, "strongest": test.strongest, "excess": test.excess, "mismatch": test.mismatch}
-    row |= {f"captured.{key}": value for key, value in layer.captured.items()}
-    row |= {f"correlation.{key}": value for key, value in layer.correlation.items()}
-    row |= {f"observed.{key}": value for key, value in test.observed.items()}
-    for null, figures in test.nulls.items():
-        # the partition judged differs from layer to layer; its columns must not
-        for key, figure in figures.items():
-            general = key.replace(f"_{test.strongest}", "_strongest") if test.strongest else key
-            if general in ("cps_strongest", "correlation_strongest", "g_lora", "lora"):
-                row |= {f"{null}.{general}.{part}": getattr(figure, part) for part in ("mean", "sd", "z", "excess")}
-    return {key: "" if value is None else _rounded(value) for key, value in row.items()}
 
 
 def _rounded(value: Any) -> Any:

@@ -14,8 +14,8 @@ from localora.adapter.config import LocalizedConfig
 from localora.adapter.lora_file import lora_factors, read_lora_folder
 from localora.arguments import check_path
 from localora.export.sources import Adapter, read_folder, read_model
+from localora.lab.inspect import InspectionError
 from localora.lab.inspect.checkpoints import CheckpointPair
-from localora.lab.inspect.errors import InspectionError
 from localora.lab.inspect.matrix import Dense, Factors, Matrix
 from localora.lab.model.targets import depth_order
 

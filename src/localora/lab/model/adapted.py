@@ -9,8 +9,8 @@ import torch
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from localora.lab.model import ModelError
 from localora.lab.model.base import load_base_model
-from localora.lab.model.errors import ModelError
 
 CONFIG = "adapter_config.json"
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from localora.lab.model.errors import ModelError
+from localora.lab.model import ModelError
 from localora.lab.model.smollm2 import NAME as SMOLLM2
 from localora.lab.model.smollm2 import smollm2_folder
 

