@@ -64,7 +64,10 @@ def test_keys_explain_the_recipe_section_by_section() -> None:
     assert one in everything
     assert all(line.startswith("training.") for line in one.splitlines())
     methods = call("keys", "method").stdout
-    assert all(f"\n    {method} " in methods for method in METHOD_CLASSES)
+    assert all(f"\n{method} " in f"\n{methods}" for method in METHOD_CLASSES)
+    assert "\ng-lora     A low rank on the whole matrix" in methods
+    assert "\nlora-ga    factors that start along the gradient" in methods
+    assert "(global_share, local_size)" in methods  # the keys that G-LoRA alone has
     assert "method.clusters: 4" in methods
     gralora = call("keys", "gralora").stdout
     assert "method.blocks: 2  (k of the k x k grid" in gralora  # of BD-LoRA the same key means another thing
@@ -129,13 +132,13 @@ def test_export_errors_are_one_line(tmp_path: Path) -> None:
 def test_a_typo_in_a_recipe(model_folder: Path, tmp_path: Path) -> None:
     values = recipe_values(model_folder, tmp_path / "run") | {"training": {"stepz": 3}}
     refused(
-        call("train", write_recipe(tmp_path / "r.yaml", values)), "training.stepz: unknown key; did you mean steps?"
+        call("train", write_recipe(tmp_path / "r.yaml", values)), "training.stepz: unknown key; did you mean 'steps'?"
     )
 
 
 def test_a_typo_in_an_override(model_folder: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "r.yaml", recipe_values(model_folder, tmp_path / "run"))
-    refused(call("train", recipe, "--set", "method.cluster=3"), "method.cluster: unknown key; did you mean clusters?")
+    refused(call("train", recipe, "--set", "method.cluster=3"), "method.cluster: unknown key; did you mean 'clusters'?")
 
 
 def test_several_problems_are_several_lines(model_folder: Path, tmp_path: Path) -> None:
@@ -174,7 +177,7 @@ def test_budget_needs_no_weights_and_refuses_unknown_keys() -> None:
     lora = 16 * 32 * (2 * (4096 + 4096) + 2 * (1024 + 4096) + 3 * (14336 + 4096))
     assert f"{lora:,} (0.52% of the base; LoRA r 16: {lora:,})" in text
     assert "exported rank                      128 (exact: 128)" in text
-    refused(call("budget", "--model", "llama-3-8b", "--set", "clusterz=8"), "did you mean clusters?")
+    refused(call("budget", "--model", "llama-3-8b", "--set", "clusterz=8"), "did you mean 'clusters'?")
     unknown = call("budget", "--model", "llama-3-8b", "--method", "dora")
     assert unknown.exit_code == 2
     assert "'dora' is not one of" in unknown.stderr

@@ -24,7 +24,7 @@ METHODS: dict[str, dict[str, Any]] = {
 OTHERS: dict[str, dict[str, Any]] = {  # each with something of its own before, during or after training
     "pissa": _COMMON | {"name": "pissa"},
     "lora-ga": _COMMON | {"name": "lora-ga", "calibration_steps": 2},
-    "adalora": _COMMON | {"name": "adalora", "final_share": 0.2},
+    "adalora": _COMMON | {"name": "adalora"},
     "full": {"name": "full", "r": 4, "target_modules": ["q_proj", "down_proj"]},
 }
 

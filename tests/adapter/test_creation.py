@@ -212,7 +212,7 @@ def test_a_rank_above_both_sides_trains_as_peft_s_lora_does() -> None:
 def test_no_layer_of_that_name_lists_those_that_exist() -> None:
     with pytest.raises(ConfigError, match=r"'zzz'.*called down_proj \(2\), gate_proj \(2\), k_proj \(2\), lm_h"):
         adapted(G_LORA, target_modules=["zzz"])
-    with pytest.warns(UserWarning, match=r"names 'v_prj', which no layer is called.*Did you mean 'v_proj'"):
+    with pytest.warns(UserWarning, match=r"names 'v_prj', which no layer is called.*did you mean 'v_proj'"):
         adapted(G_LORA, target_modules=["q_proj", "v_prj"])
 
 

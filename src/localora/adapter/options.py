@@ -111,7 +111,7 @@ def _options_of(config_class: Any) -> dict[str, Option]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the known word most like this one; empty if none is."""
+    """`; did you mean 'x'?` for the known word most like this one; empty if none is."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 

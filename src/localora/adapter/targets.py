@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.layer import LocalizedLinear
+from localora.adapter.options import nearest
 from localora.adapter.peft_0_20 import NoMatchingPeftModuleError
 from localora.errors import ConfigError
 
@@ -57,11 +57,10 @@ def _warn_of_unmatched(model: nn.Module, targets: Iterable[str], adapted: list[s
         if not any(name == target or name.endswith(f".{target}") for name in (*adapted, *everything))
     ]
     if unmatched:
-        close = difflib.get_close_matches(unmatched[0], {name.rpartition(".")[2] for name in adapted + everything}, n=1)
-        hint = f" Did you mean {close[0]!r} by {unmatched[0]!r}?" if close else ""
+        hint = nearest(unmatched[0], {name.rpartition(".")[2] for name in adapted + everything})
         warnings.warn(
             f"target_modules names {', '.join(map(repr, unmatched))}, which no layer is called: nothing is adapted "
-            f"there.{hint} {linear_layers_of(model)}",
+            f"there{hint or '.'} {linear_layers_of(model)}",
             stacklevel=2,
         )
 

@@ -68,7 +68,7 @@ def budget(
     with errors_in_one_line():
         from localora.lab.cost import predict_cost
         from localora.lab.recipe.file import method_section
-        from localora.lab.training.adapter import adapter_config
+        from localora.lab.recipe.schema import TrainingSection
 
         section = method_section({"name": method, "r": r}, set_ or [])
-        typer.echo(predict_cost(model, adapter_config(section, seed=0), tokens))
+        typer.echo(predict_cost(model, section.peft_config(0, TrainingSection().steps), tokens))

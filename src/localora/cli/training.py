@@ -9,25 +9,6 @@ import typer
 
 from localora.cli.errors import errors_in_one_line
 
-METHODS_HELP = """Methods, and the keys that only they have:
-    lora       PEFT's own LoRA, the baseline
-    g-lora     global_share, local_size      whole matrix + block of important rows and columns
-    cps-lora   clusters, balance             co-clusters of rows and columns
-    hybrid     clusters, balance, global_share   whole matrix + co-clusters
-PEFT's, each with parameters of LoRA at rank r unless its own keys say otherwise:
-    rslora     LoRA scaled by alpha / sqrt(r)
-    dora       direction and magnitude apart
-    pissa      starts as the leading singular directions of W
-    lora-ga    calibration_steps, scale      starts along the gradient of W on training batches
-    adalora    init_r, target_r, final_share     starts with r everywhere, takes away what matters least
-    gralora    blocks                        a grid of blocks with factors of their own
-    bd-lora    blocks                        one factor block-diagonal, for several GPUs
-    miss       own_rank                      one trained matrix a layer
-    hira       the product multiplies W entry by entry
-No adapter:
-    full       every weight of the model; its own learning rate, a tenth of LoRA's or less
-"""
-
 
 def init() -> None:
     """Print a recipe to begin with: localora init > recipe.yaml."""
@@ -47,11 +28,12 @@ def keys(
 ) -> None:
     """Every key of a recipe, its default and what it means."""
     with errors_in_one_line():
+        from localora.lab.recipe.methods import describe_methods
         from localora.lab.recipe.schema import describe_keys
 
         lines = describe_keys(of)
-    if of == "method":
-        typer.echo(METHODS_HELP)
+        if of == "method":
+            lines = [*describe_methods(), "", *lines]
     for line in lines:
         typer.echo(line)
 

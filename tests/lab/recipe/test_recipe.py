@@ -16,9 +16,9 @@ from localora.errors import ConfigError
 from localora.lab.commands.quickstart import METHODS as QUICKSTART_METHODS
 from localora.lab.commands.quickstart import quickstart_recipe
 from localora.lab.recipe.file import load_recipe, method_section, validate_recipe
-from localora.lab.recipe.methods import CpsLoraMethod, GLoraMethod, MethodBase
+from localora.lab.recipe.methods import CpsLoraMethod, GLoraMethod
+from localora.lab.recipe.peft_methods import MethodBase
 from localora.lab.recipe.schema import SECTIONS, RecipeError, describe_keys, with_folder
-from localora.lab.training.adapter import adapter_config
 
 RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
 MINIMAL = "data: {task: arithmetic}\nmethod: {name: cps-lora}\n"
@@ -76,18 +76,18 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
     "misspelt key": (
         MINIMAL + "training: {learing_rate: 1}",
         [],
-        "training.learing_rate: unknown key; did you mean learning_rate?",
+        "training.learing_rate: unknown key; did you mean 'learning_rate'?",
     ),
-    "misspelt section": (MINIMAL + "trainin: {steps: 1}", [], "trainin: unknown key; did you mean training?"),
+    "misspelt section": (MINIMAL + "trainin: {steps: 1}", [], "trainin: unknown key; did you mean 'training'?"),
     "misspelt data key": (
         "data: {task: arithmetic, dificulty: 2}\nmethod: {name: lora}",
         [],
-        "data.dificulty: unknown key; did you mean difficulty?",
+        "data.dificulty: unknown key; did you mean 'difficulty'?",
     ),
     "misspelt method key": (
         "data: {task: facts}\nmethod: {name: cps-lora, cluster: 2}",
         [],
-        "method.cluster: unknown key; did you mean clusters?",
+        "method.cluster: unknown key; did you mean 'clusters'?",
     ),
     "nothing close": (MINIMAL + "output: {zzz: 1}", [], "output.zzz: unknown key; known: folder, export, plots"),
     "another method's key": (
@@ -98,7 +98,7 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
     "unknown method": (
         "data: {task: facts}\nmethod: {name: glora}",
         [],
-        "method.name: 'glora' is no method; did you mean g-lora?; known: lora, rslora, dora",
+        "method.name: 'glora' is no method; did you mean 'g-lora'?; known: lora, rslora, dora",
     ),
     "no method name": ("data: {task: facts}\nmethod: {r: 2}", [], "method.name: missing; choose one of lora, rslora"),
     "no method": ("data: {task: facts}", [], "method: missing"),
@@ -192,7 +192,7 @@ def test_what_peft_cannot_put_on_experts_is_refused(name: str) -> None:
 @pytest.mark.parametrize("r", [1, 3, 8, 64])
 @pytest.mark.parametrize("name", ["lora", "rslora", "g-lora", "cps-lora", "hybrid"])
 def test_alpha_is_twice_r_in_recipes_and_in_python(name: str, r: int) -> None:
-    config = adapter_config(method_section({"name": name, "r": r, "target_modules": ["x"]}), seed=0)
+    config = method_section({"name": name, "r": r, "target_modules": ["x"]}).peft_config(seed=0, steps=200)
     if name == "rslora":
         assert config.lora_alpha / math.sqrt(config.r) == pytest.approx(2 * math.sqrt(r))
     elif name == "lora":

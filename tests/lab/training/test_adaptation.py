@@ -28,7 +28,6 @@ from localora.lab.run.setup import load_setup
 from localora.lab.run.train import train
 from localora.lab.training.adaptation import adaptation_of
 from localora.lab.training.adaptation.adalora import STATE
-from localora.lab.training.adapter import adapter_config
 from localora.lab.training.folder import FolderError, RunFolder
 from localora.lab.training.record import RunRecord
 from localora.lab.training.trainer import TrainingError
@@ -158,7 +157,7 @@ def test_a_start_other_than_zero_cannot_go_with_rslora_and_ranks() -> None:
     for name in ("pissa", "lora-ga"):
         section = method_section({"name": name, "r": 4, "use_rslora": True, "ranks": {"q_proj": 2}})
         with pytest.raises(ValueError, match=f"{name}: cannot be saved with use_rslora and ranks together"):
-            adapter_config(section, seed=0)
+            section.peft_config(seed=0, steps=200)
 
 
 def test_adalora_ends_with_its_budget(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,11 +169,11 @@ def test_adalora_ends_with_its_budget(model_folder: Path, tmp_path: Path, monkey
         steps.append((global_step, sum(int(e.count_nonzero()) for e in E)))
 
     monkeypatch.setattr(AdaLoraModel, "update_and_allocate", noted)
-    own = {"r": 6, "initial_share": 0.2, "final_share": 0.2}  # of 10 steps: 1 to 2 before, 8 the last allocation
-    record = train(recipe(model_folder, tmp_path / "run", "adalora", own, steps=10, warmup=0.0), console=quiet())
+    # Of 20 steps: 1 to 2 before, 10 the last allocation.
+    record = train(recipe(model_folder, tmp_path / "run", "adalora", {"r": 6}, steps=20, warmup=0.0), console=quiet())
     # 2 layers of rank 6, falling with the cube of the time that is left to 2 layers of 4 on average
-    falling = [8 + int(4 * (1 - (step - 2) / 6) ** 3) for step in range(3, 9)]
-    assert steps == list(enumerate([12, 12, *falling, 8, 8], start=1))
+    falling = [8 + int(4 * (1 - (step - 2) / 8) ** 3) for step in range(3, 11)]
+    assert steps == list(enumerate([12, 12, *falling, *[8] * 10], start=1))
     assert record.ranks is not None
     assert record.ranks.keys() == set(LAYERS)
     assert sum(record.ranks.values()) == 8
@@ -225,17 +224,16 @@ def test_adalora_learns_the_same_from_a_batch_in_two_parts(model_folder: Path, t
     [
         ({"r": 1}, 100, r"starts with rank 1 and is to end with 1 on average.*raise r or init_r"),
         ({"r": 4, "target_r": 5}, 100, r"starts with rank 4 and is to end with 5"),
-        ({"r": 4, "initial_share": 0.5}, 100, r"100 steps leave none between initial_share \(50 steps\)"),
         ({"r": 4}, 1, r"1 steps leave none"),
     ],
 )
 def test_an_adalora_with_nothing_to_take_away_is_refused(own: dict[str, Any], steps: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        adapter_config(method_section({"name": "adalora", **own}), seed=0, steps=steps)
+        method_section({"name": "adalora", **own}).peft_config(seed=0, steps=steps)
 
 
 def test_adalora_has_the_scale_of_r_whatever_it_starts_with() -> None:
-    config = adapter_config(method_section({"name": "adalora", "r": 8, "alpha": 12.0, "init_r": 12}), seed=0)
+    config = method_section({"name": "adalora", "r": 8, "alpha": 12.0, "init_r": 12}).peft_config(seed=0, steps=200)
     assert (config.init_r, config.target_r, config.lora_alpha) == (12, 8, 18.0)  # PEFT scales by alpha / init_r
     with pytest.raises(RecipeError, match="use_rslora: should be False"):
         method_section({"name": "adalora", "use_rslora": True})
@@ -271,7 +269,7 @@ def test_full_fine_tuning_starts_from_weights_that_were_not_rounded(
 def test_full_fine_tuning_has_no_settings_of_adapters(model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"alpha: no setting of full \(it belongs to lora,"):
         method_section({"name": "full", "alpha": 3})
-    with pytest.raises(ValueError, match="full fine-tuning has no adapter"):
-        adapter_config(method_section({"name": "full"}), seed=0)
+    with pytest.raises(ValueError, match="full has no adapter"):
+        method_section({"name": "full"}).peft_config(seed=0, steps=200)
     with pytest.raises(RecipeError, match=r"method: no linear layer is named query"):
         train(recipe(model_folder, tmp_path / "run", "full", {"target_modules": ["query"]}), console=quiet())

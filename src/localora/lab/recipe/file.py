@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from pydantic import ValidationError
 
-from localora.lab.recipe.methods import METHOD_CLASSES, METHODS, MethodBase
+from localora.adapter.options import nearest
+from localora.lab.recipe.methods import METHOD_CLASSES, METHODS
+from localora.lab.recipe.peft_methods import MethodBase
 from localora.lab.recipe.schema import SECTIONS, Recipe, RecipeError, with_folder
 
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
@@ -152,7 +153,7 @@ def explain(problem: Mapping[str, Any], loc: Sequence[Any], said_of_unknown: Cal
 
 
 def unknown_key(key: str, known: Sequence[str]) -> str:
-    return f"unknown key{_closest(key, known) or '; known: ' + ', '.join(known)}"
+    return f"unknown key{nearest(key, known) or '; known: ' + ', '.join(known)}"
 
 
 def _explain(problem: Mapping[str, Any]) -> str:
@@ -162,7 +163,7 @@ def _explain(problem: Mapping[str, Any]) -> str:
         method = loc.pop(1)  # pydantic names the chosen method in the path; the user's file has no such level
     if kind == "union_tag_invalid":
         name = given.get("name") if isinstance(given, dict) else given
-        return f"method.name: {name!r} is no method{_closest(str(name), METHODS)}; known: {', '.join(METHODS)}"
+        return f"method.name: {name!r} is no method{nearest(str(name), METHODS)}; known: {', '.join(METHODS)}"
     if kind == "union_tag_not_found":
         return f"method.name: missing; choose one of {', '.join(METHODS)}"
     return explain(problem, loc, lambda: _unknown_key(loc, method))
@@ -180,8 +181,3 @@ def _unknown_key(loc: list[Any], method: str | None) -> str:
     else:
         known = [name for section in SECTIONS[str(loc[0])] for name in section.model_fields]
     return unknown_key(key, known)
-
-
-def _closest(word: str, known: Sequence[str]) -> str:
-    match = get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {match[0]}?" if match else ""

@@ -1,125 +1,30 @@
-"""The `method` section of a recipe: ours, built from their PEFT configs, and PEFT's, with the keys only they have."""
+"""The `method` section of a recipe: ours, built from their PEFT configs, and PEFT's; each says what config it is."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field, StrictBool
+from peft import PeftConfig
+from pydantic import Field
 
-from localora.adapter.config import ALPHA_PER_RANK, CpsLoraConfig, GLoraConfig, LocalizedConfig
-from localora.adapter.options import LARGEST_RANK, options_of
-from localora.lab.recipe.from_config import built_from, recipe_field
-from localora.lab.recipe.section import PositiveInt, Section
+from localora.adapter.config import CpsLoraConfig, GLoraConfig, LocalizedConfig
+from localora.adapter.options import options_of
+from localora.lab.recipe.peft_methods import (
+    AdaLoraMethod,
+    AdapterMethod,
+    BdLoraMethod,
+    FullMethod,
+    GraloraMethod,
+    HiraMethod,
+    LoraGaMethod,
+    LoraMethod,
+    MethodBase,
+    MissMethod,
+)
+from localora.lab.recipe.section import PositiveInt, built_from, recipe_field
 
 Share = Annotated[float, Field(gt=0, lt=1)]
-
-
-class MethodBase(Section):
-    r: Annotated[PositiveInt, Field(le=LARGEST_RANK)] = Field(
-        default=16, description="LoRA-equivalent rank: the parameters of LoRA at this rank"
-    )
-    target_modules: str | list[str] = "all-linear"
-
-
-class AdapterMethod(MethodBase):
-    alpha: Annotated[float, Field(gt=0)] | None = Field(default=None, description="scale numerator; 2 r when left out")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    use_rslora: StrictBool = False
-
-    @property
-    def resolved_alpha(self) -> float:
-        return ALPHA_PER_RANK * self.r if self.alpha is None else self.alpha
-
-
-class LoraMethod(AdapterMethod):
-    """PEFT's own LoRA, the baseline, and its variants without keys of their own. Other methods of PEFT derive here.
-
-    Some of them have more or fewer parameters than LoRA at the same rank; `ranks` then brings them level, and
-    `localora compare` solves for it. The scale stays that of rank r.
-    """
-
-    name: Literal["lora", "rslora", "dora", "pissa"]
-    target_parameters: list[str] | None = Field(default=None, description="stacked weights of experts; lora, rslora")
-    ranks: dict[str, PositiveInt] = Field(default={}, description="PEFT's own rank by layer, where it is not r")
-
-
-class LoraGaMethod(LoraMethod):
-    """LoRA-GA: factors that start along the gradient of the frozen weights, estimated on training batches."""
-
-    name: Literal["lora-ga"]  # type: ignore[assignment]
-    calibration_steps: PositiveInt = Field(default=8, description="batches that the gradient is estimated on")
-    direction: Literal["ArBr", "A2rBr", "ArB2r", "random"] = Field(
-        default="ArB2r", description="which of the gradient's singular vectors A and B start as"
-    )
-    scale: Literal["stable", "weight_svd", "gd_scale", "unit"] = Field(default="stable", description="of that start")
-    stable_gamma: PositiveInt = Field(default=16, description="the start's scale falls with its square root")
-
-
-class AdaLoraMethod(LoraMethod):
-    """AdaLoRA: starts with one rank everywhere and takes directions away, layer by layer, until `target_r` is left.
-
-    "Equal trainable parameters" means the start: init_r (m + n + 1) a matrix is what has gradients and optimizer
-    state, and `init_r` is r, so it trains what LoRA of rank r trains and ends with less. Its authors count the end and
-    start with 1.5 times as much; `init_r` and `target_r` can say so, and a comparison then wants a budget_label.
-    """
-
-    name: Literal["adalora"]  # type: ignore[assignment]
-    ranks: dict[str, PositiveInt] = Field(default={}, max_length=0, description="AdaLoRA's own choice; leave out")
-    use_rslora: Literal[False] = Field(default=False, description="its scale is alpha / init_r")
-    init_r: PositiveInt | None = Field(default=None, description="rank of every layer at the start; r when left out")
-    target_r: PositiveInt | None = Field(default=None, description="average rank at the end; init_r / 1.5 if not set")
-    initial_share: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.1, description="share of the steps before directions are taken away"
-    )
-    final_share: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.5, description="share of the steps after the last was taken"
-    )
-    allocate_every: PositiveInt = Field(default=1, description="steps between two allocations")
-    orthogonality: Annotated[float, Field(ge=0)] = Field(
-        default=0.5, description="weight of the penalty that keeps directions orthogonal; part of the training loss"
-    )
-
-    @property
-    def first_r(self) -> int:
-        return self.init_r or self.r
-
-    @property
-    def last_r(self) -> int:
-        return self.target_r or max(1, round(self.first_r / 1.5))
-
-
-class GraloraMethod(LoraMethod):
-    """GraLoRA: a grid of blocks, each with factors of its own (Jung et al., 2025); parameters of LoRA at rank r."""
-
-    name: Literal["gralora"]  # type: ignore[assignment]
-    ranks: dict[str, PositiveInt] = Field(default={}, max_length=0, description="r throughout; leave out")
-    blocks: PositiveInt = Field(default=2, description="k of the k x k grid; must divide r and the layers' sides")
-
-
-class BdLoraMethod(LoraMethod):
-    """BD-LoRA: one of the two factors block-diagonal, for fast serving on several GPUs."""
-
-    name: Literal["bd-lora"]  # type: ignore[assignment]
-    blocks: PositiveInt = Field(default=2, description="of the block-diagonal factor; must divide every rank")
-    row_sharded: list[str] = Field(default=["o_proj", "down_proj"], description="modules whose A is block-diagonal")
-    column_sharded: list[str] = Field(
-        default=["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"],
-        description="modules whose B is block-diagonal",
-    )
-
-
-class MissMethod(LoraMethod):
-    """MiSS: one trained matrix a layer, shared by slices of the inputs. Has no scale: the learning rate makes up."""
-
-    name: Literal["miss"]  # type: ignore[assignment]
-    ranks: dict[str, PositiveInt] = Field(default={}, max_length=0, description="one rank for all; see own_rank")
-    own_rank: PositiveInt | None = Field(default=None, description="rows of the trained matrix; r when left out")
-
-
-class HiraMethod(LoraMethod):
-    """HiRA: the low-rank product multiplies the frozen weight, entry by entry. Has no scale either."""
-
-    name: Literal["hira"]  # type: ignore[assignment]
 
 
 class LocalizedMethod(AdapterMethod):
@@ -128,7 +33,7 @@ class LocalizedMethod(AdapterMethod):
     config_class: ClassVar[type[LocalizedConfig]]
     calibration_steps: PositiveInt = Field(default=8, description="batches that calibration and events look at")
 
-    def config(self, seed: int) -> LocalizedConfig:
+    def peft_config(self, seed: int, steps: int) -> PeftConfig:
         options = self.model_dump(exclude={"name", "calibration_steps"})
         return self.config_class(**options, seed=seed, task_type="CAUSAL_LM")
 
@@ -161,25 +66,17 @@ class HybridMethod(ClusteredMethod):
     global_share: Share = recipe_field(options_of(CpsLoraConfig)["global_share"], default=0.5)
 
 
-class FullMethod(MethodBase):
-    """Full fine-tuning: no adapter, every weight of the model trains. `r` and `target_modules` only name the LoRA that
-    its number of parameters is stated beside.
-    """
-
-    name: Literal["full"]
-
-
 MethodSection = Annotated[
     LoraMethod
+    | GLoraMethod
+    | CpsLoraMethod
+    | HybridMethod
     | LoraGaMethod
     | AdaLoraMethod
     | GraloraMethod
     | BdLoraMethod
     | MissMethod
     | HiraMethod
-    | GLoraMethod
-    | CpsLoraMethod
-    | HybridMethod
     | FullMethod,
     Field(discriminator="name"),
 ]
@@ -189,3 +86,19 @@ METHOD_CLASSES: dict[str, type[MethodBase]] = {
     for name in get_args(section.model_fields["name"].annotation)
 }
 METHODS = tuple(METHOD_CLASSES)
+VARIANTS = {  # of LoRA, whose section they share
+    "lora": "PEFT's own LoRA, the baseline",
+    "rslora": "LoRA scaled by alpha / sqrt(r)",
+    "dora": "direction and magnitude apart",
+    "pissa": "starts as the leading singular directions of W",
+}
+
+
+def describe_methods() -> Iterator[str]:
+    """A line a method: its name, what it is, and the keys that it has beyond those of its family."""
+    ours = [cls for cls in METHOD_CLASSES.values() if issubclass(cls, LocalizedMethod)]
+    shared = set(LoraMethod.model_fields) | set.intersection(*(set(cls.model_fields) for cls in ours))
+    for name, cls in METHOD_CLASSES.items():
+        own = [key for key in cls.model_fields if key not in shared or (key == "calibration_steps" and cls not in ours)]
+        said = VARIANTS.get(name) or str(cls.__doc__).split("\n")[0].rstrip(".").split(": ", 1)[-1]
+        yield f"{name:<10} {said}" + (f" ({', '.join(own)})" if own else "")

@@ -1,10 +1,16 @@
-"""What the sections of a recipe share."""
+"""What the sections of a recipe share; a section of one of our methods is built from the options of its config."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import types
+import typing
+from collections.abc import Collection
+from typing import Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, create_model
+
+from localora.adapter.config import LocalizedConfig
+from localora.adapter.options import Option, options_of
 
 PositiveInt = Annotated[StrictInt, Field(ge=1)]
 
@@ -13,3 +19,34 @@ class Section(BaseModel):
     """A group of keys; frozen, and closed to keys it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def built_from(config_class: type[LocalizedConfig], base: type[BaseModel], without: Collection[str] = ()) -> Any:
+    """A model derived from `base` with a field for each option that recipes have, but those in `without`."""
+    fields: dict[str, Any] = {
+        name: (_with_bounds(option.hint, option.bounds), recipe_field(option, option.default))
+        for name, option in options_of(config_class).items()
+        if option.recipe and name not in without
+    }
+    return create_model(f"{config_class.__name__}Section", __base__=base, **fields)
+
+
+def recipe_field(option: Option, default: Any) -> Any:
+    choices = typing.get_args(option.hint) if typing.get_origin(option.hint) is Literal else ()
+    return Field(default=default, description=": ".join([option.help, *([", ".join(choices)] if choices else [])]))
+
+
+def _with_bounds(hint: Any, bounds: dict[str, Any]) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return Union[tuple(_with_bounds(argument, bounds) for argument in arguments)]  # noqa: UP007 (of a tuple)
+    if origin is list:
+        item = _with_bounds(arguments[0], bounds)
+        return list[item]  # type: ignore[valid-type]
+    if hint is bool:
+        return StrictBool
+    if hint is int:
+        return Annotated[StrictInt, Field(**bounds)]
+    if hint is float:
+        return Annotated[float, Field(allow_inf_nan=False, **bounds)]
+    return hint

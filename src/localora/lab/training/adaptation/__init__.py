@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from localora.lab.recipe.methods import AdaLoraMethod, FullMethod, LocalizedMethod, MethodBase
+from localora.lab.recipe.methods import LocalizedMethod
+from localora.lab.recipe.peft_methods import AdaLoraMethod, FullMethod, LoraMethod, MethodBase
 from localora.lab.recipe.schema import Recipe
 from localora.lab.training.adaptation.adalora import AdaLora
-from localora.lab.training.adaptation.adapter import PlainAdapter
 from localora.lab.training.adaptation.base import Adaptation
 from localora.lab.training.adaptation.full import FullFineTuning
 from localora.lab.training.adaptation.localized import LocalizedAdapter
-from localora.lab.training.adaptation.moved_base import MovedBaseAdapter, moves_base
+from localora.lab.training.adaptation.moved_base import MovedBaseAdapter
 from localora.lab.training.folder import RunFolder
 
 
@@ -25,4 +25,4 @@ def _class_of(method: MethodBase) -> type[Adaptation]:
         return LocalizedAdapter
     if isinstance(method, AdaLoraMethod):
         return AdaLora
-    return MovedBaseAdapter if moves_base(method) else PlainAdapter
+    return MovedBaseAdapter if isinstance(method, LoraMethod) and method.moves_base else Adaptation

@@ -20,8 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from localora.lab.progress import Narrator
-from localora.lab.training.adaptation.base import Adaptation, Trainee
-from localora.lab.training.prepared import Prepared
+from localora.lab.training.adaptation.base import Adaptation, Prepared, Trainee
 from localora.lab.training.record import RunRecord
 from localora.lab.training.trainer import TrainingError
 from localora.lifecycle.processes import processes
@@ -49,9 +48,6 @@ class AdaLora(Adaptation):
     def note(self, record: RunRecord) -> None:
         if self._allocation.pattern is not None:
             record.ranks = {name.removesuffix(SUFFIX): sum(left) for name, left in self._allocation.pattern.items()}
-
-    def save(self, prepared: Prepared, model: Trainee, to: Path) -> None:
-        model.save_pretrained(str(to))
 
 
 class RankAllocation(TrainerCallback):

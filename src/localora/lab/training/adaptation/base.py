@@ -1,36 +1,53 @@
-"""What a run asks of a method."""
+"""What a run asks of a method, and the answer of those adapters of PEFT that need nothing but to be there."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from peft import PeftConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+from localora.lab.data.batches import Sequences
 from localora.lab.progress import Narrator
 from localora.lab.recipe.schema import Recipe, RecipeError
-from localora.lab.training.adapter import adapter_config, lora_parameters
 from localora.lab.training.folder import RunFolder
-from localora.lab.training.prepared import Prepared
+from localora.lab.training.parameters import lora_parameters
 from localora.lab.training.record import RunRecord
 
 Trainee = PreTrainedModel | PeftModel
 
 
-class Adaptation(ABC):
+@dataclass
+class Prepared:
+    """What a method needs to begin: a base model, and the examples to train it on."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    train: Sequences
+
+    @property
+    def pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        assert pad is not None  # load_base_model sets one
+        return int(pad)
+
+
+class Adaptation:
     """One method in one run: `attach` once, train under its `callbacks`, `note` what it did, `save`."""
 
     def __init__(self, recipe: Recipe, folder: RunFolder) -> None:
         self.recipe, self.folder = recipe, folder
 
-    @abstractmethod
     def attach(self, prepared: Prepared, *, resume: bool) -> Trainee:
         """Make `prepared.model` trainable. `resume`: the Trainer will load a checkpoint over the trained weights.
 
         Raises:
             RecipeError: the method does not fit the model.
         """
+        return self._with_adapter(prepared, self._config())
 
     def lora_same_r(self, model: Trainee) -> int:
         """Trainable parameters of LoRA at the recipe's r on the same matrices of the attached model."""
@@ -45,24 +62,29 @@ class Adaptation(ABC):
         """What must act during training; `record` holds what an interrupted run did so far."""
         return []
 
-    def note(self, record: RunRecord) -> None:  # noqa: B027 (most have nothing to add)
+    def note(self, record: RunRecord) -> None:
         """Write into the record what the method did in training so far."""
 
-    @abstractmethod
     def save(self, prepared: Prepared, model: Trainee, to: Path) -> None:
         """Write the result into the folder `to`, such that it gives these logits when it is loaded."""
+        model.save_pretrained(str(to))
 
     def _config(self) -> PeftConfig:
         training = self.recipe.training
-        try:
-            return adapter_config(self.recipe.method, training.seed, training.steps)
-        except ValueError as error:
-            raise RecipeError("method", [str(error)]) from error
+        with unfit_methods_named():
+            return self.recipe.method.peft_config(training.seed, training.steps)
 
     def _with_adapter(self, prepared: Prepared, config: PeftConfig) -> PeftModel:
-        try:
+        with unfit_methods_named():
             model = get_peft_model(prepared.model, config)
-        except ValueError as error:
-            raise RecipeError("method", [str(error)]) from error
         assert isinstance(model, PeftModel)
         return model
+
+
+@contextmanager
+def unfit_methods_named() -> Iterator[None]:
+    """A method that contradicts itself, or does not fit the model, is an error of the recipe."""
+    try:
+        yield
+    except ValueError as error:
+        raise RecipeError("method", [str(error)]) from error

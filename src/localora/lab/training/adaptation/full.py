@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from localora.lab.model.targets import resolve_targets
-from localora.lab.recipe.schema import RecipeError
-from localora.lab.training.adaptation.base import Adaptation, Trainee
-from localora.lab.training.prepared import Prepared
+from localora.lab.training.adaptation.base import Adaptation, Prepared, Trainee, unfit_methods_named
 
 
 class FullFineTuning(Adaptation):
@@ -17,10 +15,8 @@ class FullFineTuning(Adaptation):
     """
 
     def attach(self, prepared: Prepared, *, resume: bool) -> Trainee:
-        try:
+        with unfit_methods_named():
             self._targets = resolve_targets(prepared.model, self.recipe.method.target_modules)
-        except ValueError as error:
-            raise RecipeError("method", [str(error)]) from error
         model = prepared.model.float()
         model.requires_grad_(True)
         return model
@@ -33,5 +29,5 @@ class FullFineTuning(Adaptation):
         return self.folder.model
 
     def save(self, prepared: Prepared, model: Trainee, to: Path) -> None:
-        model.save_pretrained(str(to))
+        super().save(prepared, model, to)
         prepared.tokenizer.save_pretrained(str(to))

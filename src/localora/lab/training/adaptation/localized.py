@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -11,8 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from localora import LocalizationCallback, adapter_size
 from localora.lab.progress import Narrator
 from localora.lab.recipe.methods import LocalizedMethod
-from localora.lab.training.adaptation.base import Adaptation, Trainee
-from localora.lab.training.prepared import Prepared
+from localora.lab.training.adaptation.base import Adaptation, Prepared, Trainee
 from localora.lab.training.record import RunRecord
 
 
@@ -20,7 +18,7 @@ class LocalizedAdapter(Adaptation):
     """G-LoRA, CPS-LoRA and the hybrid."""
 
     def attach(self, prepared: Prepared, *, resume: bool) -> Trainee:
-        self._model = self._with_adapter(prepared, self._config())
+        self._model = super().attach(prepared, resume=resume)
         return self._model
 
     def callbacks(self, record: RunRecord, narrator: Narrator) -> list[TrainerCallback]:
@@ -38,9 +36,6 @@ class LocalizedAdapter(Adaptation):
         record.repartitions = self._earlier_events + events
         size = adapter_size(self._model)
         record.parameters.stored, record.parameters.rank = size.stored, size.rank
-
-    def save(self, prepared: Prepared, model: Trainee, to: Path) -> None:
-        model.save_pretrained(str(to))
 
 
 class _Told(LocalizationCallback):

@@ -25,18 +25,12 @@ from localora.lab.data.batches import Collator
 from localora.lab.model.base import device_of
 from localora.lab.model.targets import resolve_targets
 from localora.lab.progress import Narrator
-from localora.lab.recipe.methods import LoraGaMethod, LoraMethod, MethodBase
-from localora.lab.recipe.schema import RecipeError
-from localora.lab.training.adaptation.base import Adaptation, Trainee
+from localora.lab.recipe.peft_methods import LoraGaMethod
+from localora.lab.training.adaptation.base import Adaptation, Prepared, Trainee, unfit_methods_named
 from localora.lab.training.folder import FolderError, RunFolder
-from localora.lab.training.prepared import Prepared
 from localora.lab.training.record import RunRecord
 from localora.lab.training.trainer import finite
 from localora.lifecycle.processes import processes
-
-
-def moves_base(method: MethodBase) -> bool:
-    return isinstance(method, LoraGaMethod) or (isinstance(method, LoraMethod) and method.name == "pissa")
 
 
 class MovedBaseAdapter(Adaptation):
@@ -82,13 +76,10 @@ class MovedBaseAdapter(Adaptation):
         chosen = copy.copy(config)
         if config.target_modules == "all-linear":  # get_peft_model would write them out, but comes later
             chosen.target_modules = [target.name for target in resolve_targets(model, "all-linear")]
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), unfit_methods_named():
             # PEFT counts batches in hooks, and torch remarks that nothing below the first layer needs a gradient.
             warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
-            try:
-                preprocess_loraga(model, chosen, backward)
-            except ValueError as error:
-                raise RecipeError("method", [str(error)]) from error
+            preprocess_loraga(model, chosen, backward)
 
 
 def start_folder(folder: RunFolder) -> Path:
