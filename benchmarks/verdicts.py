@@ -20,8 +20,8 @@ from itertools import product
 import numpy as np
 from scipy import stats
 
-from localora.lab.compare.statistics.holm import holm
 from localora.lab.compare.statistics.paired import difference, pooled_spread
+from localora.lab.compare.statistics.verdict import holm
 
 METHODS, ITEMS, EFFECT, LEVEL = 9, 200, 0.05, 0.05
 

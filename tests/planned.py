@@ -79,7 +79,7 @@ def fill(
     for task in resolved.plan.tasks:
         for contender in resolved.contenders:
             for rate in contender.grid:
-                for spec in sweep_runs(resolved, task, contender, resolved.plan.training.steps, rate):
+                for spec in sweep_runs(resolved, task, contender, rate):
                     leave(store, spec, record_of(spec, validation=1.0 if rate == BEST else 1.5))
             for place, seed in enumerate(resolved.plan.seeds):
                 spec = final_run(resolved, task, contender, BEST, seed)

@@ -21,7 +21,7 @@ from localora.arguments import ArgumentError
 from localora.errors import LocaloraError
 from localora.lab.cost import predict_cost
 from localora.lab.inspect.microscope import inspect_delta
-from localora.lab.model.errors import ModelError
+from localora.lab.model import ModelError
 from localora.lab.recipe.file import parse_yaml
 from localora.lab.recipe.schema import RecipeError
 from tiny_models import tiny_llama, token_batch

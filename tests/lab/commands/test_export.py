@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from localora import CpsLoraConfig, ExportError
 from localora.lab.commands.export import export
-from localora.lab.model.errors import ModelError
+from localora.lab.model import ModelError
 from tiny_runs import save_tiny_model
 
 

@@ -19,14 +19,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from localora.lab.compare.errors import PlanError
 from localora.lab.compare.execute import execute
-from localora.lab.compare.plan import Contender, Plan, ResolvedPlan
-from localora.lab.compare.runs import RunSpec, sweep_run
+from localora.lab.compare.plan import Contender, Plan, PlanError, ResolvedPlan
+from localora.lab.compare.runs import RunSpec, job_text, sweep_run
 from localora.lab.compare.store import Store
-from localora.lab.compare.workers import connection
+from localora.lab.compare.workers import nodes as connection
 from localora.lab.compare.workers.cluster import RETRIES, ClusterPool
-from localora.lab.compare.workers.pool import Done, job_text
+from localora.lab.compare.workers.pool import Done
 from localora.lab.recipe.file import method_section
 from patience import PATIENCE, wait_until
 
@@ -134,7 +133,7 @@ class Scene:
         return [note for note in found if all(note.get(key) == value for key, value in wanted.items())]
 
     def spec(self, rate: float) -> RunSpec:
-        return sweep_run(self.resolved, "sums", self.resolved.contenders[0], 5, rate, 1000)
+        return sweep_run(self.resolved, "sums", self.resolved.contenders[0], rate, 1000)
 
     def pool(self, cluster: Any, **arguments: Any) -> ClusterPool:
         return ClusterPool(self.store, cluster.address, self.resolved.plan, module="fake_run", **arguments)

@@ -7,9 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from localora.lab.compare.workers.node.digest import DIGEST_BYTES, digest_all, digest_file, digest_sources
-from localora.lab.compare.workers.node.folder import PREFIX, YOUNG_SECONDS, own_folder, sweep
-from localora.lab.compare.workers.receive import receive
+from localora.lab.compare.workers.cluster import receive
+from localora.lab.compare.workers.node import (
+    DIGEST_BYTES,
+    PREFIX,
+    YOUNG_SECONDS,
+    digest_all,
+    digest_file,
+    digest_sources,
+    own_folder,
+    sweep,
+)
 
 
 def files(**contents: bytes) -> dict[str, memoryview]:

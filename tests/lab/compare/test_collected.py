@@ -10,8 +10,7 @@ import pytest
 
 from localora.lab.compare.collected import NAME, collect
 from localora.lab.compare.comparison import compare_records
-from localora.lab.compare.errors import PlanError
-from localora.lab.compare.plan import ResolvedPlan
+from localora.lab.compare.plan import PlanError, ResolvedPlan
 from localora.lab.compare.runs import final_run
 from localora.lab.compare.schedule import schedule
 from localora.lab.compare.store import Store

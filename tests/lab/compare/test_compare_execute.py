@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import io
 import json
@@ -25,9 +24,9 @@ from typer.testing import CliRunner
 from localora.cli import app
 from localora.files import StorageError
 from localora.lab.commands import compare as command
-from localora.lab.compare.errors import PlanError
+from localora.lab.compare.comparison import compare_records
 from localora.lab.compare.execute import execute
-from localora.lab.compare.plan import Plan, ResolvedPlan
+from localora.lab.compare.plan import Plan, PlanError, ResolvedPlan
 from localora.lab.compare.runs import sweep_run
 from localora.lab.compare.schedule import Schedule
 from localora.lab.compare.store import Store
@@ -112,7 +111,7 @@ def test_a_crash_costs_one_run_and_is_tried_once_more(
 ) -> None:
     acts["lora 0.1"] = "crash"
     state, said = run(resolved, tmp_path)
-    crashed = sweep_run(resolved, "sums", resolved.contender("lora"), 4, 1e-1, 1000)
+    crashed = sweep_run(resolved, "sums", resolved.contender("lora"), 1e-1, 1000)
     assert state.failed == [crashed]
     assert state.due == [crashed]
     assert len(state.finished) == 2 + 5  # all of g-lora; of lora what does not wait for the crashed one
@@ -257,7 +256,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(model_folder: Path, tmp_pat
         ({"tasks": {"a": same}}, "have the prompt of a training example"),
         ({"methods": {"lora": None, "big": {"name": "lora", "r": 5}}}, "methods.big: trains 800 parameters"),
         ({"model": {"name": str(tmp_path / "no-model")}}, "no-model"),
-        ({"training": {"stepz": 3}}, "training.stepz: unknown key; did you mean steps?"),
+        ({"training": {"stepz": 3}}, "training.stepz: unknown key; did you mean 'steps'?"),
     ):
         (tmp_path / "p.yaml").write_text(yaml.safe_dump(plan_values(model_folder) | changes))
         result = compare(tmp_path / "p.yaml", "--dry-run")
@@ -403,23 +402,17 @@ def test_a_killed_comparison_of_real_runs_continues(model_folder: Path, tmp_path
     assert result.exit_code == 0, result.output
     assert f"runs    {len(kept)} done" in result.stdout
     assert {path: seen for path, seen in records(out).items() if path in kept} == kept
-    with (out / "runs.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["measure"] in ("", "test loss")]
-    assert [(row["stage"], row["status"]) for row in rows] == [
-        *[("sweep", "finished")] * 4,
-        *[("final", "finished")] * 2,
-        *[("sweep", "diverged")] * 2,
-    ]
-    finals = [row for row in rows if row["stage"] == "final"]
-    assert [row["seed"] for row in finals] == ["0", "1"]
-    assert finals[0]["value"] != finals[1]["value"]
+    comparison = compare_records(Store(out))
+    state = comparison.state
+    assert [len(state.finished), len(state.diverged), len(state.due), len(state.failed)] == [6, 2, 0, 0]
+    finals = [spec for spec in state.finished if spec.stage == "final"]
+    assert [spec.seed for spec in finals] == [0, 1]
+    (line,) = comparison.tables[0].lines
+    assert line.values[0] != line.values[1]
     assert "sums/lora/rate-1e+30-steps-4-seed-1000: diverged, the loss stopped being a number" in result.stdout
-    for row, place in zip(rows, ("rate-0.01-steps-4-seed-1000", "rate-0.01-steps-4-seed-1001"), strict=False):
-        record = json.loads((out / "sums" / "lora" / place / "run" / "run.json").read_text())
-        assert float(row["validation_loss"]) == record["curve"]["held_out"][-1]["loss"]
     sweep = out / "sums" / "lora" / "rate-0.01-steps-4-seed-1000"
     assert not (sweep / "run" / "adapter").exists()  # only final ones are kept
-    chosen = float(finals[0]["learning_rate"])
+    chosen = finals[0].rate
     assert (out / "sums" / "lora" / f"seed-0-rate-{chosen:g}" / "run" / "adapter").exists()
     update = json.loads((out / "sums" / "lora" / f"seed-0-rate-{chosen:g}" / "update.json").read_text())
     assert 1 <= update["stable_rank"] <= update["effective_rank"] <= 4  # of LoRA at r 4

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from localora.lab.compare.errors import PlanError
 from localora.lab.compare.guards import check_budgets, check_data, check_rate_seeds
-from localora.lab.compare.plan import ResolvedPlan
+from localora.lab.compare.plan import PlanError, ResolvedPlan
 from planned import plan_values, resolved_plan
 
 # Of SmolLM2-135M: q, k, v, o, gate, up and down of 30 blocks

@@ -10,13 +10,11 @@ import yaml
 
 from localora import CpsLoraConfig, GLoraConfig
 from localora.lab.compare.budgets import resolve
-from localora.lab.compare.errors import PlanError
 from localora.lab.compare.guards import check_budgets, check_data
-from localora.lab.compare.plan import ResolvedPlan
+from localora.lab.compare.plan import PlanError, ResolvedPlan
 from localora.lab.compare.plan_file import load_plan, validate_plan
 from localora.lab.compare.runs import final_run, sweep_run
 from localora.lab.recipe.schema import RecipeError
-from localora.lab.training.adapter import adapter_config
 from planned import GRID, plan_values, resolved_plan
 
 REPOSITORY = Path(__file__).parents[3]
@@ -35,13 +33,15 @@ REFUSED = {
         {"tasks": {"index.html": {"task": "facts"}}},
         "give the task a name without .html",
     ),
-    "an unknown key": ({"metods": {}}, "metods: unknown key; did you mean methods?"),
-    "an unknown key of a section": (rates(girds=[1]), "learning_rates.girds: unknown key; did you mean grid?"),
-    "an unknown key of a task": ({"tasks": {"a": {"taks": "facts"}}}, "tasks.a.taks: unknown key; did you mean task?"),
-    "an unknown key of training": ({"training": {"stepz": 4}}, "training.stepz: unknown key; did you mean steps?"),
+    "an unknown key": ({"metods": {}}, "metods: unknown key; did you mean 'methods'?"),
+    "an unknown key of a section": (rates(girds=[1]), "learning_rates.girds: unknown key; did you mean 'grid'?"),
+    "an unknown key of a task": (
+        {"tasks": {"a": {"taks": "facts"}}},
+        "tasks.a.taks: unknown key; did you mean 'task'?",
+    ),
+    "an unknown key of training": ({"training": {"stepz": 4}}, "training.stepz: unknown key; did you mean 'steps'?"),
     "two learning rates": (rates(grid=[1e-3, 1e-2]), "at least 3"),
     "three that are two": (rates(grid=[1e-3, 1e-2, 1e-2]), "needs at least 3 different learning rates"),
-    "a rate chosen on the test split": (rates(choose_on="test"), "makes its numbers worthless; choose on validation"),
     "a seed that has chosen the rate": (
         rates(seeds=[1, 7]),
         "seed 1 chooses the learning rates and is among the final",
@@ -96,9 +96,9 @@ METHODS_REFUSED = {
     "steps of its own": ({"steps": 9}, "steps must be the same for all methods; set training.steps"),
     "one learning rate": ({"learning_rate": 1e-3}, "learning_rates of the method for a grid of its own"),
     "two learning rates": ({"learning_rates": [1e-3, 1e-2]}, "needs at least 3 different learning rates"),
-    "an unknown key": ({"local_sise": 0.5}, "local_sise: unknown key; did you mean local_size?"),
+    "an unknown key": ({"local_sise": 0.5}, "local_sise: unknown key; did you mean 'local_size'?"),
     "another method's key": ({"clusters": 2}, "clusters: no setting of g-lora (it belongs to cps-lora, hybrid)"),
-    "no such method": ({"name": "g-lara"}, "'g-lara' is no method; did you mean g-lora?"),
+    "no such method": ({"name": "g-lara"}, "'g-lara' is no method; did you mean 'g-lora'?"),
     "not comparable": ({"name": "lora-fa"}, "lora-fa cannot be compared"),
 }
 
@@ -124,10 +124,10 @@ def test_events_of_every_method_can_be_compared(model_folder: Path) -> None:
     resolved = resolved_plan(model_folder, methods=methods)
     check_budgets(resolved)
     ours = final_run(resolved, "sums", resolved.contender("random"), 1e-2, 1).recipe.method
-    config = adapter_config(ours, seed=1)
+    config = ours.peft_config(seed=1, steps=200)
     assert isinstance(config, CpsLoraConfig)
     assert (config.repartition, config.repartition_place, config.frozen_rank) == ([0.25, 0.5], "random", 40)
-    lora = adapter_config(resolved.contender("lora-events").method, seed=1)
+    lora = resolved.contender("lora-events").method.peft_config(seed=1, steps=200)
     assert isinstance(lora, GLoraConfig)
     assert lora.layer_budget(32, 32, 4).local is None
 
@@ -170,7 +170,7 @@ def test_all_else_is_the_same_for_all(model_folder: Path) -> None:
 
 def test_a_run_that_chooses_a_rate_sees_one_test_example_and_no_final_seed(model_folder: Path) -> None:
     resolved = resolved_plan(model_folder)
-    recipe = sweep_run(resolved, "sums", resolved.contender("g-lora"), 4, 1e-2, 1001).recipe
+    recipe = sweep_run(resolved, "sums", resolved.contender("g-lora"), 1e-2, 1001).recipe
     assert (recipe.evaluation.examples, recipe.evaluation.curve_examples) == (1, 4)
     assert recipe.training.seed == 1001
     assert not recipe.output.export

@@ -11,8 +11,8 @@ import torch
 
 import tiny_runs
 from localora.lab.compare import run_one
+from localora.lab.inspect.matrix import effective_rank
 from localora.lab.inspect.source import open_source
-from localora.lab.inspect.spectrum import effective_rank
 from localora.lab.recipe.file import validate_recipe
 from localora.lab.recipe.schema import Recipe
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from localora.lab.compare.errors import PlanError
-from localora.lab.compare.estimate import Timings, seconds_left, timings
-from localora.lab.compare.plan import ResolvedPlan
+from localora.lab.compare.estimate import seconds_left, seconds_of
+from localora.lab.compare.plan import PlanError, ResolvedPlan
 from localora.lab.compare.runs import RunSpec, final_run, sweep_run, sweep_runs
 from localora.lab.compare.schedule import schedule
 from localora.lab.compare.store import MAX_ATTEMPTS, Store
@@ -29,13 +27,13 @@ def store(tmp_path: Path) -> Store:
 
 
 def sweeps(resolved: ResolvedPlan, label: str) -> list[RunSpec]:
-    return [spec for rate in GRID for spec in sweep_runs(resolved, "sums", resolved.contender(label), 4, rate)]
+    return [spec for rate in GRID for spec in sweep_runs(resolved, "sums", resolved.contender(label), rate)]
 
 
 def test_at_first_all_sweeps_are_due_and_the_rest_is_foreseen(resolved: ResolvedPlan, store: Store) -> None:
     state = schedule(resolved, store.read)
     assert state.due == [*sweeps(resolved, "lora"), *sweeps(resolved, "g-lora")]
-    assert state.later == {("sums", "lora", 4): 2, ("sums", "g-lora", 4): 2}  # the final seeds
+    assert state.later == {("sums", "lora"): 2, ("sums", "g-lora"): 2}  # the final seeds
     assert state.total == 16
 
 
@@ -56,19 +54,6 @@ def test_a_best_at_the_edge_adds_a_run(resolved: ResolvedPlan, store: Store) -> 
         leave(store, spec, record_of(spec, validation=spec.rate))
     state = schedule(resolved, store.read)
     assert [spec.rate for spec in state.due if spec.label == "lora"] == [1e-4, 1e-4]
-
-
-def test_rungs_foresee_three_runs_of_full_length(model_folder: Path, store: Store) -> None:
-    rates = plan_values()["learning_rates"] | {"rungs": [2]}
-    resolved = resolved_plan(model_folder, learning_rates=rates, methods={"lora": None})
-    state = schedule(resolved, store.read)
-    assert [spec.steps for spec in state.due] == [2] * 6
-    assert state.later == {("sums", "lora", 4): 3 * 2 + 2}
-    for spec in state.due:
-        leave(store, spec, record_of(spec, validation=1.0 if spec.rate == BEST else 1.5))
-    assert [(spec.steps, spec.rate) for spec in schedule(resolved, store.read).due] == [
-        (4, rate) for rate in GRID for _ in range(2)
-    ]
 
 
 def test_a_failed_run_is_due_once_more_and_a_diverged_one_is_a_result(resolved: ResolvedPlan, store: Store) -> None:
@@ -145,35 +130,34 @@ def test_a_folder_without_a_plan_or_with_an_old_one(resolved: ResolvedPlan, stor
         store.load_plan()
 
 
-def test_the_estimate_scales_with_steps_and_prefers_the_method_itself(resolved: ResolvedPlan) -> None:
-    lora, ours = (sweep_run(resolved, "sums", c, 4, BEST, 1000) for c in resolved.contenders)
+def test_the_estimate_prefers_the_method_itself(resolved: ResolvedPlan) -> None:
+    lora, ours = (sweep_run(resolved, "sums", c, BEST, 1000) for c in resolved.contenders)
     last = final_run(resolved, "sums", resolved.contenders[1], BEST, 0)
 
     def taking(spec: RunSpec, train: float, after: float) -> tuple[RunSpec, object]:
         seconds = {"load": 1.0, "before": 2.0, "train": train, "calibrate": 3.0, "after": after, "save": 0.5}
         return spec, record_of(spec, 1.0).model_copy(update={"seconds": seconds})
 
-    times = Timings([taking(lora, 4.0, 1.0), taking(ours, 8.0, 1.0), taking(last, 8.0, 21.0)])
-    assert times.seconds("sums", "lora", 40, "sweep") == pytest.approx(40 * 1.0 + 4.5)
-    assert times.seconds("sums", "g-lora", 40, "sweep") == pytest.approx(40 * 2.0 + 4.5)
-    assert times.seconds("sums", "g-lora", 4, "final") == pytest.approx(4 * 2.0 + 24.5)
+    finished = [taking(lora, 4.0, 1.0), taking(ours, 8.0, 1.0), taking(last, 8.0, 21.0)]
+    assert seconds_of("sums", "lora", "sweep", finished) == pytest.approx(4.0 + 4.5)
+    assert seconds_of("sums", "g-lora", "sweep", finished) == pytest.approx(8.0 + 4.5)
+    assert seconds_of("sums", "g-lora", "final", finished) == pytest.approx(8.0 + 24.5)
     # A method that never ran: the mean of those that did.
-    assert times.seconds("sums", "dora", 3, "final") == pytest.approx(3 * (1 + 2 + 2) / 3 + 24.5)
-    assert Timings([]).seconds("sums", "lora", 4, "sweep") is None
+    assert seconds_of("sums", "dora", "final", finished) == pytest.approx((4 + 8 + 8) / 3 + 24.5)
+    assert seconds_of("sums", "lora", "sweep", []) is None
 
 
 def test_seconds_left_counts_what_is_due_and_what_is_foreseen(resolved: ResolvedPlan, store: Store) -> None:
-    assert seconds_left(schedule(resolved, store.read), Timings([])) is None
+    assert seconds_left(schedule(resolved, store.read), store.read) is None
     for spec in sweeps(resolved, "lora"):
         leave(store, spec, record_of(spec, validation=1.0 if spec.rate == BEST else 1.5))
     state = schedule(resolved, store.read)
     each = 10.0 + 1.0 + 2.0 + 2.5 + 3.0 + 0.5  # calibration is part of training
     # 2 finals of lora and 6 sweeps of g-lora are due, 2 finals of g-lora come later
-    assert seconds_left(state, timings(state, store.read)) == pytest.approx(10 * each)
-    assert seconds_left(state, timings(state, store.read), slots=2) == pytest.approx(10 * each / 2)
+    assert seconds_left(state, store.read) == pytest.approx(10 * each)
+    assert seconds_left(state, store.read, slots=2) == pytest.approx(10 * each / 2)
     fill(store, resolved, {"lora": [1.0, 1.1], "g-lora": [1.0, 1.1]})
-    state = schedule(resolved, store.read)
-    assert seconds_left(state, timings(state, store.read)) == 0
+    assert seconds_left(schedule(resolved, store.read), store.read) == 0
 
 
 @pytest.mark.parametrize(
@@ -222,16 +206,6 @@ def test_a_plan_without_a_budget_is_refused(resolved: ResolvedPlan, store: Store
     path.write_text(path.read_text().replace(f'"budget": {resolved.contenders[0].budget}', '"budget": 0'))
     with pytest.raises(PlanError, match=r"contenders\.0\.budget: Input should be greater than or equal to 1"):
         store.load_plan()
-
-
-def test_a_plan_of_one_seed_for_learning_rates_is_still_read(resolved: ResolvedPlan, store: Store) -> None:
-    store.save_plan(resolved)
-    path = store.folder / "plan.json"
-    values = json.loads(path.read_text())
-    del values["plan"]["learning_rates"]["seeds"]
-    values["plan"]["learning_rates"]["seed"] = 1000
-    path.write_text(json.dumps(values))
-    assert store.load_plan().plan.learning_rates.seeds == [1000]
 
 
 def test_changes_of_the_plan_are_kept_once_there_are_results(

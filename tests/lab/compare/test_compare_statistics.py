@@ -10,10 +10,8 @@ import pytest
 from scipy import stats
 
 from localora.lab.compare.pairing import mcnemar
-from localora.lab.compare.statistics.equivalence import equivalence_p
-from localora.lab.compare.statistics.holm import holm
 from localora.lab.compare.statistics.paired import Difference, difference, floor_of_answers, pooled_spread
-from localora.lab.compare.statistics.verdict import Case, judge
+from localora.lab.compare.statistics.verdict import Case, equivalence_p, holm, judge
 
 needs_statsmodels = pytest.mark.skipif(find_spec("statsmodels") is None, reason="statsmodels is not installed")
 

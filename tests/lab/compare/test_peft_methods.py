@@ -15,15 +15,14 @@ import adapted_models
 import tiny_models
 import tiny_runs
 from localora.lab.compare.budgets import count_trainable, resolve
-from localora.lab.compare.errors import PlanError
 from localora.lab.compare.guards import check_budgets
-from localora.lab.compare.plan import ResolvedPlan
+from localora.lab.compare.plan import PlanError, ResolvedPlan
 from localora.lab.compare.plan_file import validate_plan
 from localora.lab.cost.shapes import meta_model, model_config
 from localora.lab.model.targets import resolve_targets
 from localora.lab.recipe.file import method_section, validate_recipe
 from localora.lab.run.train import train
-from localora.lab.training.adapter import adapter_config, trainable_parameters
+from localora.lab.training.parameters import trainable_parameters
 
 pytestmark = pytest.mark.slow
 
@@ -52,21 +51,21 @@ COUNTS = {
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameters_are_those_of_the_papers(name: str, llama: LlamaForCausalLM) -> None:
-    model = get_peft_model(llama, adapter_config(section(name=name), seed=0))
+    model = get_peft_model(llama, section(name=name).peft_config(seed=0, steps=200))
     assert trainable_parameters(model) == COUNTS[name]
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_the_adapted_model_starts_as_the_base_model(name: str, llama: LlamaForCausalLM) -> None:
     before = adapted_models.logits(llama.eval())
-    model = get_peft_model(llama, adapter_config(section(name=name), seed=0)).eval()
+    model = get_peft_model(llama, section(name=name).peft_config(seed=0, steps=200)).eval()
     assert torch.allclose(adapted_models.logits(model), before, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "power"), [("dora", 1.0), ("rslora", 0.5)])
 def test_layers_of_another_rank_keep_the_scale_of_r(name: str, power: float, llama: LlamaForCausalLM) -> None:
     layer = "model.layers.1.self_attn.q_proj"
-    model = get_peft_model(llama, adapter_config(section(name=name, alpha=6.0, ranks={layer: 3}), seed=0))
+    model = get_peft_model(llama, section(name=name, alpha=6.0, ranks={layer: 3}).peft_config(seed=0, steps=200))
     scales = [module.scaling["default"] for module in model.modules() if isinstance(module, LoraLayer)]
     assert scales == pytest.approx([6.0 / 4**power] * 8)
     assert model.get_submodule(f"base_model.model.{layer}").r["default"] == 3
@@ -74,9 +73,9 @@ def test_layers_of_another_rank_keep_the_scale_of_r(name: str, power: float, lla
 
 def test_bd_lora_refuses_ranks_its_blocks_do_not_divide() -> None:
     with pytest.raises(ValueError, match=r"multiples of blocks \(2\), got \[3\]"):
-        adapter_config(section(name="bd-lora", ranks={"q_proj": 3}), seed=0)
+        section(name="bd-lora", ranks={"q_proj": 3}).peft_config(seed=0, steps=200)
     with pytest.raises(ValueError, match=r"gralora: r \(4\) must be a multiple of blocks \(3\)"):
-        adapter_config(section(name="gralora", blocks=3), seed=0)
+        section(name="gralora", blocks=3).peft_config(seed=0, steps=200)
 
 
 @pytest.mark.parametrize("name", [name for name in COUNTS if name != "lora"])
@@ -90,14 +89,15 @@ def test_each_trains_and_leaves_a_finished_record(name: str, model_folder: Path,
     assert record.after.loss < record.before.loss
 
 
-def plan(model_folder: Path, rungs: tuple[int, ...] = (), **methods: dict[str, Any] | None) -> ResolvedPlan:
+def plan(model_folder: Path, steps: int = 200, **methods: dict[str, Any] | None) -> ResolvedPlan:
     values = {
         "model": {"name": str(model_folder)},
         "tasks": {"sums": {"task": "arithmetic"}},
         "r": 4,
         "methods": {"lora": None} | {name.replace("_", "-"): values for name, values in methods.items()},
         "headroom": [],
-        "learning_rates": {"grid": [1e-4, 1e-3, 1e-2], "rungs": list(rungs)},
+        "learning_rates": {"grid": [1e-4, 1e-3, 1e-2]},
+        "training": {"steps": steps},
         "seeds": [1, 2],
     }
     return resolve(validate_plan(values), "plan")
@@ -108,7 +108,7 @@ def test_a_plan_counts_them_without_weights(model_folder: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(model_folder)
     assert resolved.contender("full").trainable == sum(p.numel() for p in model.parameters())
     for name in ("adalora", "lora-ga"):
-        config = adapter_config(method_section({"name": name, "r": 4}), seed=0)
+        config = method_section({"name": name, "r": 4}).peft_config(seed=0, steps=200)
         if isinstance(config, LoraConfig) and name == "lora-ga":
             config.init_lora_weights = True  # without the gradient that it starts from
         adapted = get_peft_model(LlamaForCausalLM.from_pretrained(model_folder), config)
@@ -133,11 +133,11 @@ def test_adalora_has_the_budget_at_its_start_and_not_1_5_times_as_much(model_fol
         check_budgets(plan(model_folder, adalora={"init_r": 6}))
 
 
-def test_a_rung_too_short_for_adalora_is_refused_with_the_plan(model_folder: Path) -> None:
+def test_runs_too_short_for_adalora_is_refused_with_the_plan(model_folder: Path) -> None:
     label = {"budget_label": "and a diagonal"}
-    assert plan(model_folder, rungs=(4,), adalora=label).contender("adalora").trainable > 0
-    with pytest.raises(PlanError, match=r"methods.adalora: adalora: 2 steps leave none between initial_share"):
-        plan(model_folder, rungs=(2,), adalora=label)
+    assert plan(model_folder, steps=4, adalora=label).contender("adalora").trainable > 0
+    with pytest.raises(PlanError, match=r"methods.adalora: adalora: 1 steps leave none in which ranks could fall"):
+        plan(model_folder, steps=1, adalora=label)
 
 
 def test_what_cannot_be_compared_says_why(model_folder: Path) -> None:

@@ -13,25 +13,23 @@ import torch
 import yaml
 
 import published_files
-from localora.lab.compare import published as published_module
-from localora.lab.compare import run_one
+from localora.lab.compare import other_tasks, run_one
 from localora.lab.compare.budgets import resolve
 from localora.lab.compare.comparison import compare_records
-from localora.lab.compare.errors import PlanError
 from localora.lab.compare.guards import check_data
 from localora.lab.compare.measures import measures
-from localora.lab.compare.plan import Published, ResolvedPlan
+from localora.lab.compare.plan import PlanError, Published, ResolvedPlan
 from localora.lab.compare.plan_file import validate_plan
-from localora.lab.compare.runs import RunSpec, final_run, sweep_run
-from localora.lab.compare.store import Store, Tasks, TaskScores, write_text
-from localora.lab.compare.workers.needs import local_names
-from localora.lab.compare.workers.pool import job_text
+from localora.lab.compare.runs import Job, RunSpec, final_run, job_text, sweep_run
+from localora.lab.compare.store import Store, Tasks, write_text
+from localora.lab.compare.workers.nodes import local_names
 from localora.lab.data.example import Example
 from localora.lab.data.published.adapters_style import adapters_example
 from localora.lab.data.published.registry import TASKS
-from localora.lab.evaluation.tasks import TaskResult, evaluate_tasks, load_tasks
+from localora.lab.evaluation.tasks import evaluate_tasks, load_tasks
 from localora.lab.model.adapted import load_adapted
 from localora.lab.recipe.schema import with_folder
+from localora.lab.training.record import Evaluation, Items
 from planned import BEST, fill, plan_values, resolved_plan
 
 NAMES = ["boolq", "arc_easy:llm-adapters"]
@@ -60,10 +58,9 @@ def plan_of(model: Path | str, folder: Path, mixture: Path, **published: Any) ->
 
 def train(spec: RunSpec, store: Store) -> None:
     """As the run's own process does."""
-    job = json.loads(job_text(spec, None))
-    recipe = with_folder(spec.recipe, store.path(spec) / "run")
-    published = Published.model_validate(job["published"])
-    run_one.run(recipe, None, published, keep_adapter=job["keep_adapter"])
+    job = Job.model_validate_json(job_text(spec))
+    assert job.recipe == spec.recipe
+    run_one.run(with_folder(job.recipe, store.path(spec) / "run"), None, job.published, keep_adapter=job.keep_adapter)
 
 
 @pytest.fixture(scope="module")
@@ -95,22 +92,22 @@ def test_each_published_task_is_scored_on_the_kept_adapter(
     )  # fmt: skip
     untrained = load_adapted(str(model_folder))
     before = evaluate_tasks(untrained.model, untrained.tokenizer, load_tasks(NAMES, data, 2), max_new_tokens=4)
-    assert [scores.task for scores in outcome.tasks] == ["boolq:likelihood", "arc_easy:llm-adapters"]
-    for scores, wanted, base in zip(outcome.tasks, expected, before, strict=True):
-        assert (scores.right, scores.value) == (wanted.right, wanted.value)
+    assert list(outcome.tasks) == ["boolq:likelihood", "arc_easy:llm-adapters"]
+    for scores, wanted, base in zip(outcome.tasks.values(), expected, before, strict=True):
+        assert (scores.right, scores.score, scores.score_name) == (wanted.right, wanted.value, wanted.metric)
         assert scores.loss == pytest.approx(wanted.reference_loss)
         assert scores.loss != pytest.approx(base.reference_loss, abs=1e-3)  # it is the trained model's
         assert scores.items is not None
         assert sum(scores.items.loss_sums) / sum(scores.items.tokens) == pytest.approx(scores.loss, abs=1e-6)
-        assert scores.data_hash == wanted.data_hash
 
 
 def test_they_are_measures_with_items_for_paired_tests(trained: tuple[ResolvedPlan, Store]) -> None:
     resolved, store = trained
     outcome = store.read(final(resolved))
     found = measures(outcome)["boolq:likelihood multiple choice accuracy"]
-    assert found.items == tuple(map(float, outcome.tasks[0].right))
-    assert (found.value, found.higher_is_better) == (outcome.tasks[0].value, True)
+    boolq = outcome.tasks["boolq:likelihood"]
+    assert found.items == tuple(map(float, boolq.right))
+    assert (found.value, found.higher_is_better) == (boolq.score, True)
     loss = measures(outcome)["arc_easy:llm-adapters reference loss"]
     assert loss.items is not None
     assert loss.value == pytest.approx(mean(loss.items))
@@ -121,12 +118,13 @@ def test_a_run_that_was_killed_while_measuring_is_not_trained_again(
 ) -> None:
     resolved, store = trained
     path = store.path(final(resolved)) / "tasks.json"
-    before = path.read_text()
+    before = Tasks.model_validate_json(path.read_text()).tasks
     path.unlink()
     assert Store(store.folder).read(final(resolved)).status == "missing"
     monkeypatch.setattr(run_one, "train", lambda *_, **__: pytest.fail("trained again"))
     train(final(resolved), store)
-    assert path.read_text() == before
+    again = Tasks.model_validate_json(path.read_text()).tasks
+    assert {name: found.model_copy(update={"seconds": before[name].seconds}) for name, found in again.items()} == before
     assert Store(store.folder).read(final(resolved)).status == "finished"
 
 
@@ -144,7 +142,7 @@ def test_a_plan_that_asks_for_more_is_measured_anew_and_a_moved_folder_is_not(
     assert status(examples=3) == "missing"
     assert status(tasks=["boolq"]) == "missing"
     without = final(plan_of(model_folder, data, mixture, tasks=[]))
-    assert Store(store.folder).read(without).tasks == ()
+    assert Store(store.folder).read(without).tasks == {}
 
 
 def test_a_run_without_an_adapter_is_measured_before_its_model_goes(
@@ -152,13 +150,13 @@ def test_a_run_without_an_adapter_is_measured_before_its_model_goes(
 ) -> None:
     """In the precision that its weights have after training, whatever that of the base model."""
     seen: list[torch.dtype] = []
-    original = evaluate_tasks
+    original = other_tasks.measure_task
 
-    def noted(model: Any, *arguments: Any, **settings: Any) -> list[TaskResult]:
+    def noted(model: Any, *arguments: Any) -> Evaluation:
         seen.append(model.dtype)
-        return original(model, *arguments, **settings)
+        return original(model, *arguments)
 
-    monkeypatch.setattr(published_module, "evaluate_tasks", noted)
+    monkeypatch.setattr(other_tasks, "measure_task", noted)
     mixture = published_files.write_rows(tmp_path / "mixture.jsonl", MIXTURE)
     changes = {
         "methods": {"lora": None, "full": {"budget_label": "all weights"}},
@@ -170,9 +168,9 @@ def test_a_run_without_an_adapter_is_measured_before_its_model_goes(
     train(final(resolved, "full"), store)
     outcome = store.read(final(resolved, "full"))
     assert outcome.status == "finished"
-    assert [len(scores.items.ids) for scores in outcome.tasks if scores.items] == [2, 2]
+    assert [len(scores.items.ids) for scores in outcome.tasks.values() if scores.items] == [2, 2]
     assert not (store.path(final(resolved, "full")) / "run" / "model").exists()
-    assert seen == [torch.float32]
+    assert seen == [torch.float32] * 2
 
 
 def test_a_cluster_node_needs_their_files(model_folder: Path, data: Path, tmp_path: Path) -> None:
@@ -183,23 +181,23 @@ def test_a_cluster_node_needs_their_files(model_folder: Path, data: Path, tmp_pa
 
 def test_only_final_runs_measure_them(model_folder: Path, data: Path, tmp_path: Path) -> None:
     resolved = plan_of(model_folder, data, tmp_path / "mixture.jsonl")
-    sweep = sweep_run(resolved, "mixture", resolved.contender("lora"), 4, BEST, 1000)
-    assert json.loads(job_text(sweep, None))["published"]["tasks"] == []
-    assert json.loads(job_text(final(resolved), None))["published"]["tasks"] == ["boolq:likelihood", NAMES[1]]
+    sweep = sweep_run(resolved, "mixture", resolved.contender("lora"), BEST, 1000)
+    assert json.loads(job_text(sweep))["published"]["tasks"] == []
+    assert json.loads(job_text(final(resolved)))["published"]["tasks"] == ["boolq:likelihood", NAMES[1]]
 
 
 def scored(published: Published, right: Sequence[bool]) -> str:
-    losses = [1.0 if answer else 1.1 for answer in right]
-    task = TaskScores(
-        task="boolq:likelihood",
-        metric="multiple choice accuracy",
-        value=mean(right),
-        right=list(right),
+    losses, count = [1.0 if answer else 1.1 for answer in right], len(right)
+    found = Evaluation(
         loss=mean(losses),
-        losses=losses,
-        data_hash="x",
+        examples=count,
+        score_name="multiple choice accuracy",
+        score=mean(right),
+        score_examples=count,
+        right=list(right),
+        items=Items(ids=[f"i{i}" for i in range(count)], loss_sums=losses, tokens=[1] * count),
     )
-    return Tasks(measured=published, tasks=[task]).model_dump_json()
+    return Tasks(measured=published, tasks={"boolq:likelihood": found}).model_dump_json()
 
 
 def test_the_report_compares_them_item_by_item(data: Path, tmp_path: Path, model_folder: Path) -> None:
@@ -256,7 +254,7 @@ def test_what_is_wrong_with_published_tasks_is_said_before_any_run(
     mixture = published_files.write_rows(tmp_path / "m.jsonl", MIXTURE)
     with pytest.raises(PlanError, match=r"published.tasks: no task is called 'bolq'; known: commonsense"):
         plan_of(model_folder, data, mixture, tasks=["bolq"])
-    with pytest.raises(PlanError, match=r"published.exampels: unknown key; did you mean examples\?"):
+    with pytest.raises(PlanError, match=r"published.exampels: unknown key; did you mean 'examples'\?"):
         plan_of(model_folder, data, mixture, exampels=3)
     with pytest.raises(PlanError, match=r"published.tasks: piqa has no test file in .*commonsense/piqa_test.jsonl"):
         check_data(plan_of(model_folder, data, mixture, tasks=["piqa"]))

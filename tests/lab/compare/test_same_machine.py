@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from localora.lab.compare.comparison import compare_records
-from localora.lab.compare.errors import PlanError
+from localora.lab.compare.plan import PlanError
 from localora.lab.compare.runs import final_run
 from localora.lab.compare.same_machine import NOW, check_same_machine, describe, made_on
 from localora.lab.compare.store import Outcome, Store
-from localora.lab.report.comparison.text import problems
+from localora.lab.report.comparison.sections import problems
 from localora.lab.training.record import RunRecord
 from planned import BEST, fill, leave, record_of, resolved_plan
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 import published_files
-from localora.lab.compare import run_one
-from localora.lab.compare import watched as watched_module
-from localora.lab.compare.errors import PlanError
+from localora.lab.compare import other_tasks, run_one
 from localora.lab.compare.execute import _watched_before
 from localora.lab.compare.guards import check_data
-from localora.lab.compare.plan import ResolvedPlan
-from localora.lab.compare.runs import RunSpec, final_run
+from localora.lab.compare.plan import PlanError, ResolvedPlan
+from localora.lab.compare.runs import Job, RunSpec, final_run, job_text
 from localora.lab.compare.schedule import schedule
 from localora.lab.compare.store import Store
-from localora.lab.compare.workers.pool import job_text
 from localora.lab.data.batches import encode_examples
 from localora.lab.data.load import load_task
 from localora.lab.data.split import subset
@@ -25,7 +21,6 @@ from localora.lab.evaluation.likelihood import mean_loss
 from localora.lab.model.adapted import load_adapted
 from localora.lab.recipe.data_spec import DataSpec
 from localora.lab.recipe.schema import with_folder
-from localora.lab.training.record import Evaluation
 from planned import BEST, resolved_plan
 
 WATCH = {"names": {"task": "facts", "test_size": 6}}
@@ -63,10 +58,17 @@ def test_the_change_is_that_of_the_saved_adapter(
     # The next run is told what the base model is worth, and does not load it again.
     known = _watched_before(schedule(resolved, lambda s: store.read(s)), store, final(resolved, 1))
     assert known == {}  # the run is not among those that the plan has need of yet: no rate is chosen
-    monkeypatch.setattr(watched_module, "load_base_model", None)
-    job = json.loads(job_text(spec, None, outcome.watched.before))
-    told = {name: Evaluation.model_validate(values) for name, values in job["watched_before"].items()}
-    again = watched_module.measure_watched(spec.recipe, run_one.RunFolder(store.path(spec) / "run"), spec.watch, told)
+    told = Job.model_validate_json(job_text(spec, None, outcome.watched.before)).watched_before
+    loaded_from: list[str] = []
+    original = other_tasks.load_adapted
+
+    def noted(name: str, *arguments: object, **more: object) -> object:
+        loaded_from.append(name)
+        return original(name, *arguments, **more)
+
+    monkeypatch.setattr(other_tasks, "load_adapted", noted)
+    again = other_tasks.measure_watched(spec.recipe, run_one.RunFolder(store.path(spec) / "run"), spec.watch, told)
+    assert loaded_from == [str(store.path(spec) / "run" / "adapter")]
     assert again.before == outcome.watched.before
     assert again.after["names"].loss == pytest.approx(after.loss)
 

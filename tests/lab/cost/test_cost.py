@@ -16,7 +16,7 @@ from localora import CpsLoraConfig, GLoraConfig, Repartitioner, adapter_size, ex
 from localora.lab.cost import predict_cost
 from localora.lab.cost.calibration import sketch_bytes, taylor_bytes
 from localora.lab.cost.file_size import safetensors_bytes
-from localora.lab.model.errors import ModelError
+from localora.lab.model import ModelError
 from localora.placement.sketch import GradientSketch
 from localora.placement.taylor import TaylorScores
 from method_table import BY_NAME, Method, every_method

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 import tiny_runs
 from localora import CpsLoraConfig, GLoraConfig
+from localora.lab.model import ModelError
 from localora.lab.model.adapted import load_adapted
-from localora.lab.model.errors import ModelError
 
 LOCALIZED = {"placement": "random", "init_weights": False}
 CONFIGS = {

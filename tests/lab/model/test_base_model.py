@@ -7,9 +7,8 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from localora.lab.model import base
+from localora.lab.model import ModelError, base
 from localora.lab.model.base import load_base_model
-from localora.lab.model.errors import ModelError
 
 
 def save_tiny(folder: Path, **special: str) -> LlamaForCausalLM:

@@ -16,9 +16,8 @@ import torch
 from localora.lab.data.batches import token_ids
 from localora.lab.data.example import Example
 from localora.lab.evaluation.generate import generate
-from localora.lab.model import smollm2
+from localora.lab.model import ModelError, smollm2
 from localora.lab.model.base import load_base_model
-from localora.lab.model.errors import ModelError
 from localora.lab.model.smollm2 import GGUF, NAME, REQUIREMENT, read_tokenizer, smollm2_folder
 
 

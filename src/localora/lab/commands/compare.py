@@ -10,11 +10,11 @@ from rich.console import Console
 from localora.lab.compare.budgets import resolve
 from localora.lab.compare.collected import collect
 from localora.lab.compare.comparison import Comparison
-from localora.lab.compare.errors import PlanError
 from localora.lab.compare.execute import execute
 from localora.lab.compare.guards import check_budgets, check_data, check_rate_seeds
+from localora.lab.compare.plan import PlanError
 from localora.lab.compare.plan_file import load_plan
-from localora.lab.compare.same_data import check_same_data, check_same_version
+from localora.lab.compare.same_data import check_same_data
 from localora.lab.compare.same_machine import check_same_machine, this_machine
 from localora.lab.compare.schedule import schedule
 from localora.lab.compare.store import Store
@@ -64,7 +64,6 @@ def run_comparison(
     check_same_data(
         {spec: store.read(spec) for spec in state.finished}, {name: task.hashes for name, task in tasks.items()}
     )
-    check_same_version({spec: store.read(spec) for spec in state.finished})
     check_same_machine(
         {spec: store.read(spec) for spec in state.finished},
         None if cluster else this_machine(),

@@ -11,15 +11,14 @@ from peft import LoraConfig, PeftConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from localora.adapter.config import LocalizedConfig
-from localora.lab.compare.errors import PlanError
 from localora.lab.compare.methods import NOT_AVAILABLE, OWN_BUDGETS, match_budget
-from localora.lab.compare.plan import CHOSEN_FOR_ALL, Contender, Plan, ResolvedPlan, Role, distinct_grid
+from localora.lab.compare.plan import CHOSEN_FOR_ALL, Contender, Plan, PlanError, ResolvedPlan, Role, distinct_grid
 from localora.lab.cost.shapes import meta_model, model_config
 from localora.lab.model.targets import resolve_targets
 from localora.lab.recipe.file import method_section
-from localora.lab.recipe.methods import FullMethod, MethodBase
+from localora.lab.recipe.peft_methods import FullMethod, MethodBase
 from localora.lab.recipe.schema import RecipeError, TrainingSection
-from localora.lab.training.adapter import adapter_config, all_parameters, trainable_parameters
+from localora.lab.training.parameters import all_parameters, trainable_parameters
 from localora.placement.budget import BudgetError
 
 PLAN_KEYS = ("budget_label", "learning_rates")  # of a method in a plan, beside those of a recipe's method
@@ -36,7 +35,6 @@ def resolve(plan: Plan, name: str) -> ResolvedPlan:
     experts = {"target_parameters": plan.target_parameters} if plan.target_parameters else {}
     where = {"r": plan.r, "target_modules": plan.target_modules, **experts}
     targets = resolve_targets(base, plan.target_modules) if plan.target_modules or not experts else []
-    shortest = min([*plan.learning_rates.rungs, plan.training.steps])
     budget = count_trainable(base, method_section({"name": "lora", **where}))
     contenders: list[Contender] = []
     problems: list[str] = []
@@ -44,7 +42,7 @@ def resolve(plan: Plan, name: str) -> ResolvedPlan:
         try:
             budget_label, grid, section = _section(plan, label, values, where)
             section = match_budget(section, targets)
-            trainable = count_trainable(base, section, shortest)
+            trainable = count_trainable(base, section, plan.training.steps)
         except (RecipeError, BudgetError, ValueError) as error:
             lines = error.problems if isinstance(error, RecipeError) else [str(error)]
             problems += [f"methods.{label}: {line.removeprefix('method.')}" for line in lines]
@@ -73,7 +71,7 @@ def count_trainable(base: PreTrainedModel, method: MethodBase, steps: int = Trai
     """
     if isinstance(method, FullMethod):
         return all_parameters(base)
-    config = _for_meta(adapter_config(method, seed=0, steps=steps))
+    config = _for_meta(method.peft_config(seed=0, steps=steps))
     model = get_peft_model(copy.deepcopy(base), config, low_cpu_mem_usage=True)
     for name, parameter in model.named_parameters():
         if ".ranknum." in name:  # AdaLoRA's note of a layer's rank, which PEFT forgets to freeze on the meta device

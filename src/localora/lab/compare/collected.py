@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from localora.files import write_file
-from localora.lab.compare.errors import PlanError
+from localora.lab.compare.plan import PlanError
 
 NAME = "records.jsonl"
 FILES = ("run/run.json", "update.json", "tasks.json", "watched.json", "failure.json")  # of a run, as far as it has them

@@ -9,7 +9,7 @@ from localora.lab.compare.costs import Balance, Costs, balance_of, costs_of
 from localora.lab.compare.learning_rates import Choice
 from localora.lab.compare.plan import ResolvedPlan
 from localora.lab.compare.runs import RunSpec, final_run
-from localora.lab.compare.same_data import check_same_data, made_earlier
+from localora.lab.compare.same_data import check_same_data
 from localora.lab.compare.same_machine import check_same_machine, describe, made_on
 from localora.lab.compare.schedule import Schedule, schedule
 from localora.lab.compare.store import Outcome, Store
@@ -58,16 +58,14 @@ def compare_records(store: Store) -> Comparison:
     finished = {spec: outcomes[spec] for spec in state.finished}
     check_same_data(finished)
     notes = [
-        f"the plan was changed after {change.results} results were seen: {'; '.join(change.changed)}"
-        for change in store.history()
+        *resolved.plan.notes,
+        *(
+            f"the plan was changed after {change.results} results were seen: {'; '.join(change.changed)}"
+            for change in store.history()
+        ),
     ]
     if len(resolved.plan.learning_rates.seeds) < 2:
         notes.append("learning rates were chosen with one seed: differences that are its luck are found more often")
-    if earlier := made_earlier(finished):
-        notes.append(
-            f"{len(earlier)} run(s) are of an earlier version, whose methods had other keys "
-            f"({', '.join(sorted({key for keys in earlier.values() for key in keys}))})"
-        )
     notes += check_same_machine(finished, mixed=resolved.plan.allow_mixed_machines)
     finals = {task: _finals(resolved, state, store, task) for task in resolved.plan.tasks}
     rates = {

@@ -5,14 +5,14 @@ from __future__ import annotations
 from rich.console import Console
 
 from localora.files import make_folder
-from localora.lab.compare.estimate import seconds_left, timings
+from localora.lab.compare.estimate import seconds_left
 from localora.lab.compare.plan import ResolvedPlan
 from localora.lab.compare.run_one import DIVERGED_EXIT
-from localora.lab.compare.runs import RunSpec
+from localora.lab.compare.runs import RunSpec, job_text
 from localora.lab.compare.same_machine import check_same_machine
 from localora.lab.compare.schedule import Schedule, schedule
 from localora.lab.compare.store import Store
-from localora.lab.compare.workers.pool import Done, Pool, job_text
+from localora.lab.compare.workers.pool import Done, Pool
 from localora.lab.progress import Narrator, duration_text
 from localora.lab.training.lock import locked
 from localora.lab.training.record import Evaluation, RunRecord
@@ -55,7 +55,7 @@ def _loop(resolved: ResolvedPlan, store: Store, pool: Pool, console: Console) ->
                     tried.add(spec)
                     running.add(spec)
             names = ", ".join(sorted(f"{s.task} {s.label}" for s in running)[:2])
-            phase.left = seconds_left(state, timings(state, store.read), slots=min(pool.slots, max(1, len(running))))
+            phase.left = seconds_left(state, store.read, slots=min(pool.slots, max(1, len(running))))
             phase.tell(len(state.finished) + len(state.diverged), state.total, names)
             if not running:
                 return state

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from localora.lab.compare.errors import PlanError
-from localora.lab.compare.plan import Published, ResolvedPlan
+from localora.lab.compare.plan import PlanError, Published, ResolvedPlan
 from localora.lab.data.example import DataError, Example, TaskData
 from localora.lab.data.generated.registry import BY_HEART
 from localora.lab.data.load import load_task

@@ -34,18 +34,19 @@ def measures(outcome: Outcome) -> dict[str, Measure]:
     assert outcome.record is not None
     after = outcome.record.after
     assert after is not None  # a finished run has it
-    found = [Measure(LOSS, after.loss, _per_item(after.items), False, _weights(after.items))]
-    if after.score is not None and after.score_name is not None:
-        found.append(Measure(after.score_name, after.score, tuple(map(float, after.right)), higher_is_better=True))
-    for task in outcome.tasks:
-        if task.value is not None:
-            found.append(Measure(f"{task.task} {task.metric}", task.value, tuple(map(float, task.right)), True))
-        losses = _per_item(task.items) or tuple(task.losses)
-        found.append(Measure(f"{task.task} reference loss", task.loss, losses, False, _weights(task.items)))
+    found = list(_of(after, LOSS, after.score_name or ""))
+    for task, measured in outcome.tasks.items():
+        found += _of(measured, f"{task} reference loss", f"{task} {measured.score_name}")
     if outcome.watched is not None:
         for name, late in outcome.watched.after.items():
             found += _changes(name, outcome.watched.before[name], late)
     return {measure.name: measure for measure in found}
+
+
+def _of(measured: Evaluation, loss: str, score: str) -> Iterator[Measure]:
+    yield Measure(loss, measured.loss, _per_item(measured.items), False, _weights(measured.items))
+    if measured.score is not None:
+        yield Measure(score, measured.score, tuple(map(float, measured.right)), higher_is_better=True)
 
 
 def change_of_loss(watched: str) -> str:

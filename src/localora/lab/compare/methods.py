@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from localora.lab.model.targets import Target
-from localora.lab.recipe.methods import BdLoraMethod, LoraMethod, MethodBase, MissMethod
+from localora.lab.recipe.peft_methods import BdLoraMethod, LoraMethod, MethodBase, MissMethod
 
 # PEFT 0.21 has these too; why no plan can name them.
 NOT_AVAILABLE = {
@@ -58,7 +58,7 @@ COSTS: dict[str, Callable[[MethodBase, Target], Cost]] = {"dora": _dora, "bd-lor
 
 def match_budget(method: MethodBase, targets: Sequence[Target]) -> MethodBase:
     """The same method with the rank of its own that comes nearest to r (m + n) parameters over `targets`."""
-    cost = COSTS.get(method.name)  # type: ignore[attr-defined]  # every concrete section has a name
+    cost = COSTS.get(method.name)
     if cost is None or not isinstance(method, LoraMethod):
         return method
     costs = [cost(method, target) for target in targets]

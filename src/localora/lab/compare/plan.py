@@ -10,7 +10,7 @@ from pydantic import Field, StrictBool, field_serializer, field_validator, model
 from localora.lab.data.published.registry import parse_tasks
 from localora.lab.recipe.data_spec import DataSpec
 from localora.lab.recipe.methods import MethodSection
-from localora.lab.recipe.schema import Dtype, EvaluationSection, ModelSection, TrainingSection
+from localora.lab.recipe.schema import Dtype, EvaluationSection, ModelSection, RecipeError, TrainingSection
 from localora.lab.recipe.section import PositiveInt, Section
 
 Name = Annotated[
@@ -33,6 +33,10 @@ CHOSEN_FOR_ALL = {  # keys that a method of a plan cannot have to itself, and wh
 CHOSEN_BY_RUN = ("learning_rate", "seed")
 
 
+class PlanError(RecipeError):
+    """A plan that cannot be run, or would not be fair; `problems` holds one line per problem."""
+
+
 class LearningRates(Section):
     """How each method's learning rate is chosen: on validation examples, never on the test split."""
 
@@ -40,23 +44,10 @@ class LearningRates(Section):
     widen: Annotated[int, Field(ge=0)] = Field(
         default=2, description="values added, one at a time, while the best is at the grid's edge"
     )
-    rungs: list[PositiveInt] = Field(
-        default=[], description="steps of short runs that narrow the grid first; the last ones have training.steps"
-    )
     seeds: list[Seed] = Field(
         default=[1000, 1001], min_length=1, description="of these runs, two or more; none of the plan's seeds"
     )
     validation_examples: PositiveInt = Field(default=100, description="that the choice is made on")
-    choose_on: Literal["validation"] = "validation"
-
-    @field_validator("choose_on", mode="before")
-    @classmethod
-    def _never_on_test(cls, value: Any) -> Any:
-        if value == "test":
-            raise ValueError(
-                "a learning rate chosen on the test split makes its numbers worthless; choose on validation"
-            )
-        return value
 
     @field_validator("grid")
     @classmethod
@@ -138,6 +129,7 @@ class Plan(Section):
     allow_mixed_machines: StrictBool = Field(
         default=False, description="runs of other processors, torch versions or dtypes in one table, which then says so"
     )
+    notes: list[str] = Field(default=[], description="what a reader of the report must know before its numbers")
     folder: str | None = Field(default=None, description="results/<name of the plan> when left out")
 
     @field_validator("tasks")

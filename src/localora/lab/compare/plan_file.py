@@ -8,8 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from localora.lab.compare.errors import PlanError
-from localora.lab.compare.plan import ComparedModel, LearningRates, Plan, Published, Statistics
+from localora.lab.compare.plan import ComparedModel, LearningRates, Plan, PlanError, Published, Statistics
 from localora.lab.recipe.data_spec import DataSpec
 from localora.lab.recipe.file import explain, read_values, unknown_key
 from localora.lab.recipe.schema import EvaluationSection, TrainingSection

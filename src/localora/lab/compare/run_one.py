@@ -5,7 +5,6 @@ PARENT is the id of the process that started it, for by the time this module is 
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
@@ -16,14 +15,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from localora.lab.compare.other_tasks import measure_published, measure_watched
 from localora.lab.compare.plan import Published
-from localora.lab.compare.published import measure_published
+from localora.lab.compare.runs import Job
 from localora.lab.compare.store import Update, write_text
-from localora.lab.compare.watched import measure_watched
+from localora.lab.inspect.matrix import effective_rank, stable_rank
 from localora.lab.inspect.source import open_source
-from localora.lab.inspect.spectrum import effective_rank, stable_rank
 from localora.lab.recipe.data_spec import DataSpec
-from localora.lab.recipe.file import validate_recipe
 from localora.lab.recipe.schema import Recipe, with_folder
 from localora.lab.run.train import train
 from localora.lab.training.folder import RunFolder, remove
@@ -36,15 +34,10 @@ WITH_FACTORS = ("lora", "rslora", "pissa", "lora-ga", "g-lora", "cps-lora", "hyb
 
 def main(job: Path, parent: int) -> int:
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
-    values = json.loads(job.read_text(encoding="utf-8"))
-    folder = job.parent
-    recipe = with_folder(validate_recipe(values["recipe"]), folder / "run")
-    before = Evaluation.model_validate(values["before"]) if values["before"] else None
-    known = {name: Evaluation.model_validate(found) for name, found in values.get("watched_before", {}).items()}
-    watch = {name: DataSpec.model_validate(data) for name, data in values.get("watch", {}).items()}
-    published = Published.model_validate(values["published"])
+    given = Job.model_validate_json(job.read_bytes())
+    recipe = with_folder(given.recipe, job.parent / "run")
     try:
-        run(recipe, before, published, watch, known, keep_adapter=values["keep_adapter"])
+        run(recipe, given.before, given.published, given.watch, given.watched_before, keep_adapter=given.keep_adapter)
     except TrainingError as error:
         print(error, file=sys.stderr)
         return DIVERGED_EXIT

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
+from pydantic import BaseModel
+
 from localora.lab.compare.plan import Contender, Published, ResolvedPlan
 from localora.lab.recipe.data_spec import DataSpec
 from localora.lab.recipe.file import validate_recipe
 from localora.lab.recipe.methods import LocalizedMethod
 from localora.lab.recipe.schema import Recipe
+from localora.lab.training.record import Evaluation
 
 Stage = Literal["sweep", "final"]
 
@@ -41,34 +44,53 @@ class RunSpec:
         return PurePosixPath(self.task, self.label, last)
 
 
-def sweep_runs(resolved: ResolvedPlan, task: str, contender: Contender, steps: int, rate: float) -> list[RunSpec]:
+class Job(BaseModel):
+    """All that a run's process needs to know; what is known of the untrained model need not be measured again."""
+
+    recipe: Recipe
+    keep_adapter: bool
+    published: Published
+    watch: dict[str, DataSpec]
+    before: Evaluation | None = None
+    watched_before: dict[str, Evaluation] = {}
+
+
+def job_text(
+    spec: RunSpec, before: Evaluation | None = None, watched_before: Mapping[str, Evaluation] | None = None
+) -> str:
+    """The job file of a run."""
+    job = Job(
+        recipe=spec.recipe,
+        keep_adapter=spec.stage == "final",
+        published=spec.published,
+        watch=dict(spec.watch),
+        before=before,
+        watched_before=dict(watched_before or {}),
+    )
+    return job.model_dump_json(indent=2) + "\n"
+
+
+def sweep_runs(resolved: ResolvedPlan, task: str, contender: Contender, rate: float) -> list[RunSpec]:
     """Those that help to choose the rate, one a seed of `learning_rates.seeds`."""
-    return [sweep_run(resolved, task, contender, steps, rate, seed) for seed in resolved.plan.learning_rates.seeds]
+    return [sweep_run(resolved, task, contender, rate, seed) for seed in resolved.plan.learning_rates.seeds]
 
 
-def sweep_run(resolved: ResolvedPlan, task: str, contender: Contender, steps: int, rate: float, seed: int) -> RunSpec:
+def sweep_run(resolved: ResolvedPlan, task: str, contender: Contender, rate: float, seed: int) -> RunSpec:
     """A run that helps to choose the rate. Its validation loss counts; of the test split it sees one example."""
     rates = resolved.plan.learning_rates
     evaluation = {"examples": 1, "curve_points": 1, "curve_examples": rates.validation_examples}
-    recipe = _recipe(resolved, task, contender, steps, rate, seed, evaluation)
-    return RunSpec("sweep", task, contender.label, steps, rate, seed, recipe)
+    recipe = _recipe(resolved, task, contender, rate, seed, evaluation)
+    return RunSpec("sweep", task, contender.label, resolved.plan.training.steps, rate, seed, recipe)
 
 
 def final_run(resolved: ResolvedPlan, task: str, contender: Contender, rate: float, seed: int) -> RunSpec:
-    steps = resolved.plan.training.steps
-    recipe = _recipe(resolved, task, contender, steps, rate, seed, {})
+    recipe = _recipe(resolved, task, contender, rate, seed, {})
     plan = resolved.plan
-    return RunSpec("final", task, contender.label, steps, rate, seed, recipe, plan.published, plan.watch)
+    return RunSpec("final", task, contender.label, plan.training.steps, rate, seed, recipe, plan.published, plan.watch)
 
 
 def _recipe(
-    resolved: ResolvedPlan,
-    task: str,
-    contender: Contender,
-    steps: int,
-    rate: float,
-    seed: int,
-    evaluation: dict[str, Any],
+    resolved: ResolvedPlan, task: str, contender: Contender, rate: float, seed: int, evaluation: dict[str, Any]
 ) -> Recipe:
     plan = resolved.plan
     export = plan.export and seed in plan.seeds and isinstance(contender.method, LocalizedMethod)
@@ -77,7 +99,7 @@ def _recipe(
             "model": plan.model.model_dump(),
             "data": plan.tasks[task].model_dump(),
             "method": contender.method.model_dump(),
-            "training": plan.training.model_dump() | {"steps": steps, "learning_rate": rate, "seed": seed},
+            "training": plan.training.model_dump() | {"learning_rate": rate, "seed": seed},
             "evaluation": plan.evaluation.model_dump() | evaluation,
             "output": {"export": export, "plots": False},
         },

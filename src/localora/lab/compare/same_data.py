@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from localora.lab.compare.earlier import known_method
-from localora.lab.compare.errors import PlanError
+from localora.lab.compare.plan import PlanError
 from localora.lab.compare.runs import RunSpec
 from localora.lab.compare.store import Outcome
 
@@ -38,29 +37,6 @@ def check_same_data(finished: Mapping[RunSpec, Outcome], present: Mapping[str, H
         raise PlanError("data", problems)
 
 
-def made_earlier(finished: Mapping[RunSpec, Outcome]) -> dict[RunSpec, list[str]]:
-    """The runs of an earlier version whose method had keys that are gone, and these keys."""
-    found = {
-        spec: known_method(outcome.record.recipe["method"])[1] for spec, outcome in finished.items() if outcome.record
-    }
-    return {spec: gone for spec, gone in found.items() if gone}
-
-
-def check_same_version(finished: Mapping[RunSpec, Outcome]) -> None:
-    """No run is to be added to those of a method that was another then.
-
-    Raises:
-        PlanError: names the runs and the keys.
-    """
-    problems = [
-        f"{spec.folder}: made by an earlier version, whose method had {', '.join(gone)}; it can be reported "
-        "(--report-only), and new runs go to another folder (--out)"
-        for spec, gone in made_earlier(finished).items()
-    ]
-    if problems:
-        raise PlanError("version", problems)
-
-
 def _seen(spec: RunSpec, outcome: Outcome) -> Iterator[tuple[str, str, str]]:
     """(task, part, digest) of everything a run was trained or measured on."""
     assert outcome.record is not None
@@ -72,5 +48,6 @@ def _seen(spec: RunSpec, outcome: Outcome) -> Iterator[tuple[str, str, str]]:
     for name, found in (outcome.watched.after if outcome.watched else {}).items():
         if found.items is not None:
             yield name, "watched", " ".join(found.items.ids)
-    for scores in outcome.tasks:
-        yield scores.task, "published", scores.data_hash
+    for name, found in outcome.tasks.items():
+        if found.items is not None:
+            yield name, "published", " ".join(found.items.ids)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from localora.lab.compare.errors import PlanError
+from localora.lab.compare.plan import PlanError
 from localora.lab.compare.runs import RunSpec
 from localora.lab.compare.store import Outcome
 from localora.lab.machine import describe_machine

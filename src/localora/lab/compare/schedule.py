@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import mean
 
-from localora.lab.compare.learning_rates import DIVERGED, Choice, Needs, choose_rate
+from localora.lab.compare.learning_rates import DIVERGED, Choice, choose_rate
 from localora.lab.compare.plan import Contender, ResolvedPlan
 from localora.lab.compare.runs import RunSpec, final_run, sweep_runs
 from localora.lab.compare.store import MAX_ATTEMPTS, Outcome
@@ -29,7 +29,7 @@ class Schedule:
     finished: list[RunSpec] = field(default_factory=list)
     diverged: list[RunSpec] = field(default_factory=list)
     failed: list[RunSpec] = field(default_factory=list)
-    later: dict[tuple[str, str, int], int] = field(default_factory=dict)  # (task, label, steps) -> runs
+    later: dict[tuple[str, str], int] = field(default_factory=dict)  # (task, label) -> runs
     choices: dict[tuple[str, str], Choice] = field(default_factory=dict)
 
     @property
@@ -51,30 +51,25 @@ def schedule(resolved: ResolvedPlan, read: Read, retry_failed: bool = True) -> S
     return state
 
 
-def rungs(resolved: ResolvedPlan) -> list[int]:
-    return [*resolved.plan.learning_rates.rungs, resolved.plan.training.steps]
-
-
 def _sweep(
     resolved: ResolvedPlan, task: str, contender: Contender, read: Read, state: Schedule, retry_failed: bool
 ) -> Choice | None:
-    seen: dict[tuple[int, float], list[RunSpec]] = {}
+    seen: dict[float, list[RunSpec]] = {}
 
-    def loss(steps: int, rate: float) -> float | None:
+    def loss(rate: float) -> float | None:
         """Mean over the seeds; one that diverged is enough to pass a rate over."""
-        specs = seen.setdefault((steps, rate), sweep_runs(resolved, task, contender, steps, rate))
+        specs = seen.setdefault(rate, sweep_runs(resolved, task, contender, rate))
         losses = [validation_loss(read(spec)) for spec in specs]
         return None if None in losses else mean(loss for loss in losses if loss is not None)
 
-    rates = resolved.plan.learning_rates
-    result = choose_rate(contender.grid, rungs(resolved), rates.widen, loss)
+    result = choose_rate(contender.grid, resolved.plan.learning_rates.widen, loss)
     for specs in seen.values():
         for spec in specs:
             _note(spec, read, state, retry_failed)
     if isinstance(result, Choice):
         state.choices[task, contender.label] = result
         return result
-    _foresee(resolved, task, contender, result, state)
+    state.later[task, contender.label] = len(resolved.plan.seeds)
     return None
 
 
@@ -97,13 +92,3 @@ def _note(spec: RunSpec, read: Read, state: Schedule, retry_failed: bool) -> Non
         state.failed.append(spec)
         if retry_failed and outcome.failure is not None and outcome.failure.attempts < MAX_ATTEMPTS:
             state.due.append(spec)
-
-
-def _foresee(resolved: ResolvedPlan, task: str, contender: Contender, needs: Needs, state: Schedule) -> None:
-    now = needs.runs[0][0]
-    steps = rungs(resolved)
-    for later in steps[steps.index(now) + 1 :]:
-        rates = 3  # the best and its neighbours
-        state.later[task, contender.label, later] = rates * len(resolved.plan.learning_rates.seeds)
-    key = (task, contender.label, steps[-1])
-    state.later[key] = state.later.get(key, 0) + len(resolved.plan.seeds)

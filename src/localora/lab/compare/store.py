@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -24,14 +25,12 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from localora.files import make_folder, write_file
 from localora.lab.compare.collected import Files, read_collected
-from localora.lab.compare.earlier import known_method, known_plan
-from localora.lab.compare.errors import PlanError
-from localora.lab.compare.plan import Plan, Published, ResolvedPlan
+from localora.lab.compare.plan import Plan, PlanError, Published, ResolvedPlan
 from localora.lab.compare.runs import RunSpec
 from localora.lab.recipe.data_spec import DataSpec
 from localora.lab.recipe.file import validate_recipe
 from localora.lab.recipe.schema import differences
-from localora.lab.training.record import Evaluation, Items, RunRecord
+from localora.lab.training.record import Evaluation, RunRecord
 
 MAX_ATTEMPTS = 2  # a failed run is tried once more, when the comparison is called again
 
@@ -59,20 +58,6 @@ class Update(BaseModel):
     layers: int = 0
 
 
-class TaskScores(BaseModel):
-    """A published task, measured after a final run, item by item."""
-
-    model_config = ConfigDict(extra="forbid")
-    task: str
-    metric: str
-    value: float | None  # None where its code was not run
-    right: list[bool]
-    loss: float  # nats a token, over all reference answers
-    items: Items | None = None  # None in files made before items were kept; those have `losses`
-    losses: list[float] = []  # of each item: its nats over the mean number of tokens, so that their mean is `loss`
-    data_hash: str
-
-
 class Watched(BaseModel):
     """The tasks that a plan watches, measured on the base model and on what a final run made of it."""
 
@@ -83,9 +68,11 @@ class Watched(BaseModel):
 
 
 class Tasks(BaseModel):
+    """The published tasks that a plan names, measured after a final run."""
+
     model_config = ConfigDict(extra="forbid")
     measured: Published
-    tasks: list[TaskScores]
+    tasks: dict[str, Evaluation]
 
 
 class PlanChange(BaseModel):
@@ -102,7 +89,7 @@ class Outcome:
     record: RunRecord | None = None
     failure: Failure | None = None
     update: Update | None = None
-    tasks: tuple[TaskScores, ...] = ()
+    tasks: Mapping[str, Evaluation] = field(default_factory=dict)
     watched: Watched | None = None
 
 
@@ -155,12 +142,12 @@ class Store:
             return Outcome("missing", record)
         return Outcome("diverged" if failure.diverged else "failed", record, failure)
 
-    def _tasks(self, spec: RunSpec) -> tuple[TaskScores, ...] | None:
-        """The scores on the published tasks that the plan names; None while they are not measured."""
+    def _tasks(self, spec: RunSpec) -> dict[str, Evaluation] | None:
+        """What was measured of the published tasks that the plan names; None while they are to come."""
         if not spec.published.tasks:
-            return ()
+            return {}
         found = self._load(Tasks, spec, "tasks.json")
-        return tuple(found.tasks) if found is not None and found.measured.same_items(spec.published) else None
+        return dict(found.tasks) if found is not None and found.measured.same_items(spec.published) else None
 
     def _watched(self, spec: RunSpec) -> Watched | None:
         """What was measured of the tasks that the plan watches; None where it watches none, or they are to come."""
@@ -168,9 +155,8 @@ class Store:
         return found if found is not None and found.tasks == dict(spec.watch) else None
 
     def _check_recipe(self, spec: RunSpec, record: RunRecord) -> None:
-        method, _ = known_method(record.recipe["method"])
         # Keys that are new since then are at their default.
-        recorded = validate_recipe(record.recipe | {"method": method}, str(self.path(spec)))
+        recorded = validate_recipe(record.recipe, str(self.path(spec)))
         changed = list(differences(recorded.resolved(), spec.recipe.resolved()))
         if changed:
             raise PlanError(
@@ -266,7 +252,7 @@ class Store:
         """
         path = self.folder / "plan.json"
         try:
-            return ResolvedPlan.model_validate(known_plan(json.loads(path.read_text(encoding="utf-8"))))
+            return ResolvedPlan.model_validate(json.loads(path.read_text(encoding="utf-8")))
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise PlanError(str(path), [f"is no JSON ({error})"]) from None
         except OSError as error:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import mean, stdev
 
-from localora.lab.compare.headroom import Headroom
 from localora.lab.compare.measures import Measure, measures
 from localora.lab.compare.pairing import BySeed, mcnemar_by_seed, paired_difference
 from localora.lab.compare.plan import Contender, ResolvedPlan
@@ -40,10 +39,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two methods of the plan's `contrasts` or `primary` pairs: `label` over `base`."""
+    """Two methods: `label`, whose rank is r, over `base`."""
 
     label: str
     base: str
+    r: int
     judged: Judged
 
 
@@ -51,7 +51,8 @@ class Contrast:
 class Table:
     """`items` is how many test items the differences are over; None where they count as fixed.
 
-    `primary` are judged as a family of their own; all else is judged together with the rest of the report.
+    `headroom` are the higher ranks over the same method at r. `primary` are judged as a family of their own; all else
+    is judged together with the rest of the report.
     """
 
     task: str
@@ -59,7 +60,7 @@ class Table:
     higher_is_better: bool
     margin: float
     lines: list[Line]
-    headroom: list[Headroom]
+    headroom: list[Contrast]
     contrasts: list[Contrast] = field(default_factory=list)
     primary: list[Contrast] = field(default_factory=list)
     items: int | None = None
@@ -150,20 +151,20 @@ def _finish(resolved: ResolvedPlan, draft: _Draft, primary: dict[Pair, Judged], 
                 mcnemar=mcnemar_by_seed(by_seed, baseline) if answers else (),
             )
         )
-    headroom = [
-        Headroom(label, base, resolved.contender(label).method.r, judged[label, base])
-        for label, (base, _) in plan.headroom_labels.items()
-        if (label, base) in judged
-    ]
+
+    def contrasts(pairs: Iterable[Pair], found: dict[Pair, Judged]) -> list[Contrast]:
+        known = [pair for pair in pairs if pair in found]
+        return [Contrast(*pair, resolved.contender(pair[0]).method.r, found[pair]) for pair in known]
+
     return Table(
         task=draft.task,
         measure=draft.name,
         higher_is_better=draft.higher,
         margin=draft.margin,
         lines=lines,
-        headroom=headroom,
-        contrasts=[Contrast(*pair, judged[pair]) for pair in plan.contrasts if pair in judged],
-        primary=[Contrast(*pair, verdict) for pair, verdict in primary.items()],
+        headroom=contrasts(((label, base) for label, (base, _) in plan.headroom_labels.items()), judged),
+        contrasts=contrasts(plan.contrasts, judged),
+        primary=contrasts(primary, primary),
         items=draft.items,
         watched=draft.watched,
     )

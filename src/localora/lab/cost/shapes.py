@@ -9,7 +9,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
 
-from localora.lab.model.errors import ModelError
+from localora.lab.model import ModelError
 
 
 def _llama(

@@ -20,6 +20,7 @@ from localora.lab.evaluation.sandbox import Sandbox
 from localora.lab.evaluation.score import CODE_IS_OFF, HOW_TO_ALLOW, evaluate_task
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
+MAX_LENGTH = 1024  # tokens
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def evaluate_tasks(
     *,
     batch_size: int = 16,
     max_new_tokens: int = 256,
-    max_length: int = 1024,
+    max_length: int = MAX_LENGTH,
     allow_code_execution: bool = False,
     progress: Progress | None = None,
 ) -> list[TaskResult]:

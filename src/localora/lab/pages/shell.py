@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html import escape
 from importlib.resources import files
+from itertools import repeat
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+Cell = tuple[str, float | str | None]  # what is shown, what is sorted by
 
 
 def whole_page(title: str, sections: Sequence[str], more_style: str = "") -> str:
@@ -41,6 +44,36 @@ def whole_page(title: str, sections: Sequence[str], more_style: str = "") -> str
 """
 
 
-def data_uri(png: bytes) -> str:
-    """A picture inside its page, so that a page is one file."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+def table(headings: Sequence[str], rows: Sequence[Sequence[Cell]], marked: Collection[str] = ()) -> str:
+    """A table that sorts. Columns of words have the class `word`, a cell that shows one of `marked` that word's."""
+    words = [all(isinstance(row[column][1], str) for row in rows) for column in range(len(headings))]
+    head = "".join(
+        f'<th scope="col"{_classes("word" * word)}><button type="button">{escape(name)}</button></th>'
+        for name, word in zip(headings, words, strict=True)
+    )
+    body = "".join("<tr>" + "".join(map(_cell, row, words, repeat(marked))) + "</tr>\n" for row in rows)
+    return f"""<div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead>
+<tbody>{body}</tbody></table></div>
+"""
+
+
+def _cell(cell: Cell, word: bool, marked: Collection[str]) -> str:
+    shown, value = cell
+    sorted_by = "" if value is None else escape(str(value))
+    mark = shown if shown in marked else ""
+    return f'<td{_classes("word" * word, mark)} data-value="{sorted_by}">{escape(shown)}</td>'
+
+
+def _classes(*names: str) -> str:
+    used = " ".join(name for name in names if name)
+    return f' class="{used}"' if used else ""
+
+
+def picture(title: str, light: bytes, dark: bytes, caption: str = "") -> str:
+    """A section with a picture, inside the page so that this is one file, in the reader's theme."""
+    source, image = ("data:image/png;base64," + base64.b64encode(png).decode("ascii") for png in (dark, light))
+    said = f'<p class="soft">{caption}</p>' if caption else ""
+    return f"""<section><h2>{title}</h2>{said}
+<picture><source media="(prefers-color-scheme: dark)" srcset="{source}">
+<img alt="{title}" src="{image}"></picture></section>
+"""

@@ -21,7 +21,7 @@ from localora.lab.evaluation.score import CODE_IS_OFF, evaluate_task
 from localora.lab.model.base import device_of, load_base_model
 from localora.lab.model.dtype import ChosenDtype, choose_dtype, default_device
 from localora.lab.recipe.schema import EvaluationSection, Recipe, TrainingSection
-from localora.lab.training.prepared import Prepared
+from localora.lab.training.adaptation.base import Prepared
 from localora.lab.training.record import Evaluation, Items
 from localora.lab.training.trainer import finite
 from localora.lifecycle.processes import decide_once

@@ -24,12 +24,12 @@ from localora.lab.run.setup import Setup, load_setup
 from localora.lab.run.verification import export_and_verify
 from localora.lab.training.adaptation import Adaptation, adaptation_of
 from localora.lab.training.adaptation.base import Trainee
-from localora.lab.training.adapter import all_parameters, trainable_parameters
 from localora.lab.training.callbacks import Checkpoints, HeldOutLoss, Steps, curve_of, last_losses
 from localora.lab.training.folder import FolderError, RunFolder, check_space, open_run_folder, remove, steps_of
 from localora.lab.training.launch import all_at_work, explained, join_processes
 from localora.lab.training.lock import check_unlocked, locked
 from localora.lab.training.memory import PeakMemory
+from localora.lab.training.parameters import all_parameters, trainable_parameters
 from localora.lab.training.record import Evaluation, Parameters, RunRecord
 from localora.lab.training.seal import check_seal
 from localora.lab.training.trainer import build_trainer, check_trackers

@@ -19,15 +19,14 @@ from scipy import stats
 
 import browser
 from localora.lab.compare.comparison import Comparison, compare_records
-from localora.lab.compare.headroom import headroom_sentence
 from localora.lab.compare.plan import ResolvedPlan
 from localora.lab.compare.runs import final_run, sweep_run
-from localora.lab.compare.store import Store, Tasks, TaskScores, Watched
+from localora.lab.compare.store import Store, Tasks, Watched
 from localora.lab.compare.tables import Table
 from localora.lab.report.comparison import figures
 from localora.lab.report.comparison.console import print_comparison
 from localora.lab.report.comparison.markdown import render_markdown
-from localora.lab.report.comparison.text import headline, problems
+from localora.lab.report.comparison.sections import headline, headroom_sentence, problems
 from localora.lab.report.comparison.write import write_report
 from localora.lab.training.record import Evaluation, Items
 from planned import BEST, fill, leave, record_of, resolved_plan
@@ -94,8 +93,10 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_losses_agree_with_a_calculation_by_hand(written: tuple[Comparison, Path]) -> None:
-    found = {row["method"]: row for row in rows(written[1] / "summary.csv") if row["measure"] == "test loss"}
+    wanted = [row for row in rows(written[1] / "summary.csv") if row["measure"] == "test loss"]
+    found = {row["method"]: row for row in wanted if row["kind"] != "contrast"}
     assert list(found) == list(DIFFERENCES)
+    assert (found["lora-r8"]["kind"], found["g-lora"]["over"]) == ("headroom", "lora")
     ours = found["g-lora"]
     assert float(ours["mean"]) == pytest.approx(0.97)  # of 0.95, 0.968 and 0.992
     assert float(ours["sd"]) == pytest.approx(((0.02**2 + 0.002**2 + 0.022**2) / 2) ** 0.5)
@@ -142,7 +143,8 @@ def test_scores_are_paired_by_item(written: tuple[Comparison, Path]) -> None:
 
 def test_contrasts_are_judged_with_all_the_rest(written: tuple[Comparison, Path]) -> None:
     comparison, out = written
-    found = {row["method"]: row for row in rows(out / "contrasts.csv") if row["measure"] == "test loss"}
+    pairs = [row for row in rows(out / "summary.csv") if row["kind"] == "contrast"]
+    found = {row["method"]: row for row in pairs if row["measure"] == "test loss"}
     assert [(row["method"], row["over"]) for row in found.values()] == [("g-lora", "rslora"), ("tied", "lora")]
     ours = found["g-lora"]
     assert float(ours["difference"]) == pytest.approx(-0.1)  # -0.1, -0.104, -0.096: not over LoRA, which is 0.05 better
@@ -151,7 +153,7 @@ def test_contrasts_are_judged_with_all_the_rest(written: tuple[Comparison, Path]
     assert float(ours["p_holm"]) == pytest.approx(TESTS * 2 * stats.t.sf(abs(mean) / error, df))  # the least of all
     assert ours["verdict"] == "better"
     assert found["tied"]["verdict"] == "tie"
-    assert len(rows(out / "contrasts.csv")) == 4  # for the losses and for the answers
+    assert len(pairs) == 4  # for the losses and for the answers
     half = stats.t.ppf(0.975, df) * error
     interval = f"[{mean - half:+.4f}, {mean + half:+.4f}]"
     shown = f"-0.1000 | {interval}"
@@ -160,7 +162,7 @@ def test_contrasts_are_judged_with_all_the_rest(written: tuple[Comparison, Path]
     assert "g-lora over rslora" in page
     said = io.StringIO()
     print_comparison(comparison, Console(file=said, width=100))
-    assert f"g-lora over rslora: -0.1000 {interval}, better" in said.getvalue()
+    assert f"g-lora over rslora: -0.1000 {interval}, better\n" in said.getvalue()
 
 
 def test_headroom_stands_by_every_table(written: tuple[Comparison, Path]) -> None:
@@ -201,18 +203,9 @@ def test_the_markdown_shows_the_same_numbers(written: tuple[Comparison, Path]) -
         assert f"({name}.png)" in report
 
 
-def test_every_run_is_in_the_csv(written: tuple[Comparison, Path]) -> None:
-    found = rows(written[1] / "runs.csv")
-    assert len(found) == 6 * 3 * 2 + 6 * 3 * 2  # three rates and two seeds a method; three seeds of two measures
-    assert {row["status"] for row in found} == {"finished"}
-    ours = [row for row in found if row["method"] == "g-lora" and row["measure"] == "test loss"]
-    assert [float(row["value"]) for row in ours] == pytest.approx(LOSSES["g-lora"])
-    assert [row["seed"] for row in ours] == ["0", "1", "2"]
-
-
 def test_the_same_records_give_the_same_files(written: tuple[Comparison, Path]) -> None:
     _, out = written
-    names = ("summary.csv", "runs.csv", "report.md", "index.html", "differences.png")
+    names = ("summary.csv", "report.md", "index.html", "differences.png")
     before = {name: (out / name).read_bytes() for name in names}
     write_report(out)
     assert {name: (out / name).read_bytes() for name in names} == before
@@ -224,7 +217,7 @@ def test_what_is_missing_is_said(tmp_path: Path, model_folder: Path) -> None:
     fill(store, plan, {"lora": [1.0, 1.1], "rslora": [1.0, 1.1]})
     gone = final_run(plan, "sums", plan.contender("rslora"), BEST, 1)
     shutil.rmtree(store.path(gone))
-    diverged = sweep_run(plan, "sums", plan.contender("lora"), 4, 0.1, 1000)
+    diverged = sweep_run(plan, "sums", plan.contender("lora"), 0.1, 1000)
     shutil.rmtree(store.path(diverged))
     store.fail(diverged, "the loss became nan", diverged=True)
     comparison = compare_records(Store(tmp_path))
@@ -250,12 +243,13 @@ def test_published_tasks_get_tables_of_their_own(tmp_path: Path, model_folder: P
     for label, right in (("lora", [True, False, False, False]), ("rslora", [True, True, True, False])):
         for seed in (0, 1):
             losses = [0.5, 0.25, 0.25, 1.0] if label == "lora" else [0.25, 0.25, 0.25, 0.25]
-            scores = TaskScores(
-                task="boolq", metric="accuracy", value=sum(right) / 4, right=right, loss=sum(losses) / 4,
-                losses=losses, data_hash="0",
+            items = Items(ids=list("abcd"), loss_sums=losses, tokens=[1] * 4)
+            found = Evaluation(
+                loss=sum(losses) / 4, examples=4, score_name="accuracy", score=sum(right) / 4, score_examples=4,
+                right=right, items=items,
             )  # fmt: skip
             path = store.path(final_run(plan, "sums", plan.contender(label), BEST, seed)) / "tasks.json"
-            path.write_text(Tasks(measured=plan.plan.published, tasks=[scores]).model_dump_json())
+            path.write_text(Tasks(measured=plan.plan.published, tasks={"boolq": found}).model_dump_json())
     comparison = compare_records(Store(tmp_path))
     score, loss = (table(comparison, name) for name in ("boolq accuracy", "boolq reference loss"))
     assert [line.mean for line in score.lines] == [0.25, 0.75]
@@ -269,11 +263,10 @@ def test_a_folder_without_a_final_run_still_has_a_report(tmp_path: Path, model_f
     plan = resolved_plan(model_folder, methods={"lora": None})
     store = Store(tmp_path)
     store.save_plan(plan)
-    spec = sweep_run(plan, "sums", plan.contender("lora"), 4, BEST, 1000)
+    spec = sweep_run(plan, "sums", plan.contender("lora"), BEST, 1000)
     leave(store, spec, record_of(spec, 1.25))
     write_report(tmp_path)
-    (row,) = rows(tmp_path / "runs.csv")
-    assert float(row["validation_loss"]) == 1.25
+    assert not rows(tmp_path / "summary.csv")
     assert "7 run(s) are still to be made" in (tmp_path / "index.html").read_text()
     assert not list(tmp_path.glob("*.png"))
 
@@ -433,8 +426,8 @@ def test_primary_pairs_are_a_family_of_their_own_and_come_first(tmp_path: Path, 
     assert headline(comparison).startswith("of 2 primary comparisons: better 2; against lora, of 4 comparisons")
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert page.index("Primary comparisons") < page.index("sums: test loss")
-    kinds = [row["kind"] for row in rows(tmp_path / "contrasts.csv")]
-    assert kinds == ["primary", "primary"]
+    kinds = [row["kind"] for row in rows(tmp_path / "summary.csv")]
+    assert kinds == ["method"] * 5 + ["headroom"] + ["primary"] * 2
 
 
 def test_what_was_forgotten_stands_beside_what_was_gained(tmp_path: Path, model_folder: Path) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from localora.lab.compare.statistics.equivalence import equivalence_p
-from localora.lab.compare.statistics.holm import holm
+from scipy import stats
+
 from localora.lab.compare.statistics.paired import Difference
 
 Verdict = Literal["better", "tie", "worse", "undecided"]
@@ -57,3 +57,29 @@ def judge(cases: Sequence[Case], confidence: float) -> list[Judged]:
             verdict = "better" if (mean > 0) == case.higher_is_better else "worse"
         judged.append(Judged(case.difference, p_differ, p_tie, verdict))
     return judged
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected so that the chance of even one false finding among all stays below the level.
+
+    In the given order: with p sorted, max over j <= i of (k - j) p_j, at most 1 (Holm, 1979).
+    """
+    k = len(p_values)
+    adjusted = [0.0] * k
+    highest = 0.0
+    for rank, index in enumerate(sorted(range(k), key=lambda index: p_values[index])):
+        highest = max(highest, min(1.0, (k - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def equivalence_p(difference: Difference, margin: float) -> float:
+    """p of the hypothesis that the true difference is at least `margin` in size: small for a tie.
+
+    Two one-sided tests (Schuirmann, 1987): a tie is a finding of its own, not a failure to find a difference.
+    """
+    if difference.se == 0:
+        return 0.0 if abs(difference.mean) < margin else 1.0
+    above = stats.t.sf((difference.mean + margin) / difference.se, difference.df)
+    below = stats.t.cdf((difference.mean - margin) / difference.se, difference.df)
+    return float(max(above, below))

@@ -6,23 +6,24 @@ A node needs localora, and the plan's local model and data at the same place; it
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from localora.lab.compare.errors import PlanError
-from localora.lab.compare.plan import Plan
+from localora.files import make_folder, write_file
+from localora.lab.compare.plan import Plan, PlanError
 from localora.lab.compare.runs import RunSpec
 from localora.lab.compare.store import Store
 from localora.lab.compare.workers import node
-from localora.lab.compare.workers.connection import connect
-from localora.lab.compare.workers.needs import needs_of
-from localora.lab.compare.workers.node.run import run_remotely
-from localora.lab.compare.workers.nodes import Nodes
+from localora.lab.compare.workers.node import run_remotely
+from localora.lab.compare.workers.nodes import Nodes, connect, needs_of
 from localora.lab.compare.workers.pool import QUIET, RUN_ONE, Done, last_words
-from localora.lab.compare.workers.receive import receive
+from localora.lab.training.folder import remove
 
 RETRIES = 3  # of a run that was lost with its node or worker; one that failed by itself is not started again here
 CANCEL_SECONDS = 10.0  # for runs to end and clean up, before they are killed
+RUN = "run"  # holds the record: it comes last, in one step
 
 logger = logging.getLogger(__name__)
 
@@ -118,3 +119,21 @@ class ClusterPool:
         logger.warning("%s was lost and is started again: %s", tried.spec.folder, reason)
         self._start(replace(tried, number=tried.number + 1))
         return None
+
+
+def receive(files: Mapping[str, memoryview], folder: Path) -> None:
+    """Put `files` (relative path -> contents) into a run's folder. Until all are there, it has no finished record.
+
+    What an earlier try left under the same name goes, so that the folder never holds parts of two runs.
+    """
+    incoming = folder / ".incoming"
+    remove(incoming)
+    make_folder(incoming)
+    for name, contents in files.items():
+        path = incoming / name
+        make_folder(path.parent)
+        write_file(path, bytes(contents))
+    for path in sorted(incoming.iterdir(), key=lambda path: path.name == RUN):
+        remove(folder / path.name)
+        path.rename(folder / path.name)
+    incoming.rmdir()

@@ -1,17 +1,80 @@
-"""The nodes of a Ray cluster: how many runs they have room for, and whether they can do them."""
+"""A Ray cluster seen from here: the connection, how many runs its nodes have room for, and whether they can do them."""
 
 from __future__ import annotations
 
 import logging
 import math
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
-from localora.lab.compare.errors import PlanError
-from localora.lab.compare.workers.node.checks import Needs, node_problems
+import localora
+from localora.lab.compare.plan import Plan, PlanError
+from localora.lab.compare.workers.node import Needs, digest_all, digest_sources, node_problems, release
+from localora.lab.training.record import PACKAGES
 
-CHECK_SECONDS = 120.0  # for all of them to answer
+CONNECT_SECONDS = 60.0
+CHECK_SECONDS = 120.0  # for all nodes to answer
+TRY = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')"
 
 logger = logging.getLogger(__name__)
+
+
+def connect(address: str) -> Any:
+    """The ray module, connected to the cluster at `address` ("auto": the one this machine is part of).
+
+    Raises:
+        PlanError: Ray is not installed, or no cluster answers.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise PlanError("--cluster", ["needs Ray: pip install 'localora[ray]'"]) from error
+    _try(address)
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    return ray
+
+
+def _try(address: str) -> None:
+    """Connect in another process first: without an answer Ray waits for minutes, and cannot be interrupted."""
+    command = [sys.executable, "-c", TRY, address]
+    try:
+        tried = subprocess.run(command, capture_output=True, text=True, timeout=CONNECT_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise _no_cluster(address, f"no answer within {CONNECT_SECONDS:.0f} s") from error
+    if tried.returncode != 0:
+        lines = [line for line in tried.stderr.splitlines() if line.strip()]
+        raise _no_cluster(address, lines[-1] if lines else f"exit code {tried.returncode}")
+
+
+def _no_cluster(address: str, reason: str) -> PlanError:
+    remedy = (
+        "give the HOST:PORT that `ray start --head` printed, on a machine that has joined with "
+        "`ray start --address=HOST:PORT`; there `auto` does as well"
+    )
+    return PlanError("--cluster", [f"no Ray cluster at {address!r} ({reason}); {remedy}"])
+
+
+def needs_of(plan: Plan) -> Needs:
+    """This machine's code and packages, and the local files that `plan` names, with their contents' digests.
+
+    A model or data set of the Hub, and smollm2-135m, are no local files: each node fetches them once.
+    """
+    return {
+        "sources": digest_sources(Path(localora.__file__).parent),
+        "versions": {name: release(name) for name in PACKAGES if name != "localora"},  # that one is told by `sources`
+        "directory": str(Path.cwd()),
+        "files": {name: digest_all(Path(name).expanduser()) for name in local_names(plan)},
+    }
+
+
+def local_names(plan: Plan) -> list[str]:
+    """Files and folders of this machine that the plan names, as it names them."""
+    data = [name for spec in plan.tasks.values() for files in spec.files.values() for name in files]
+    model = [plan.model.name] if Path(plan.model.name).expanduser().is_dir() else []
+    published = [plan.published.data] if plan.published.tasks and plan.published.data else []
+    return list(dict.fromkeys(model + data + published))
 
 
 class Nodes:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from localora.lab.compare.runs import RunSpec
-from localora.lab.training.record import Evaluation
 
 RUN_ONE = "localora.lab.compare.run_one"
 QUIET = {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore::FutureWarning", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -36,19 +33,6 @@ class Pool(Protocol):
 
     def close(self) -> None:
         """End what still runs."""
-
-
-def job_text(spec: RunSpec, before: Evaluation | None, watched_before: Mapping[str, Evaluation] | None = None) -> str:
-    """All that a run's process needs to know; what is known of the untrained model need not be measured again."""
-    values: dict[str, Any] = {
-        "recipe": spec.recipe.resolved(),
-        "before": before.model_dump(mode="json") if before else None,
-        "keep_adapter": spec.stage == "final",
-        "published": spec.published.model_dump(mode="json"),
-        "watch": {name: data.model_dump(mode="json") for name, data in spec.watch.items()},
-        "watched_before": {name: found.model_dump(mode="json") for name, found in (watched_before or {}).items()},
-    }
-    return json.dumps(values, indent=2) + "\n"
 
 
 def last_words(log: Path, code: int) -> str:

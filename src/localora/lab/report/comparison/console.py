@@ -7,47 +7,45 @@ from rich.console import Console
 from rich.table import Table
 
 from localora.lab.compare.comparison import Comparison
-from localora.lab.compare.headroom import headroom_sentence
 from localora.lab.progress import say
-from localora.lab.report.comparison.markdown import title
-from localora.lab.report.comparison.text import (
-    HEADINGS,
-    balance_headings,
-    balance_rows,
-    contrast_cells,
-    headline,
-    items_sentence,
-    line_cells,
-    primary_rows,
-    problems,
-)
+from localora.lab.report.comparison.sections import Grid, headline, problems, sections
 
 SHOWN = ("method", "verdict", "mean", "difference", "interval", "learning rate")  # 80 columns wide
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    plan = comparison.resolved.plan
-    for (task, _), (measure, _), (pair, _), (verdict, _), (mean, _), (interval, _), *_ in primary_rows(comparison):
-        say(console, f"PRIMARY {task} {measure}, {pair}: {mean} {interval}, {verdict}")
-    columns = [HEADINGS.index(name) for name in SHOWN]
-    for found in comparison.tables:
-        table = Table(title=title(found), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in SHOWN:
-            table.add_column(name, justify="left" if name in ("method", "verdict") else "right", no_wrap=True)
-        for line in found.lines:
-            cells = line_cells(found, line, plan.baseline)
-            table.add_row(*(cells[column][0].replace("[", r"\[") for column in columns))
-        console.print(table)
-        for contrast in found.contrasts:
-            (pair, _), (verdict, _), (mean, _), (interval, _), *_ = contrast_cells(found, contrast)
-            say(console, f"{pair}: {mean} {interval}, {verdict}")
-        if note := items_sentence(found):
+    for section in sections(comparison):
+        if not section.short:
+            continue
+        for number, grid in enumerate(section.grids):
+            if "mean" in grid.headings:
+                console.print(_table(section.title, grid))
+                continue
+            for line in (*([f"{section.title}:"] if number == 0 else []), *_lines(grid)):
+                say(console, line)
+        for note in section.notes:
             say(console, note)
-        if not found.watched:
-            say(console, headroom_sentence(found.headroom, bool(plan.headroom)))
-    for (task, _), (method, _), *values in balance_rows(comparison):
-        named = zip(balance_headings(comparison)[2:], values, strict=True)
-        say(console, f"{task} {method}: " + ", ".join(f"{name} {shown}" for name, (shown, _) in named))
-    for problem in problems(comparison):
-        say(console, problem)
-    say(console, headline(comparison))
+    for line in (*problems(comparison), headline(comparison)):
+        say(console, line)
+
+
+def _table(title: str, grid: Grid) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in SHOWN:
+        table.add_column(name, justify="left" if name in ("method", "verdict") else "right", no_wrap=True)
+    for row in grid.rows:
+        table.add_row(*(row[grid.headings.index(name)][0].replace("[", r"\[") for name in SHOWN))
+    return table
+
+
+def _lines(grid: Grid) -> list[str]:
+    """Tables of few rows and long words, as sentences."""
+    lines = []
+    for row in grid.rows:
+        cells = {name: shown for name, (shown, _) in zip(grid.headings, row, strict=True)}
+        first = ", ".join(cells.pop(name) for name in ("task", "measure", "method", "contrast") if name in cells)
+        if "verdict" in cells:
+            lines.append(f"{first}: {cells['difference']} {cells['interval']}, {cells['verdict']}")
+        else:
+            lines.append(f"{first}: " + ", ".join(f"{name} {shown}" for name, shown in cells.items()))
+    return lines

@@ -8,12 +8,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from localora.lab.compare.estimate import seconds_left, timings
+from localora.lab.compare.estimate import seconds_left
 from localora.lab.compare.plan import ResolvedPlan
-from localora.lab.compare.schedule import Schedule, rungs
+from localora.lab.compare.schedule import Schedule
 from localora.lab.compare.store import Store
 from localora.lab.progress import duration_text, say
-from localora.lab.report.comparison.text import name_of, share_of
+from localora.lab.report.comparison.sections import name_of, share_of
 
 NO_ESTIMATE = "unknown until a run has finished: start the comparison, stop it with Ctrl-C after one, and ask again"
 
@@ -32,7 +32,7 @@ def print_preview(resolved: ResolvedPlan, state: Schedule, store: Store, slots: 
         label = contender.label
         over = sum(spec.label == label for spec in (*state.finished, *state.diverged))
         due = sum(spec.label == label for spec in state.due)
-        later = sum(runs for (_, of, _), runs in state.later.items() if of == label)
+        later = sum(runs for (_, of), runs in state.later.items() if of == label)
         rates = ", ".join(f"{rate:g}" for rate in contender.grid)
         counts = map(str, (over, due, later))
         table.add_row(name_of(contender), rates, f"{contender.trainable:,}", share_of(contender), *counts)
@@ -43,14 +43,13 @@ def print_preview(resolved: ResolvedPlan, state: Schedule, store: Store, slots: 
 
 def _facts(resolved: ResolvedPlan, state: Schedule, store: Store, slots: int | None) -> dict[str, str]:
     plan = resolved.plan
-    *short, full = rungs(resolved)
     over, later = len(state.finished) + len(state.diverged), sum(state.later.values())
     return {
         "tasks": ", ".join(plan.tasks),
-        "steps": f"{', then '.join(map(str, [*short, full]))} to choose a learning rate; {full} for each final seed",
+        "steps": f"{plan.training.steps} a run",
         "seeds": f"{_list(plan.seeds)}; {_list(plan.learning_rates.seeds)} to choose learning rates",
         "runs": f"{over} done, {len(state.due)} now, {later} later; while the best rate is at the grid's edge, up to "
-        f"{plan.learning_rates.widen} more a method and rung",
+        f"{plan.learning_rates.widen} more a method",
         "time": _time(state, store, slots),
         "folder": str(store.folder),
     }
@@ -66,7 +65,7 @@ def _title(resolved: ResolvedPlan) -> str:
 
 
 def _time(state: Schedule, store: Store, slots: int | None) -> str:
-    seconds = seconds_left(state, timings(state, store.read), slots=slots or 1)
+    seconds = seconds_left(state, store.read, slots=slots or 1)
     if seconds is None:
         return NO_ESTIMATE
     if slots is None:

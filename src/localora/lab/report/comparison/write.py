@@ -10,19 +10,17 @@ from localora.lab.compare.store import Store
 from localora.lab.report.comparison.figures import TITLES, draw_all
 from localora.lab.report.comparison.html import render_page
 from localora.lab.report.comparison.markdown import render_markdown
-from localora.lab.report.comparison.tables_csv import contrasts_csv, runs_csv, summary_csv
+from localora.lab.report.comparison.tables_csv import summary_csv
 
 
 def write_report(folder: Path) -> Comparison:
-    """Three CSV files, `report.md`, a PNG of each picture, and `index.html`, which holds all in one file.
+    """`summary.csv`, `report.md`, a PNG of each picture, and `index.html`, which holds all in one file.
 
     Raises:
         PlanError, RecordError: the folder holds no comparison, or damaged records.
     """
     comparison = compare_records(Store(folder))
     write_file(folder / "summary.csv", summary_csv(comparison))
-    write_file(folder / "contrasts.csv", contrasts_csv(comparison))
-    write_file(folder / "runs.csv", runs_csv(comparison))
     light, dark = draw_all(comparison, "light"), draw_all(comparison, "dark")
     for name, picture in light.items():
         write_file(folder / f"{name}.png", picture)
