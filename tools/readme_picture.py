@@ -18,7 +18,8 @@ from matplotlib.colors import to_rgb
 from safetensors.torch import load_file
 from torch import Tensor
 
-from localora.lab.report.pictures import entry_labels, load_partitions, short_name
+from localora.lab.inspect.pictures import short_name
+from localora.lab.report.pictures import entry_labels, load_partitions
 from localora.placement.partition import Partition
 
 PICTURE = Path(__file__).parents[1] / "docs" / "figures" / "co-clusters.png"

@@ -36,7 +36,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_run(
     def fails(*_: object) -> None:
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr("localora.lab.report.curves.draw_losses", fails)
+    monkeypatch.setattr("localora.lab.report.pictures.draw_losses", fails)
     with pytest.raises(RuntimeError, match="no ink"):
         train_and_report(with_pictures(model_folder, tmp_path / "run", "lora"))
     assert RunRecord.read(tmp_path / "run" / "run.json").status == "finished"

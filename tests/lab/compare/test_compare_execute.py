@@ -242,7 +242,7 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(model_folder: Path, tm
     lines = [line.split() for line in result.stdout.splitlines()]
     assert ["lora", "0.001,", "0.01,", "0.1", "640", "100.0%", "0", "6", "2"] in lines
     assert ["lora-r8", "0.001,", "0.01,", "0.1", "1,280", "200.0%", "0", "6", "2"] in lines
-    assert "steps   7 to choose a learning rate; 7 for each final seed" in result.stdout
+    assert "steps   7 a run" in result.stdout
     assert "runs    0 done, 18 now, 6 later" in result.stdout
     assert "time    unknown until a run has finished" in result.stdout
     assert not (tmp_path / "out").exists()

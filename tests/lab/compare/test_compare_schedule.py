@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from localora.lab.compare.estimate import seconds_left, seconds_of
 from localora.lab.compare.plan import PlanError, ResolvedPlan
 from localora.lab.compare.runs import RunSpec, final_run, sweep_run, sweep_runs
-from localora.lab.compare.schedule import schedule
+from localora.lab.compare.schedule import schedule, seconds_left, seconds_of
 from localora.lab.compare.store import MAX_ATTEMPTS, Store
 from localora.lab.progress import duration_text
 from localora.lab.training.record import RecordError

@@ -24,7 +24,7 @@ from localora.lab.compare.runs import Job, RunSpec, final_run, job_text, sweep_r
 from localora.lab.compare.store import Store, Tasks, write_text
 from localora.lab.compare.workers.nodes import local_names
 from localora.lab.data.example import Example
-from localora.lab.data.published.adapters_style import adapters_example
+from localora.lab.data.published.load import adapters_example
 from localora.lab.data.published.registry import TASKS
 from localora.lab.evaluation.tasks import evaluate_tasks, load_tasks
 from localora.lab.model.adapted import load_adapted

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from localora.lab.compare.comparison import compare_records
+from localora.lab.compare.guards import check_same_data
 from localora.lab.compare.plan import PlanError, ResolvedPlan
 from localora.lab.compare.runs import RunSpec, final_run
-from localora.lab.compare.same_data import check_same_data
 from localora.lab.compare.store import Outcome, Store, Tasks, write_text
 from localora.lab.training.record import Evaluation, Items
 from planned import BEST, fill, leave, record_of, resolved_plan

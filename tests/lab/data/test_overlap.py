@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 
 from localora.lab.data.example import DataError, Example
-from localora.lab.data.overlap import OverlapError, check_disjoint, normalise, prompt_hash
-from localora.lab.data.split import split_off, subset
+from localora.lab.data.split import OverlapError, check_disjoint, normalise, prompt_hash, split_off, subset
 
 
 def examples(*prompts: str) -> list[Example]:

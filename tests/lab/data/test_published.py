@@ -9,10 +9,10 @@ import pytest
 
 import published_files
 from localora.lab.data.example import DataError, Scorer
-from localora.lab.data.jsonl import Row
 from localora.lab.data.published import load as loading
 from localora.lab.data.published.load import load_published
 from localora.lab.data.published.registry import FAMILIES, TASKS, parse_tasks
+from localora.lab.data.rows import Row
 
 REAL = Path(__file__).parents[3].parent / "shared" / "data"
 
@@ -163,7 +163,7 @@ def test_the_hubs_columns_become_the_same_examples(name, monkeypatch):
     (example,), _ = load(name, None)
     assert prompt in example.prompt
     assert example.completion == completion
-    assert asked[0][0] == TASKS[name].hub.dataset
+    assert asked[0][0] == TASKS[name].dataset
 
 
 def test_the_hub_with_other_columns(monkeypatch):

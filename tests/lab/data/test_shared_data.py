@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from localora.lab.data.example import Scorer
-from localora.lab.data.jsonl import read_jsonl
 from localora.lab.data.load import load_task
+from localora.lab.data.rows import read_jsonl
 from localora.lab.data.schemas import Columns, to_examples
 
 FOLDER = Path(__file__).parents[3].parent / "shared" / "data"

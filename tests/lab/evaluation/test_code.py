@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from localora.lab.data.example import DataError, Example
-from localora.lab.data.jsonl import read_jsonl
+from localora.lab.data.rows import read_jsonl
 from localora.lab.data.schemas import Columns, to_examples
 from localora.lab.evaluation.code import sample
 from localora.lab.evaluation.sandbox import Limits, Sandbox

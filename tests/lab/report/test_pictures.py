@@ -14,8 +14,14 @@ from PIL import Image
 import tiny_models
 from localora import CpsLoraConfig
 from localora.adapter.adapted import adapted_layers
-from localora.lab.report.curves import draw_losses, plot_losses
-from localora.lab.report.pictures import draw_placements, entry_labels, load_partitions, plot_partition
+from localora.lab.report.pictures import (
+    draw_losses,
+    draw_placements,
+    entry_labels,
+    load_partitions,
+    plot_losses,
+    plot_partition,
+)
 from localora.lab.training.record import Curve, Point
 from localora.placement.partition import UNCOVERED, Partition
 

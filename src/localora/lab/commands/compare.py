@@ -11,10 +11,9 @@ from localora.lab.compare.budgets import resolve
 from localora.lab.compare.collected import collect
 from localora.lab.compare.comparison import Comparison
 from localora.lab.compare.execute import execute
-from localora.lab.compare.guards import check_budgets, check_data, check_rate_seeds
+from localora.lab.compare.guards import check_budgets, check_data, check_rate_seeds, check_same_data
 from localora.lab.compare.plan import PlanError
 from localora.lab.compare.plan_file import load_plan
-from localora.lab.compare.same_data import check_same_data
 from localora.lab.compare.same_machine import check_same_machine, this_machine
 from localora.lab.compare.schedule import schedule
 from localora.lab.compare.store import Store

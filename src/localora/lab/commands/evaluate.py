@@ -21,7 +21,7 @@ from localora.lab.model.adapted import Loaded, load_adapted
 from localora.lab.model.base import device_of
 from localora.lab.model.dtype import ChosenDtype, choose_dtype
 from localora.lab.progress import Narrator, say
-from localora.lab.report.task_results import print_harness_scores, print_results
+from localora.lab.report.console import print_harness_scores, print_results
 from localora.lab.training.folder import FolderError
 from localora.lab.training.record import package_versions
 

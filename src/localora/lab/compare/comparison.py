@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from localora.lab.compare.costs import Balance, Costs, balance_of, costs_of
+from localora.lab.compare.guards import check_same_data
 from localora.lab.compare.learning_rates import Choice
 from localora.lab.compare.plan import ResolvedPlan
 from localora.lab.compare.runs import RunSpec, final_run
-from localora.lab.compare.same_data import check_same_data
 from localora.lab.compare.same_machine import check_same_machine, describe, made_on
 from localora.lab.compare.schedule import Schedule, schedule
 from localora.lab.compare.store import Outcome, Store

@@ -5,12 +5,11 @@ from __future__ import annotations
 from rich.console import Console
 
 from localora.files import make_folder
-from localora.lab.compare.estimate import seconds_left
 from localora.lab.compare.plan import ResolvedPlan
 from localora.lab.compare.run_one import DIVERGED_EXIT
 from localora.lab.compare.runs import RunSpec, job_text
 from localora.lab.compare.same_machine import check_same_machine
-from localora.lab.compare.schedule import Schedule, schedule
+from localora.lab.compare.schedule import Schedule, schedule, seconds_left
 from localora.lab.compare.store import Store
 from localora.lab.compare.workers.pool import Done, Pool
 from localora.lab.progress import Narrator, duration_text

@@ -8,19 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from localora.lab.compare.plan import ComparedModel, LearningRates, Plan, PlanError, Published, Statistics
+from localora.lab.compare.plan import Plan, PlanError
 from localora.lab.recipe.data_spec import DataSpec
 from localora.lab.recipe.file import explain, read_values, unknown_key
-from localora.lab.recipe.schema import EvaluationSection, TrainingSection
-
-SECTIONS: dict[str, type[BaseModel]] = {
-    "model": ComparedModel,
-    "learning_rates": LearningRates,
-    "statistics": Statistics,
-    "training": TrainingSection,
-    "published": Published,
-    "evaluation": EvaluationSection,
-}
 
 
 def load_plan(path: str | Path, overrides: Sequence[str] = (), folder: str | Path | None = None) -> Plan:
@@ -52,5 +42,7 @@ def _explain(problem: Mapping[str, Any]) -> str:
 def _known(loc: list[Any]) -> list[str]:
     if len(loc) == 1:
         return list(Plan.model_fields)
-    section = DataSpec if loc[0] in ("tasks", "watch") else SECTIONS.get(str(loc[0]), Plan)
-    return list(section.model_fields)
+    field = Plan.model_fields.get(str(loc[0]))
+    section = DataSpec if loc[0] in ("tasks", "watch") else field.annotation if field else Plan
+    known = section if isinstance(section, type) and issubclass(section, BaseModel) else Plan
+    return list(known.model_fields)

@@ -7,7 +7,8 @@ to save mean here what they mean in training, and no second copy of those rules 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,12 +26,12 @@ from localora.errors import ConfigError
 from localora.export.experts import expert_tensors
 from localora.export.grid import on_grid
 from localora.lab.cost.calibration import PLANNER_BYTES, CalibrationBytes, Observed
-from localora.lab.cost.file_size import safetensors_bytes
 from localora.lab.cost.report import CostReport
 from localora.lab.cost.shapes import meta_model, model_config
 from localora.placement.budget import lora_parameters
 
 ADAM_BYTES = 8  # two float32 moments a parameter
+HEADER_BYTES = 70  # of a tensor in the header of a safetensors file, beside its name
 
 
 class Adapted(NamedTuple):
@@ -175,3 +176,8 @@ def _export_bytes(config: PeftConfig, layers: dict[str, Adapted], rank: int) -> 
         if not isinstance(config, LocalizedConfig) or config.stack_of(name) is None:
             tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
     return safetensors_bytes({f"base_model.model.{key}": (t.dtype, tuple(t.shape)) for key, t in tensors.items()})
+
+
+def safetensors_bytes(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> int:
+    """The size of a file of tensors of these types and shapes before it is written, within some bytes a tensor."""
+    return sum(len(name) + HEADER_BYTES + prod(shape) * dtype.itemsize for name, (dtype, shape) in tensors.items())

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from localora.lab.data.example import DataError, Example, Scorer, TaskData, content_hash
 from localora.lab.data.generated.registry import BY_HEART, generate_task
-from localora.lab.data.hub import read_hub
-from localora.lab.data.jsonl import Row, read_jsonl
-from localora.lab.data.overlap import check_disjoint
+from localora.lab.data.rows import Row, read_hub, read_jsonl
 from localora.lab.data.schemas import Columns, to_examples
-from localora.lab.data.split import split_off, subset
+from localora.lab.data.split import check_disjoint, split_off, subset
 from localora.lab.recipe.data_spec import DataSpec
 
 
@@ -28,41 +26,28 @@ def load_task(spec: Mapping[str, Any] | DataSpec) -> TaskData:
         OverlapError: a prompt is in two of the given files.
     """
     spec = spec if isinstance(spec, DataSpec) else DataSpec.model_validate(dict(spec))
-    splits = _generated(spec) if spec.task is not None else _read(spec)
+    if spec.task is not None:
+        sizes = {
+            "train": spec.train_size or 2000,
+            "validation": spec.validation_size or 100,
+            "test": spec.test_size or 200,
+        }
+        splits, scorer = generate_task(spec.task, spec.difficulty, sizes, spec.seed)
+    else:
+        splits, scorer = _read(spec)
     if spec.task != BY_HEART:  # which asks for what was trained on
-        check_disjoint(splits.train, splits.validation)
-        check_disjoint(splits.train, splits.test)
-    check_disjoint(splits.validation, splits.test)
-    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+        check_disjoint(splits["train"], splits["validation"])
+        check_disjoint(splits["train"], splits["test"])
+    check_disjoint(splits["validation"], splits["test"])
     return TaskData(
         name=spec.task or spec.hub or "+".join(Path(file).stem for file in spec.files["train"]),
-        train=tuple(splits.train),
-        validation=tuple(splits.validation),
-        test=tuple(splits.test),
-        scorer=splits.scorer,
-        hashes={name: content_hash(examples) for name, examples in parts.items()},
+        **{name: tuple(examples) for name, examples in splits.items()},
+        scorer=scorer,
+        hashes={name: content_hash(examples) for name, examples in splits.items()},
     )
 
 
-class _Splits(NamedTuple):
-    train: list[Example]
-    validation: list[Example]
-    test: list[Example]
-    scorer: Scorer
-
-
-def _generated(spec: DataSpec) -> _Splits:
-    sizes = {
-        "train": spec.train_size or 2000,
-        "validation": spec.validation_size or 100,
-        "test": spec.test_size or 200,
-    }
-    assert spec.task is not None
-    parts, scorer = generate_task(spec.task, spec.difficulty, sizes, spec.seed)
-    return _Splits(parts["train"], parts["validation"], parts["test"], scorer)
-
-
-def _read(spec: DataSpec) -> _Splits:
+def _read(spec: DataSpec) -> tuple[dict[str, list[Example]], Scorer]:
     train, scorer = _examples(spec, "train")
     # The test split decides how the task is scored: training data may well be of another format.
     if _given(spec, "test"):
@@ -75,7 +60,7 @@ def _read(spec: DataSpec) -> _Splits:
         validation = subset(validation, spec.validation_size, spec.seed)
     else:
         train, validation = split_off(train, spec.validation_size, spec.seed, "validation")
-    return _Splits(subset(train, spec.train_size, spec.seed), validation, test, scorer)
+    return {"train": subset(train, spec.train_size, spec.seed), "validation": validation, "test": test}, scorer
 
 
 def _given(spec: DataSpec, split: str) -> bool:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from localora.lab.data.example import DataError, Example, Scorer
-from localora.lab.data.jsonl import Row
+from localora.lab.data.rows import Row
 
 _FINAL_ANSWER = re.compile(r"####[ \t]*(\S[^\n]*?)\s*$")
 LETTERS = "ABCDE"  # of a math problem's options; its answer is one of them

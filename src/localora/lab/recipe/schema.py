@@ -79,16 +79,6 @@ class OutputSection(Section):
     plots: StrictBool = True
 
 
-SECTIONS: dict[str, list[type[BaseModel]]] = {
-    "model": [ModelSection],
-    "data": [DataSpec],
-    "method": list(dict.fromkeys(METHOD_CLASSES.values())),
-    "training": [TrainingSection],
-    "evaluation": [EvaluationSection],
-    "output": [OutputSection],
-}
-
-
 class Recipe(Section):
     model: ModelSection = ModelSection()
     data: DataSpec
@@ -100,6 +90,12 @@ class Recipe(Section):
     def resolved(self) -> dict[str, Any]:
         """The recipe as plain JSON values, every default filled in."""
         return self.model_dump(mode="json")
+
+
+SECTIONS: dict[str, list[type[BaseModel]]] = {
+    name: list(dict.fromkeys(METHOD_CLASSES.values())) if name == "method" else [field.annotation]  # type: ignore[list-item]
+    for name, field in Recipe.model_fields.items()
+}
 
 
 def with_folder(recipe: Recipe, folder: str | Path) -> Recipe:

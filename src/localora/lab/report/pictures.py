@@ -1,4 +1,4 @@
-"""Placements as pictures, from the saved labels: which entries of a weight belong to which cluster or block."""
+"""Pictures of runs: loss curves, and from the saved labels which entries of a weight belong to which cluster."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from localora.adapter.adapter_file import is_localized, read_adapter
+from localora.lab.inspect.pictures import short_name
 from localora.lab.inspect.thumbnails import by_cluster
 from localora.lab.model.targets import depth_order
+from localora.lab.training.record import Curve, RunRecord
 from localora.placement.partition import UNCOVERED, Partition
 
 LAYERS = 3  # drawn: the first, the middle and the last
 PIXELS = 384  # larger matrices are thinned evenly to about this many rows and columns
 UNTOUCHED = "#e6e6e6"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by colour-blind readers too
+# None of them is a run's.
 CLUSTER_COLOURS = (
     "#332288",
     "#ddcc77",
@@ -32,6 +37,50 @@ CLUSTER_COLOURS = (
     "#117733",
     "#999933",
 )  # not a run's
+
+
+def draw_losses(curves: Mapping[str, Curve], path: Path) -> None:
+    """The curves of one run or of several, in a figure of their own."""
+    figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    plot_losses(axes, curves)
+    axes.set_title(f"Loss of {', '.join(curves)}", fontsize="medium")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def plot_losses(axes: Axes, curves: Mapping[str, Curve]) -> None:
+    """Thin lines: loss of each training batch; marked lines: loss on held-out (validation) examples."""
+    for colour, (name, curve) in zip(COLOURS, curves.items(), strict=False):
+        train = [p.step for p in curve.train], [p.loss for p in curve.train]
+        held_out = [p.step for p in curve.held_out], [p.loss for p in curve.held_out]
+        axes.plot(*train, color=colour, linewidth=0.8, alpha=0.45, label=f"{name}, training batches")
+        axes.plot(*held_out, color=colour, linewidth=1.8, marker="o", markersize=4, label=f"{name}, held out")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats per completion token)")
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize="small")
+
+
+def draw_overview(runs: Mapping[str, tuple[RunRecord, Path]], path: Path) -> None:
+    """Losses of all runs on top; below, one line a placed method: its middle layer as it is, and sorted.
+
+    `runs` gives each method's record and adapter folder.
+    """
+    partitions = {name: load_partitions(adapter) for name, (_, adapter) in runs.items()}
+    placed = {name: layers for name, layers in partitions.items() if layers}
+    figure = plt.figure(figsize=(9, 4.2 + 3.2 * len(placed)), layout="constrained")
+    grid = figure.add_gridspec(1 + len(placed), 2, height_ratios=[1.3, *[1] * len(placed)])
+    plot_losses(figure.add_subplot(grid[0, :]), {name: record.curve for name, (record, _) in runs.items()})
+    for line, (name, layers) in enumerate(placed.items(), start=1):
+        layer = list(layers)[len(layers) // 2]
+        as_is, sorted_ = figure.add_subplot(grid[line, 0]), figure.add_subplot(grid[line, 1])
+        plot_partition(as_is, layers[layer], reordered=False)
+        plot_partition(sorted_, layers[layer], reordered=True)
+        as_is.set_title(f"{name}: {short_name(layer)}", fontsize="medium")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
 
 
 def load_partitions(adapter: Path) -> dict[str, Partition]:
@@ -96,8 +145,3 @@ def _sizes(partition: Partition) -> str:
     blocks = [f"{m} x {n}" for m, n in zip(partition.row_sizes, partition.col_sizes, strict=True)]
     shown = ", ".join(blocks[:4]) + (", ..." if len(blocks) > 4 else "")
     return f"{partition.clusters} clusters: {shown}"
-
-
-def short_name(name: str) -> str:
-    """model.layers.3.self_attn.q_proj rather than base_model.model.model.layers.3.self_attn.q_proj."""
-    return ".".join(name.split(".")[-4:])

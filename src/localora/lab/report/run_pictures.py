@@ -25,8 +25,8 @@ def draw_run(recipe: Recipe, record: RunRecord) -> None:
     """loss.png, and placement.png where the method places anything; nothing where the recipe wants no pictures."""
     if not recipe.output.plots:
         return
-    from localora.lab.report.curves import draw_losses  # matplotlib is an extra, and not needed without pictures
-    from localora.lab.report.pictures import draw_placements, load_partitions
+    # matplotlib is an extra, and not needed without pictures
+    from localora.lab.report.pictures import draw_losses, draw_placements, load_partitions
 
     folder = RunFolder(Path(str(recipe.output.folder)))
     draw_losses({record.method: record.curve}, folder.loss_picture)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from localora.errors import LocaloraError
@@ -27,42 +26,20 @@ class FolderError(LocaloraError, ValueError):
     """An output folder that cannot be used; the message says what to do instead."""
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    path: Path
+    """The places in it; `model` is in the place of `adapter` where a method has none."""
 
-    @property
-    def record(self) -> Path:
-        return self.path / "run.json"
-
-    @property
-    def adapter(self) -> Path:
-        return self.path / "adapter"
-
-    @property
-    def model(self) -> Path:
-        return self.path / "model"
-
-    @property
-    def lora(self) -> Path:
-        return self.path / "lora"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record = path / "run.json"
+        self.adapter, self.model, self.lora = path / "adapter", path / "model", path / "lora"
+        self.checkpoints = path / "checkpoints"
+        self.loss_picture, self.placement_picture = path / "loss.png", path / "placement.png"
 
     @property
     def result(self) -> Path:
         """What a finished run left: its adapter, or its model where it has none."""
         return self.model if self.model.exists() else self.adapter
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def loss_picture(self) -> Path:
-        return self.path / "loss.png"
-
-    @property
-    def placement_picture(self) -> Path:
-        return self.path / "placement.png"
 
     @property
     def owned(self) -> tuple[Path, ...]:

@@ -17,24 +17,8 @@ from localora.lab.data.example import Example
 from localora.lab.data.generated.problem import Problem
 
 _PEOPLE = 4  # and as many choices
-FIRST = ("Ba", "Do", "Fe", "Gu", "Ki", "La", "Mo", "Ne", "Pi", "Ru", "Sa", "To", "Ve", "Wi", "Yo", "Zu")
-LAST = (
-    "bel",
-    "dan",
-    "fir",
-    "gan",
-    "kor",
-    "lin",
-    "mor",
-    "nek",
-    "pal",
-    "rim",
-    "sun",
-    "tan",
-    "vel",
-    "wick",
-    "zar",
-)
+FIRST = tuple(["Ba", "Do", "Fe", "Gu", "Ki", "La", "Mo", "Ne", "Pi", "Ru", "Sa", "To", "Ve", "Wi", "Yo", "Zu"])
+LAST = tuple(["bel", "dan", "fir", "gan", "kor", "lin", "mor", "nek", "pal", "rim", "sun", "tan", "vel", "wick", "zar"])
 _RELATIONS = ("friend", "teacher", "neighbour", "cousin", "boss")
 _ATTRIBUTES = {  # name: (fact, question, values; none: places with made-up names)
     "home": ("{who} lives in {what}.", "Where does {who} live?", ()),

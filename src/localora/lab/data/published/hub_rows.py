@@ -62,11 +62,6 @@ def aqua(row: Row) -> dict[str, Any]:
     return {"question": row["question"], "answer": answer, "final_answer": row["correct"], "choices": choices}
 
 
-def unchanged(row: Row) -> dict[str, Any]:
-    """HumanEval and MBPP keep their published columns."""
-    return dict(row)
-
-
 def _choice(question: str, choices: Sequence[str], answer: int, context: str = "") -> dict[str, Any]:
     return {"context": context, "question": question, "choices": list(choices), "answer": answer}
 

@@ -7,7 +7,7 @@ Hub each data set has its own columns; hub_rows.py turns them into the same form
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from localora.lab.data.example import DataError
@@ -17,23 +17,28 @@ Family = Literal["commonsense", "math", "code"]
 Protocol = Literal["likelihood", "llm-adapters", "rationale", "execution"]
 
 
-@dataclass(frozen=True)
-class HubSource:
-    """A Hub data set: its name, configuration, our split names -> its own, and its rows -> our formats."""
-
-    dataset: str
-    config: str | None
-    splits: Mapping[str, str]
-    convert: Callable[[Mapping[str, Any]], dict[str, Any]]
+_TRAIN_TEST = {"train": "train", "test": "test"}
+_TRAIN_VALIDATION = {"train": "train", "test": "validation"}  # the published test has no answers
+_ALL_THREE = {"train": "train", "validation": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
 class PublishedTask:
-    """One task. `option` is the answer word of the llm-adapters protocol (see adapters_style.py)."""
+    """One task, and the Hub data set it is read from, if there is one in a form we know.
+
+    Attributes:
+        convert: a row of the data set -> our formats.
+        splits: our names of the splits -> the data set's.
+        config: of the data set.
+        option: the answer word of the llm-adapters protocol (see load.py).
+    """
 
     name: str
     family: Family
-    hub: HubSource | None
+    dataset: str | None = None
+    convert: Callable[[Mapping[str, Any]], dict[str, Any]] = dict  # HumanEval and MBPP keep their published columns
+    splits: Mapping[str, str] = field(default_factory=lambda: _TRAIN_TEST)
+    config: str | None = None
     option: str = ""
 
     @property
@@ -47,59 +52,37 @@ class PublishedTask:
         return ways[self.family]
 
 
-_TRAIN_TEST = {"train": "train", "test": "test"}
-_TRAIN_VALIDATION = {"train": "train", "test": "validation"}  # the published test has no answers
-
 _ALL = (
-    PublishedTask("boolq", "commonsense", HubSource("google/boolq", None, _TRAIN_VALIDATION, hub_rows.boolq)),
-    PublishedTask("piqa", "commonsense", HubSource("baber/piqa", None, _TRAIN_VALIDATION, hub_rows.piqa), "solution"),
-    PublishedTask("siqa", "commonsense", HubSource("lighteval/siqa", None, _TRAIN_VALIDATION, hub_rows.siqa), "answer"),
+    PublishedTask("boolq", "commonsense", "google/boolq", hub_rows.boolq, _TRAIN_VALIDATION),
+    PublishedTask("piqa", "commonsense", "baber/piqa", hub_rows.piqa, _TRAIN_VALIDATION, option="solution"),
+    PublishedTask("siqa", "commonsense", "lighteval/siqa", hub_rows.siqa, _TRAIN_VALIDATION, option="answer"),
     PublishedTask(
-        "hellaswag",
-        "commonsense",
-        HubSource("Rowan/hellaswag", None, _TRAIN_VALIDATION, hub_rows.hellaswag),
-        "ending",
+        "hellaswag", "commonsense", "Rowan/hellaswag", hub_rows.hellaswag, _TRAIN_VALIDATION, option="ending"
     ),
     PublishedTask(
         "winogrande",
         "commonsense",
-        HubSource("allenai/winogrande", "winogrande_xl", _TRAIN_VALIDATION, hub_rows.winogrande),
+        "allenai/winogrande",
+        hub_rows.winogrande,
+        _TRAIN_VALIDATION,
+        "winogrande_xl",
         "option",
     ),
+    PublishedTask("arc_easy", "commonsense", "allenai/ai2_arc", hub_rows.arc, config="ARC-Easy", option="answer"),
     PublishedTask(
-        "arc_easy", "commonsense", HubSource("allenai/ai2_arc", "ARC-Easy", _TRAIN_TEST, hub_rows.arc), "answer"
+        "arc_challenge", "commonsense", "allenai/ai2_arc", hub_rows.arc, config="ARC-Challenge", option="answer"
     ),
     PublishedTask(
-        "arc_challenge",
-        "commonsense",
-        HubSource("allenai/ai2_arc", "ARC-Challenge", _TRAIN_TEST, hub_rows.arc),
-        "answer",
+        "openbookqa", "commonsense", "allenai/openbookqa", hub_rows.openbookqa, config="main", option="answer"
     ),
-    PublishedTask(
-        "openbookqa",
-        "commonsense",
-        HubSource("allenai/openbookqa", "main", _TRAIN_TEST, hub_rows.openbookqa),
-        "answer",
-    ),
-    PublishedTask("gsm8k", "math", HubSource("openai/gsm8k", "main", _TRAIN_TEST, hub_rows.gsm8k)),
-    PublishedTask("svamp", "math", HubSource("ChilleD/SVAMP", None, _TRAIN_TEST, hub_rows.svamp)),
-    PublishedTask("multiarith", "math", HubSource("ChilleD/MultiArith", None, _TRAIN_TEST, hub_rows.multiarith)),
-    PublishedTask("addsub", "math", None),
-    PublishedTask("singleeq", "math", None),
-    PublishedTask("aqua", "math", HubSource("deepmind/aqua_rat", "raw", _TRAIN_TEST, hub_rows.aqua)),
-    PublishedTask(
-        "humaneval", "code", HubSource("openai/openai_humaneval", None, {"test": "test"}, hub_rows.unchanged)
-    ),
-    PublishedTask(
-        "mbpp",
-        "code",
-        HubSource(
-            "google-research-datasets/mbpp",
-            "full",
-            {"train": "train", "validation": "validation", "test": "test"},
-            hub_rows.unchanged,
-        ),
-    ),
+    PublishedTask("gsm8k", "math", "openai/gsm8k", hub_rows.gsm8k, config="main"),
+    PublishedTask("svamp", "math", "ChilleD/SVAMP", hub_rows.svamp),
+    PublishedTask("multiarith", "math", "ChilleD/MultiArith", hub_rows.multiarith),
+    PublishedTask("addsub", "math"),
+    PublishedTask("singleeq", "math"),
+    PublishedTask("aqua", "math", "deepmind/aqua_rat", hub_rows.aqua, config="raw"),
+    PublishedTask("humaneval", "code", "openai/openai_humaneval", splits={"test": "test"}),
+    PublishedTask("mbpp", "code", "google-research-datasets/mbpp", splits=_ALL_THREE, config="full"),
 )
 TASKS: dict[str, PublishedTask] = {task.name: task for task in _ALL}
 FAMILIES: dict[str, tuple[str, ...]] = {

@@ -8,9 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from localora.lab.compare.estimate import seconds_left
 from localora.lab.compare.plan import ResolvedPlan
-from localora.lab.compare.schedule import Schedule
+from localora.lab.compare.schedule import Schedule, seconds_left
 from localora.lab.compare.store import Store
 from localora.lab.progress import duration_text, say
 from localora.lab.report.comparison.sections import name_of, share_of

@@ -6,8 +6,7 @@ from localora.lab.recipe.methods import LocalizedMethod
 from localora.lab.recipe.peft_methods import AdaLoraMethod, FullMethod, LoraMethod, MethodBase
 from localora.lab.recipe.schema import Recipe
 from localora.lab.training.adaptation.adalora import AdaLora
-from localora.lab.training.adaptation.base import Adaptation
-from localora.lab.training.adaptation.full import FullFineTuning
+from localora.lab.training.adaptation.base import Adaptation, FullFineTuning
 from localora.lab.training.adaptation.localized import LocalizedAdapter
 from localora.lab.training.adaptation.moved_base import MovedBaseAdapter
 from localora.lab.training.folder import RunFolder

@@ -1,4 +1,4 @@
-"""What a run asks of a method, and the answer of those adapters of PEFT that need nothing but to be there."""
+"""What a run asks of a method; the answer of adapters that need nothing but to be there, and of full fine-tuning."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from localora.lab.data.batches import Sequences
+from localora.lab.model.targets import resolve_targets
 from localora.lab.progress import Narrator
 from localora.lab.recipe.schema import Recipe, RecipeError
 from localora.lab.training.folder import RunFolder
@@ -88,3 +89,28 @@ def unfit_methods_named() -> Iterator[None]:
         yield
     except ValueError as error:
         raise RecipeError("method", [str(error)]) from error
+
+
+class FullFineTuning(Adaptation):
+    """No adapter; every parameter trains, in float32 whatever the base was loaded in, as PEFT's adapters do.
+
+    In half precision most of Adam's steps would be lost to rounding.
+    """
+
+    def attach(self, prepared: Prepared, *, resume: bool) -> Trainee:
+        with unfit_methods_named():
+            self._targets = resolve_targets(prepared.model, self.recipe.method.target_modules)
+        model = prepared.model.float()
+        model.requires_grad_(True)
+        return model
+
+    def lora_same_r(self, model: Trainee) -> int:
+        return sum(self.recipe.method.r * (target.m + target.n) for target in self._targets)
+
+    @property
+    def result(self) -> Path:
+        return self.folder.model
+
+    def save(self, prepared: Prepared, model: Trainee, to: Path) -> None:
+        super().save(prepared, model, to)
+        prepared.tokenizer.save_pretrained(str(to))
