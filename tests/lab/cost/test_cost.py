@@ -62,8 +62,8 @@ def test_experts_count_one_by_one(kind: str, events: list[float], tmp_path: Path
     report = export_lora(adapted, tmp_path / "lora")
     size = adapter_size(adapted)
     assert (predicted.trainable, predicted.stored, predicted.exact_rank) == (size.trainable, size.stored, size.rank)
-    assert predicted.adapter_bytes == (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size
-    assert predicted.export_bytes == (tmp_path / "lora" / "adapter_model.safetensors").stat().st_size
+    assert predicted.adapter_bytes == near((tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size)
+    assert predicted.export_bytes == near((tmp_path / "lora" / "adapter_model.safetensors").stat().st_size)
     assert (predicted.exact_rank, predicted.exported_rank) == (report.exact_rank, report.rank)
     q, stacks = 4 * (32 + 32), EXPERTS * 4 * ((48 + 32) + (32 + 24))
     assert predicted.layers == LAYERS * (1 + 2 * EXPERTS)
@@ -79,7 +79,7 @@ def test_lora_on_experts_can_be_compared(tmp_path: Path) -> None:
     predicted = predict_cost(tiny_experts("mixtral").config, config)
     lora = get_peft_model(tiny_experts("mixtral"), config)
     lora.save_pretrained(str(tmp_path))
-    assert predicted.adapter_bytes == (tmp_path / "adapter_model.safetensors").stat().st_size
+    assert predicted.adapter_bytes == near((tmp_path / "adapter_model.safetensors").stat().st_size)
     assert predicted.trainable == predicted.lora_trainable == lora.get_nb_trainable_parameters()[0]
     assert predicted.layers == LAYERS * (1 + 2 * EXPERTS)
 

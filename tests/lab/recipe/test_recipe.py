@@ -177,7 +177,7 @@ def test_keys_and_defaults_are_those_of_the_python_configs(method: MethodBase, c
 def test_a_recipe_names_stacks_of_experts_as_the_configs_do(name: str) -> None:
     stacks = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
     section = method_section({"name": name, "target_modules": [], "target_parameters": stacks})
-    config = adapter_config(section, seed=0)
+    config = section.peft_config(seed=0, steps=200)
     assert config.target_parameters == stacks
     assert not config.target_modules
 
@@ -186,7 +186,7 @@ def test_a_recipe_names_stacks_of_experts_as_the_configs_do(name: str) -> None:
 def test_what_peft_cannot_put_on_experts_is_refused(name: str) -> None:
     section = method_section({"name": name, "target_parameters": ["mlp.experts.down_proj"]})
     with pytest.raises(ConfigError, match=f"{name}: PEFT puts it on linear layers only; leave target_parameters out"):
-        adapter_config(section, seed=0)
+        section.peft_config(seed=0, steps=200)
 
 
 @pytest.mark.parametrize("r", [1, 3, 8, 64])
