@@ -128,7 +128,7 @@ def test_errors_name_the_remedy(base: Path, data: Path, tmp_path: Path, monkeypa
     refused(call(base, "--tasks", "boolq", "--data", tmp_path / "no"), "does not exist")
     refused(call(base, "--tasks", "boolq", "--data", data, "--out", tmp_path), "is the results' file")
     ours = ("--data", data, "--seed", "1", "--max-new-tokens", "7", "--allow-code-execution")
-    message = "does not heed --data, --seed, --max-new-tokens, --allow-code-execution; leave out this or --harness"
+    message = "does not use --data, --seed, --max-new-tokens, --allow-code-execution; leave out this or --harness"
     refused(call(base, "--tasks", "boolq", "--harness", "lm-eval", *ours), message)
     (tmp_path / "file").write_text("")
     refused(call(base, "--tasks", "boolq", "--data", data, "--out", tmp_path / "file" / "r.json"), "another --out")

@@ -25,7 +25,7 @@ from localora.lab.compare.runs import RunSpec, job_text, sweep_run
 from localora.lab.compare.store import Store
 from localora.lab.compare.workers import nodes as connection
 from localora.lab.compare.workers.cluster import RETRIES, ClusterPool
-from localora.lab.compare.workers.pool import Done
+from localora.lab.compare.workers.local import Done
 from localora.lab.recipe.file import method_section
 from patience import PATIENCE, wait_until
 

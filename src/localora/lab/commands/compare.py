@@ -18,8 +18,7 @@ from localora.lab.compare.same_machine import check_same_machine, this_machine
 from localora.lab.compare.schedule import schedule
 from localora.lab.compare.store import Store
 from localora.lab.compare.workers.cluster import ClusterPool
-from localora.lab.compare.workers.local import LocalPool
-from localora.lab.compare.workers.pool import Pool
+from localora.lab.compare.workers.local import LocalPool, Pool
 from localora.lab.progress import say
 from localora.lab.report.comparison.console import print_comparison
 from localora.lab.report.comparison.preview import print_preview

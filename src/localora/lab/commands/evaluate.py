@@ -49,7 +49,7 @@ def evaluate(
     """Measure the base model or adapter folder `model`. What is likely to be wrong is looked at before it is loaded.
 
     Raises:
-        DataError: no tasks, unknown ones, unusable data, no lm-eval, or settings that it would not heed.
+        DataError: no tasks, unknown ones, unusable data, no lm-eval, or settings that it would not use.
         FolderError: `out` cannot be written.
         ModelError: the model cannot be loaded.
         SandboxError: code is to be run, and this system cannot contain it.
@@ -100,7 +100,7 @@ def _load(model: str, base: str | None, settings: Settings, narrator: Narrator) 
 
 
 def _check_harness(settings: Settings) -> None:
-    """What lm-evaluation-harness decides by itself must not stand in the results as if it had been heeded."""
+    """What lm-evaluation-harness decides by itself must not stand in the results as if it had been used."""
     ours = {
         "--data": settings.data is not None,
         "--seed": settings.seed != Settings.seed,
@@ -109,7 +109,7 @@ def _check_harness(settings: Settings) -> None:
     }
     given = [option for option, is_given in ours.items() if is_given]
     if given:
-        raise DataError(f"lm-evaluation-harness does not heed {', '.join(given)}; leave out this or --harness lm-eval")
+        raise DataError(f"lm-evaluation-harness does not use {', '.join(given)}; leave out this or --harness lm-eval")
 
 
 def _title(loaded: Loaded, dtype: ChosenDtype) -> str:

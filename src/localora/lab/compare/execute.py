@@ -11,7 +11,7 @@ from localora.lab.compare.runs import RunSpec, job_text
 from localora.lab.compare.same_machine import check_same_machine
 from localora.lab.compare.schedule import Schedule, schedule, seconds_left
 from localora.lab.compare.store import Store
-from localora.lab.compare.workers.pool import Done, Pool
+from localora.lab.compare.workers.local import Done, Pool
 from localora.lab.progress import Narrator, duration_text
 from localora.lab.training.lock import locked
 from localora.lab.training.record import Evaluation, RunRecord

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from localora.files import make_folder, write_file
 from localora.lab.compare.collected import Files, read_collected
-from localora.lab.compare.plan import Plan, PlanError, Published, ResolvedPlan
+from localora.lab.compare.plan import PlanError, Published, ResolvedPlan
 from localora.lab.compare.runs import RunSpec
 from localora.lab.recipe.data_spec import DataSpec
 from localora.lab.recipe.file import validate_recipe
@@ -157,7 +157,7 @@ class Store:
     def _check_recipe(self, spec: RunSpec, record: RunRecord) -> None:
         # Keys that are new since then are at their default.
         recorded = validate_recipe(record.recipe, str(self.path(spec)))
-        changed = list(differences(recorded.resolved(), spec.recipe.resolved()))
+        changed = differences(recorded.resolved(), spec.recipe.resolved())
         if changed:
             raise PlanError(
                 str(self.path(spec)),
@@ -205,7 +205,8 @@ class Store:
     def save_plan(self, resolved: ResolvedPlan, results: int = 0) -> None:
         """Keep the plan; a change that comes when `results` final runs are there is noted for the report."""
         if results and (self.folder / "plan.json").exists():
-            changed = changes(self.load_plan().plan, resolved.plan)
+            old, new = (plan.model_dump(mode="json") for plan in (self.load_plan().plan, resolved.plan))
+            changed = differences(old, new, leave_out="folder")
             if changed:
                 history = [*self.history(), PlanChange(results=results, changed=changed)]
                 text = json.dumps([change.model_dump() for change in history], indent=2)
@@ -266,26 +267,6 @@ class Store:
 def _finite(record: RunRecord) -> bool:
     losses = [point.loss for point in record.curve.held_out] + [e.loss for e in (record.before, record.after) if e]
     return all(math.isfinite(loss) for loss in losses)
-
-
-def changes(old: Plan, new: Plan) -> list[str]:
-    """In words, what two plans do not share; where they are kept does not count."""
-    before, after = (plan.model_dump(mode="json", exclude={"folder"}) for plan in (old, new))
-    lines = []
-    for key in before:
-        if before[key] == after[key]:
-            continue
-        if isinstance(before[key], dict):
-            lines += [f"{key}.{name} was added" for name in after[key].keys() - before[key].keys()]
-            lines += [f"{key}.{name} was taken out" for name in before[key].keys() - after[key].keys()]
-            lines += [
-                f"{key}.{name} was {before[key][name]}, is {after[key][name]}"
-                for name in before[key].keys() & after[key].keys()
-                if before[key][name] != after[key][name]
-            ]
-        else:
-            lines.append(f"{key} was {before[key]}, is {after[key]}")
-    return sorted(lines)
 
 
 def write_text(path: Path, text: str) -> None:

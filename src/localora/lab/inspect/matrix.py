@@ -4,12 +4,10 @@ Shape legend
     m, n  rows and columns of dW      q  width of the factors      k  rank of a term
 
 Both forms answer the same few questions, so that every figure has one formula. Factors never become m x n, except
-for :meth:`Matrix.dense`. Energies are squared Frobenius norms.
+for :meth:`Factors.dense`. Energies are squared Frobenius norms.
 """
 
 from __future__ import annotations
-
-from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
@@ -21,52 +19,7 @@ Triplets = tuple[Tensor, Tensor, Tensor]
 DROPPED = 1e-13  # singular values of factors below this share of the largest are rounding
 
 
-class Matrix(ABC):
-    """What the figures ask of a matrix."""
-
-    @property
-    @abstractmethod
-    def shape(self) -> tuple[int, int]:
-        """(m, n)"""
-
-    @abstractmethod
-    def energy(self) -> float:
-        """||dW||_F^2"""
-
-    @abstractmethod
-    def row_energy(self) -> Tensor:
-        """`(m,)` float64"""
-
-    @abstractmethod
-    def col_energy(self) -> Tensor:
-        """`(n,)` float64"""
-
-    @abstractmethod
-    def singular_values(self) -> Tensor:
-        """All of them, descending, float64; for factors without those that are rounding."""
-
-    @abstractmethod
-    def leading(self, k: int) -> Triplets:
-        """U `(m, k')`, s `(k',)`, V `(n, k')`, float64: the k' <= k leading singular triplets."""
-
-    @abstractmethod
-    def top_energy(self, k: int) -> float:
-        """What the best rank-k approximation captures: the sum of the k largest squared singular values."""
-
-    @abstractmethod
-    def block(self, rows: Tensor, cols: Tensor) -> Matrix:
-        """The sub-matrix of the given row and column indices."""
-
-    @abstractmethod
-    def minus(self, left_mk: Tensor, right_kn: Tensor) -> Matrix:
-        """dW - left @ right"""
-
-    @abstractmethod
-    def dense(self) -> Tensor:
-        """`(m, n)`, float32 or float64"""
-
-
-class Dense(Matrix):
+class Dense:
     """A matrix in memory, float32 or float64; anything else floating is widened to float32."""
 
     def __init__(self, M_mn: Tensor) -> None:
@@ -75,38 +28,51 @@ class Dense(Matrix):
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(m, n)"""
         return self._M.shape[0], self._M.shape[1]
 
     def energy(self) -> float:
+        """||dW||_F^2"""
         return float(self.row_energy().sum())
 
     def row_energy(self) -> Tensor:
+        """`(m,)` float64"""
         return torch.linalg.vector_norm(self._M, dim=1, dtype=torch.float64).square()
 
     def col_energy(self) -> Tensor:
+        """`(n,)` float64"""
         return torch.linalg.vector_norm(self._M, dim=0, dtype=torch.float64).square()
 
     def singular_values(self) -> Tensor:
+        """All of them, descending, float64; for factors without those that are rounding."""
         return all_singular_values(self._M)
 
     def leading(self, k: int) -> Triplets:
+        """U `(m, k')`, s `(k',)`, V `(n, k')`, float64: the k' <= k leading singular triplets."""
         return leading_svd(self._M, k)
 
     def top_energy(self, k: int) -> float:
+        """What the best rank-k approximation captures: the sum of the k largest squared singular values."""
         return leading_energy(self._M, k) if self._M.numel() else 0.0
 
     def block(self, rows: Tensor, cols: Tensor) -> Dense:
+        """The sub-matrix of the given row and column indices."""
         return Dense(self._M[rows][:, cols])
 
     def minus(self, left_mk: Tensor, right_kn: Tensor) -> Dense:
+        """dW - left @ right"""
         return Dense(torch.addmm(self._M, left_mk.to(self._M.dtype), right_kn.to(self._M.dtype), alpha=-1))
 
     def dense(self) -> Tensor:
+        """`(m, n)`, float32 or float64"""
         return self._M
 
 
-class Factors(Matrix):
-    """left `(m, q)` @ right `(q, n)`, in float64. Padding is dropped, so that it changes no figure in its last bit."""
+class Factors:
+    """left `(m, q)` @ right `(q, n)`, in float64. Padding is dropped, so that it changes no figure in its last bit.
+
+    Its methods are those of :class:`Dense`.
+    """
 
     def __init__(self, left_mq: Tensor, right_qn: Tensor) -> None:
         used = (left_mq != 0).any(0) & (right_qn != 0).any(1)
@@ -149,6 +115,9 @@ class Factors(Matrix):
 
     def dense(self) -> Tensor:
         return self._left.float() @ self._right.float()
+
+
+Matrix = Dense | Factors
 
 
 def stable_rank(s_N: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -103,13 +103,20 @@ def with_folder(recipe: Recipe, folder: str | Path) -> Recipe:
     return recipe.model_copy(update={"output": recipe.output.model_copy(update={"folder": str(folder)})})
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
-    """In words, each key that two recipes as plain values do not share; the output does not count."""
-    for section in sorted((old.keys() | new.keys()) - {"output"}):
-        before, after = old.get(section, {}), new.get(section, {})
-        for key in sorted(before.keys() | after.keys()):
-            if before.get(key) != after.get(key):
-                yield f"{section}.{key} was {before.get(key)!r}, is {after.get(key)!r}"
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], leave_out: str = "output") -> list[str]:
+    """In words, what two recipes, or two plans, as plain values do not share; one key does not count."""
+    lines = []
+    for name in sorted((old.keys() | new.keys()) - {leave_out}):
+        before, after = old.get(name), new.get(name)
+        if not (isinstance(before, dict) and isinstance(after, dict)):
+            if before != after:
+                lines.append(f"{name} was {before!r}, is {after!r}")
+            continue
+        lines += [f"{name}.{key} was added" for key in sorted(after.keys() - before.keys())]
+        lines += [f"{name}.{key} was taken out" for key in sorted(before.keys() - after.keys())]
+        both = sorted(before.keys() & after.keys())
+        lines += [f"{name}.{key} was {before[key]!r}, is {after[key]!r}" for key in both if before[key] != after[key]]
+    return lines
 
 
 def describe_keys(of: str | None = None) -> list[str]:

@@ -52,7 +52,7 @@ METHODS: dict[str, Any] = {
 }
 CONTRASTS = [["g-lora", "rslora"], ["tied", "lora"]]
 TESTS = 2 * (4 + 1 + 1)  # two tables, each of four methods, one headroom run, and a contrast that is neither
-PICTURES = ("differences", "learning_rates", "parameters", "costs")
+PICTURES = ("differences", "learning_rates", "costs")
 
 
 def by_hand(label: str, base: str = "lora") -> tuple[float, float, float]:
@@ -276,7 +276,7 @@ def test_the_page_is_self_contained(written: tuple[Comparison, Path]) -> None:
     page = (out / "index.html").read_text(encoding="utf-8")
     fetched = browser.fetched(page)
     assert all(link.startswith("data:") for link in fetched)
-    assert len([link for link in fetched if link.startswith("data:image/png;base64,")]) == 8  # 4, light and dark
+    assert len([link for link in fetched if link.startswith("data:image/png;base64,")]) == 6  # 3, light and dark
     assert not re.search(r"https?://|url\(|@import", page)
     assert "<b>label" not in page
     assert "hybrid [a &lt;b&gt;label&lt;/b&gt;]" in page
@@ -311,7 +311,7 @@ def test_the_page_opens_with_its_pictures(
     seen = browser.visit(page, tmp_path / "profile", *flags)
     assert seen.console == []
     assert 'data-ready="true"' in seen.dom
-    assert f'data-seen="{",".join([source] * 4)}|rgb({ground})"' in seen.dom
+    assert f'data-seen="{",".join([source] * 3)}|rgb({ground})"' in seen.dom
 
 
 @browser.needs_chromium

@@ -16,9 +16,9 @@ from localora.lab.compare.plan import Plan, PlanError
 from localora.lab.compare.runs import RunSpec
 from localora.lab.compare.store import Store
 from localora.lab.compare.workers import node
+from localora.lab.compare.workers.local import QUIET, RUN_ONE, Done, last_words
 from localora.lab.compare.workers.node import run_remotely
 from localora.lab.compare.workers.nodes import Nodes, connect, needs_of
-from localora.lab.compare.workers.pool import QUIET, RUN_ONE, Done, last_words
 from localora.lab.training.folder import remove
 
 RETRIES = 3  # of a run that was lost with its node or worker; one that failed by itself is not started again here

@@ -1,4 +1,4 @@
-"""A pool of processes on this machine."""
+"""What a place to run must offer, and a pool of processes on this machine, which does."""
 
 from __future__ import annotations
 
@@ -6,15 +6,42 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from localora.files import write_file
 from localora.lab.compare.runs import RunSpec
 from localora.lab.compare.store import Store, write_text
-from localora.lab.compare.workers.pool import QUIET, RUN_ONE, Done, last_words
 
+RUN_ONE = "localora.lab.compare.run_one"
+QUIET = {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore::FutureWarning", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+LOG_LINES = 4  # of a failed run's log that its error quotes
 POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Done:
+    spec: RunSpec
+    code: int  # the exit code of the run's process; negative: killed by that signal
+    error: str  # what it said last
+
+
+class Pool(Protocol):
+    @property
+    def slots(self) -> int:
+        """Runs that may be submitted at a time."""
+
+    def submit(self, spec: RunSpec, job: str) -> None:
+        """Start a run; `job` is the text of its job file."""
+
+    def wait(self, seconds: float) -> list[Done]:
+        """Runs that ended; after at most so many seconds, possibly none."""
+
+    def close(self) -> None:
+        """End what still runs."""
 
 
 class LocalPool:
@@ -64,3 +91,11 @@ class LocalPool:
                 process.kill()
                 process.wait()
         self._running.clear()
+
+
+def last_words(log: Path, code: int) -> str:
+    """The end of a log as an error."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    lines = [line for line in text.splitlines() if line.strip()][-LOG_LINES:]
+    cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    return "\n".join([*lines, f"({cause})"])

@@ -11,11 +11,9 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from localora.lab.compare.comparison import Comparison
-from localora.lab.compare.measures import LOSS
-from localora.lab.compare.tables import Table
 from localora.lab.pages.theme import INK, Theme, png
 
 COLOURS = {  # the first eight told apart by colour-blind readers too; markers and labels tell all apart
@@ -32,7 +30,6 @@ MARKERS = "osD^vPX*<>hp"
 TITLES = {
     "differences": "Difference from the baseline, with its interval; the band is a tie",
     "learning_rates": "Validation loss by learning rate: who was tuned, and how wide each plateau is",
-    "parameters": "Test measures by trainable parameters",
     "frontier": "What was gained on the task, and what watched tasks lost for it",
     "costs": "Time and memory of training",
 }
@@ -43,7 +40,6 @@ def draw_all(comparison: Comparison, theme: Theme) -> dict[str, bytes]:
     pictures: dict[str, tuple[bool, Callable[[Comparison, Theme], Figure]]] = {
         "differences": (any(line.judged for table in comparison.tables for line in table.lines), draw_differences),
         "learning_rates": (bool(comparison.choices), draw_rates),
-        "parameters": (bool(comparison.tables), draw_parameters),
         "frontier": (bool(comparison.balances), draw_frontier),
         "costs": (bool(comparison.costs), draw_costs),
     }
@@ -101,40 +97,6 @@ def draw_rates(comparison: Comparison, theme: Theme) -> Figure:
         axes.grid(alpha=0.2)
     _legend(figure, grid[0])
     return figure
-
-
-def draw_parameters(comparison: Comparison, theme: Theme) -> Figure:
-    """A panel a table: mean and spread over seeds against trainable parameters; headroom runs are to the right."""
-    figure, grid = _grid(len(comparison.tables), height=3.8)
-    for axes, table in zip(grid, comparison.tables, strict=False):
-        _parameters(axes, comparison, table, theme)
-    _legend(figure, grid[0])
-    return figure
-
-
-def _parameters(axes: Axes, comparison: Comparison, table: Table, theme: Theme) -> None:
-    at_budget = [line for line in table.lines if line.contender.role == "method"]
-    for line in table.lines:
-        # Those with equal budgets would lie on top of each other: spread them a little.
-        shift = 1.0 if line not in at_budget else 0.86 + 0.28 * at_budget.index(line) / max(1, len(at_budget) - 1)
-        axes.errorbar(
-            line.contender.trainable * shift,
-            line.mean,
-            yerr=line.sd or 0.0,
-            fmt=_marker(comparison, line.contender.label),
-            color=_colour(comparison, line.contender.label, theme),
-            ms=6,
-            capsize=2,
-            label=line.contender.label,
-        )
-    axes.set(xscale="log", xlabel="trainable parameters (equal ones spread)", ylabel=table.measure)
-    counts = sorted({line.contender.trainable for line in table.lines})
-    axes.set_xticks(counts, [f"{count:,}" for count in counts], rotation=30, fontsize="small")
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    if table.measure == LOSS:
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.3f}"))
-    axes.set_title(table.task, fontsize="medium")
-    axes.grid(alpha=0.2)
 
 
 def draw_frontier(comparison: Comparison, theme: Theme) -> Figure:

@@ -15,9 +15,7 @@ READING: dict[str, str] = {
     "p (Holm)": "of no difference, corrected over all tests of the report: methods, headroom, contrasts, every table",
     "p (tie)": "of a difference of at least the margin (two one-sided tests), corrected the same way; small for a tie",
     "McNemar by seed": "exact p of each seed alone, uncorrected; it knows nothing of the spread between seeds",
-    "trainable": (
-        "parameters, and their share of LoRA's at the plan's r; a method of another budget wears a label in brackets"
-    ),
+    "trainable": ("parameters, and their share of LoRA's at the plan's r; the label of another budget is in brackets"),
     "stored": "parameters of the adapter in the end, with the frozen terms of its events",
     "plateau": "the rates whose validation loss is within the margin of the best, and the ratio of its ends",
     "effective rank": "median over layers of exp(entropy of the singular values) of the update",
