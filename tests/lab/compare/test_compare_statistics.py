@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from localora.lab.compare.pairing import mcnemar
+from localora.lab.compare.measures import mcnemar
 from localora.lab.compare.statistics.paired import Difference, difference, floor_of_answers, pooled_spread
 from localora.lab.compare.statistics.verdict import Case, equivalence_p, holm, judge
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from localora.lab.compare.plan import PlanError
 from localora.lab.compare.runs import RunSpec
@@ -90,9 +90,7 @@ def _first_clash(made: Mapping[str, Made]) -> tuple[str, str, str] | None:
 def _processor(machine: Mapping[str, object]) -> str | None:
     if machine.get("gpu"):
         return str(machine["gpu"])
+    if not machine.get("cpu"):
+        return None
     instructions = machine.get("instructions")
-    return f"{machine['cpu']} ({_spelt(instructions)})" if machine.get("cpu") else None
-
-
-def _spelt(instructions: object) -> str:
-    return " ".join(map(str, instructions)) if isinstance(instructions, Iterable) else ""
+    return f"{machine['cpu']} ({' '.join(map(str, instructions if isinstance(instructions, list) else []))})"

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import mean, stdev
 
-from localora.lab.compare.measures import Measure, measures
-from localora.lab.compare.pairing import BySeed, mcnemar_by_seed, paired_difference
+from localora.lab.compare.measures import BySeed, Measure, mcnemar_by_seed, measures, paired_difference
 from localora.lab.compare.plan import Contender, ResolvedPlan
 from localora.lab.compare.statistics.paired import Difference
 from localora.lab.compare.statistics.verdict import Case, Judged, judge

@@ -25,9 +25,8 @@ from localora.lab.compare.store import Store, Tasks, Watched
 from localora.lab.compare.tables import Table
 from localora.lab.report.comparison import figures
 from localora.lab.report.comparison.console import print_comparison
-from localora.lab.report.comparison.markdown import render_markdown
 from localora.lab.report.comparison.sections import headline, headroom_sentence, problems
-from localora.lab.report.comparison.write import write_report
+from localora.lab.report.comparison.write import render_markdown, write_report
 from localora.lab.training.record import Evaluation, Items
 from planned import BEST, fill, leave, record_of, resolved_plan
 
