@@ -138,8 +138,3 @@ def test_runs_too_short_for_adalora_is_refused_with_the_plan(model_folder: Path)
     assert plan(model_folder, steps=4, adalora=label).contender("adalora").trainable > 0
     with pytest.raises(PlanError, match=r"methods.adalora: adalora: 1 steps leave none in which ranks could fall"):
         plan(model_folder, steps=1, adalora=label)
-
-
-def test_what_cannot_be_compared_says_why(model_folder: Path) -> None:
-    with pytest.raises(PlanError, match=r"methods.lora-fa: lora-fa cannot be compared: PEFT has it as an"):
-        plan(model_folder, lora_fa=None)

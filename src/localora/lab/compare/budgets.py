@@ -32,10 +32,6 @@ from localora.lab.recipe.schema import RecipeError, TrainingSection
 from localora.lab.training.parameters import all_parameters, trainable_parameters
 from localora.placement.budget import BudgetError
 
-# PEFT 0.21 has these too; why no plan can name them.
-NOT_AVAILABLE = {
-    "lora-fa": "PEFT has it as an optimizer, not as a method",
-}
 # The budget_label of methods that cannot have the budget of the others, unless the plan gives one.
 OWN_BUDGETS = {"full": "all weights"}
 PLAN_KEYS = ("budget_label", "learning_rates")  # of a method in a plan, beside those of a recipe's method
@@ -116,8 +112,6 @@ def _entries(plan: Plan) -> Iterator[tuple[str, Role, dict[str, Any]]]:
 def _section(
     plan: Plan, label: str, values: dict[str, Any], where: dict[str, Any]
 ) -> tuple[str | None, list[float], MethodBase]:
-    if values["name"] in NOT_AVAILABLE:
-        raise ValueError(f"{values['name']} cannot be compared: {NOT_AVAILABLE[values['name']]}")
     for key, place in CHOSEN_FOR_ALL.items():
         if key in values:
             raise ValueError(f"{key} must be the same for all methods; set {place}")
