@@ -131,7 +131,8 @@ def test_errors_name_the_remedy(base: Path, data: Path, tmp_path: Path, monkeypa
     message = "does not use --data, --seed, --max-new-tokens, --allow-code-execution; leave out this or --harness"
     refused(call(base, "--tasks", "boolq", "--harness", "lm-eval", *ours), message)
     (tmp_path / "file").write_text("")
-    refused(call(base, "--tasks", "boolq", "--data", data, "--out", tmp_path / "file" / "r.json"), "another --out")
+    unwritable = tmp_path / "file" / "r.json"
+    refused(call(base, "--tasks", "boolq", "--data", data, "--out", unwritable), "another folder with --out")
 
 
 def test_an_adapter_without_its_base(adapter: Path, data: Path, tmp_path: Path) -> None:

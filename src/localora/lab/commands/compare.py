@@ -59,14 +59,9 @@ def run_comparison(
     store = Store(Path(str(plan.folder)))
     store.check_folder()
     state = schedule(resolved, store.read)
-    check_same_data(
-        {spec: store.read(spec) for spec in state.finished}, {name: task.hashes for name, task in tasks.items()}
-    )
-    check_same_machine(
-        {spec: store.read(spec) for spec in state.finished},
-        None if cluster else this_machine(),
-        mixed=plan.allow_mixed_machines,
-    )
+    finished = {spec: store.read(spec) for spec in state.finished}
+    check_same_data(finished, {name: task.hashes for name, task in tasks.items()})
+    check_same_machine(finished, None if cluster else this_machine(), mixed=plan.allow_mixed_machines)
     print_preview(resolved, state, store, None if cluster else jobs, console)
     if dry_run:
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from localora.lab.model.base import device_of
 from localora.lab.model.dtype import ChosenDtype, choose_dtype
 from localora.lab.progress import Narrator, say
 from localora.lab.report.console import print_harness_scores, print_results
-from localora.lab.training.folder import FolderError
+from localora.lab.training.folder import FolderError, check_writable
 from localora.lab.training.record import package_versions
 
 Harness = Literal["localora", "lm-eval"]
@@ -57,7 +56,9 @@ def evaluate(
     if not settings.tasks:
         raise DataError("--tasks names no task; give NAME, FAMILY or NAME:PROTOCOL, several with commas")
     if out is not None:
-        _check_writable(out)
+        if out.is_dir():
+            raise FolderError(f"{out} is a folder; --out is the results' file, such as {out / 'results.json'}")
+        check_writable(out.parent)
     narrator = Narrator(console)
     if settings.harness == "lm-eval":
         import_lm_eval()
@@ -114,17 +115,6 @@ def _check_harness(settings: Settings) -> None:
 
 def _title(loaded: Loaded, dtype: ChosenDtype) -> str:
     return (loaded.base if loaded.adapter is None else f"{loaded.adapter} on {loaded.base}") + f", {dtype.name}"
-
-
-def _check_writable(out: Path) -> None:
-    if out.is_dir():
-        raise FolderError(f"{out} is a folder; --out is the results' file, such as {out / 'results.json'}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FolderError(f"cannot make the folder {out.parent} ({error.strerror}); choose another --out") from error
-    if not os.access(out.parent, os.W_OK):
-        raise FolderError(f"cannot write to {out.parent}; choose another --out")
 
 
 def _write(

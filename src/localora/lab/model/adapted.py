@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from localora.lab.model import ModelError
 from localora.lab.model.base import load_base_model
+from localora.lab.model.dtype import default_device
 
 CONFIG = "adapter_config.json"
 
@@ -42,7 +43,8 @@ def load_adapted(name: str, base: str | None = None, dtype: torch.dtype = torch.
         if base is not None:
             raise ModelError(f"a base model was given for {name!r}, which is no adapter (no {CONFIG}); leave it out")
         model, tokenizer = load_base_model(name, dtype)
-        return Loaded(_placed(model), tokenizer, base=name)
+        model.to(default_device())  # type: ignore[arg-type]
+        return Loaded(model, tokenizer, base=name)
     config = _config(folder)
     base = base or config.base_model_name_or_path
     if not base:
@@ -58,7 +60,7 @@ def load_adapted(name: str, base: str | None = None, dtype: torch.dtype = torch.
     except (RuntimeError, ValueError, OSError) as error:  # other shapes; other layers; no weights
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"the adapter {name!r} does not load on {base!r}: {reason}") from error
-    return Loaded(_placed(adapted), tokenizer, base, str(folder), config)
+    return Loaded(adapted.to(default_device()), tokenizer, base, str(folder), config)
 
 
 def _config(folder: Path) -> PeftConfig:
@@ -66,9 +68,3 @@ def _config(folder: Path) -> PeftConfig:
         return PeftConfig.from_pretrained(str(folder))
     except (KeyError, TypeError, ValueError) as error:  # an unknown method; unknown or unreadable keys
         raise ModelError(f"{folder / CONFIG} is no config that this PEFT reads: {error}") from error
-
-
-def _placed(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
-    if torch.cuda.is_available():
-        model.to("cuda")  # type: ignore[arg-type]
-    return model

@@ -89,7 +89,7 @@ def open_run_folder(path: str | Path, *, overwrite: bool = False, resume: bool =
             f"{folder.path} already holds a run; continue it with --resume, replace it with --overwrite, "
             "or choose another folder with --out"
         )
-    _check_writable(folder.path)
+    check_writable(folder.path)
     strangers = [p.name for p in folder.path.iterdir() if p not in folder.owned and not p.name.startswith(".")]
     if strangers and not folder.holds_run():
         raise FolderError(
@@ -125,7 +125,8 @@ def check_space(path: Path, needed: int) -> None:
         )
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
+    """Make the folder, if it is not there; raise FolderError when it cannot be written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         handle, probe = tempfile.mkstemp(prefix=".localora-", dir=path)
