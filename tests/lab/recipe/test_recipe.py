@@ -93,7 +93,7 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
     "another method's key": (
         "data: {task: facts}\nmethod: {name: g-lora, clusters: 2}",
         [],
-        "method.clusters: no setting of g-lora (it belongs to cps-lora, hybrid); known: r, target_modules",
+        "method.clusters: no setting of g-lora (it belongs to cps-lora, hybrid); known: name, r, target_modules",
     ),
     "unknown method": (
         "data: {task: facts}\nmethod: {name: glora}",
