@@ -17,7 +17,6 @@ import tiny_runs
 from localora import CpsLoraConfig
 from localora.cli import app
 from localora.lab.commands import evaluate as command
-from localora.lab.evaluation.harness import HarnessScore
 from localora.lab.evaluation.tasks import evaluate_tasks, load_tasks
 
 
@@ -96,21 +95,26 @@ def test_settings_reach_the_measurement(base: Path, data: Path, monkeypatch: pyt
     }  # fmt: skip
 
 
-def test_the_other_harness(base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_other_harness(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lm_eval")
     seen: dict[str, Any] = {}
 
-    def measure(model: Any, tokenizer: Any, tasks: Any, **settings: Any) -> list[HarnessScore]:
+    def measure(model: Any, tokenizer: Any, tasks: Any, **settings: Any) -> dict[str, Any]:
         seen.update(settings, tasks=tasks)
-        return [HarnessScore("boolq", "acc", 0.5, (0.25, 0.75), 2, {"0": 1.0, "1": 0.0})]
+        samples = [{"doc_id": i, "acc": 1.0 - i, "doc": object(), "filter": "none"} for i in (0, 1)]
+        metrics = {"alias": "boolq", "acc,none": 0.5, "acc_stderr,none": 0.25}
+        return {"results": {"boolq": metrics}, "samples": {"boolq": samples}, "versions": {"boolq": 2}}
 
-    monkeypatch.setattr(command, "import_lm_eval", lambda: None)
     monkeypatch.setattr(command, "evaluate_with_lm_eval", measure)
     out = tmp_path / "results.json"
     result = call(base, "--harness", "lm-eval", "--tasks", "boolq", "--examples", "2", "--out", out)
     assert result.exit_code == 0, result.output
     assert seen == {"limit": 2, "batch_size": 16, "tasks": ("boolq",)}
-    assert "0.5000 [0.2500, 0.7500]" in result.stdout
-    assert json.loads(out.read_text())["tasks"][0]["items"] == {"0": 1.0, "1": 0.0}
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("|boolq")]
+    assert [cell.strip() for cell in line.split("|")][5:10] == ["acc", "", "0.5000", "±", "0.2500"]
+    (task,) = json.loads(out.read_text())["tasks"]
+    assert (task["task"], task["acc,none"]) == ("boolq", 0.5)
+    assert task["items"] == [{"doc_id": 0, "acc": 1.0}, {"doc_id": 1, "acc": 0.0}]
 
 
 @pytest.mark.parametrize("tasks", ["", ",,"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -13,14 +12,14 @@ from transformers import PreTrainedModel
 
 from localora.files import write_file
 from localora.lab.data.example import DataError
-from localora.lab.evaluation.harness import HarnessScore, evaluate_with_lm_eval, import_lm_eval
-from localora.lab.evaluation.tasks import TaskResult, evaluate_tasks, load_tasks
+from localora.lab.evaluation.harness import evaluate_with_lm_eval, import_lm_eval, task_values
+from localora.lab.evaluation.tasks import evaluate_tasks, load_tasks
 from localora.lab.machine import describe_machine
 from localora.lab.model.adapted import Loaded, load_adapted
 from localora.lab.model.base import device_of
 from localora.lab.model.dtype import ChosenDtype, choose_dtype
 from localora.lab.progress import Narrator, say
-from localora.lab.report.console import print_harness_scores, print_results
+from localora.lab.report.console import print_results
 from localora.lab.training.folder import FolderError, check_writable
 from localora.lab.training.record import package_versions
 
@@ -44,7 +43,7 @@ class Settings:
 
 def evaluate(
     model: str, settings: Settings, console: Console, *, base: str | None = None, out: Path | None = None
-) -> Sequence[TaskResult | HarnessScore]:
+) -> None:
     """Measure the base model or adapter folder `model`. What is likely to be wrong is looked at before it is loaded.
 
     Raises:
@@ -65,16 +64,19 @@ def evaluate(
         _check_harness(settings)
         dtype, loaded = _load(model, base, settings, narrator)
         with narrator.phase("measuring"):
-            scores = evaluate_with_lm_eval(
+            found = evaluate_with_lm_eval(
                 loaded.model,
                 loaded.tokenizer,
                 settings.tasks,
                 limit=settings.examples,
                 batch_size=settings.batch_size,
             )
-        print_harness_scores(scores, _title(loaded, dtype), console)
-        _write(out, loaded, dtype, settings, scores, console)
-        return scores
+        from lm_eval.utils import make_table
+
+        say(console, _title(loaded, dtype))
+        say(console, make_table(found))
+        _write(out, loaded, dtype, settings, task_values(found), console)
+        return
     tasks = load_tasks(settings.tasks, settings.data, settings.examples, settings.seed)
     dtype, loaded = _load(model, base, settings, narrator)
     with narrator.phase("measuring") as phase:
@@ -88,8 +90,7 @@ def evaluate(
             progress=lambda what, done, total: phase.tell(done, total, what),
         )
     print_results(results, _title(loaded, dtype), console)
-    _write(out, loaded, dtype, settings, results, console)
-    return results
+    _write(out, loaded, dtype, settings, [asdict(result) for result in results], console)
 
 
 def _load(model: str, base: str | None, settings: Settings, narrator: Narrator) -> tuple[ChosenDtype, Loaded]:
@@ -122,7 +123,7 @@ def _write(
     loaded: Loaded,
     dtype: ChosenDtype,
     settings: Settings,
-    results: Sequence[TaskResult | HarnessScore],
+    tasks: list[dict[str, Any]],
     console: Console,
 ) -> None:
     if out is None:
@@ -135,7 +136,7 @@ def _write(
         "dtype": asdict(dtype),
         "versions": package_versions(),
         "machine": describe_machine(),
-        "tasks": [asdict(result) for result in results],
+        "tasks": tasks,
     }
     write_file(out, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     say(console, f"results      {out}")

@@ -1,9 +1,8 @@
-"""lm-evaluation-harness on a model in memory, and what it measured. Needs the extra `eval`."""
+"""lm-evaluation-harness on a model in memory. Needs the extra `eval`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -11,24 +10,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from localora.lab.data.example import DataError
-from localora.lab.evaluation.intervals import Z, wilson
 from localora.lifecycle.evaluating import evaluating
-
-
-@dataclass(frozen=True)
-class HarnessScore:
-    """One metric of one task.
-
-    `interval` (95 %) is Wilson's where items are right or wrong, else normal from the harness's standard error; None
-    where it gives none. `items` holds the value of each item, by its number in the harness.
-    """
-
-    task: str
-    metric: str
-    value: float
-    interval: tuple[float, float] | None
-    count: int
-    items: dict[str, float]
 
 
 def import_lm_eval() -> ModuleType:
@@ -51,12 +33,15 @@ def evaluate_with_lm_eval(
     *,
     limit: int | None = None,
     batch_size: int = 16,
-) -> list[HarnessScore]:
+) -> dict[str, Any]:
     """Measure `model` in the harness, and leave the model as it was.
 
     Args:
         tasks: the harness's names, or task configs as it takes them.
         limit: the first so many items a task, at most.
+
+    Returns:
+        What the harness returns: metrics by task in `results`, and each item in `samples`.
 
     Raises:
         DataError: the harness is not installed, or knows no such task.
@@ -80,38 +65,16 @@ def evaluate_with_lm_eval(
             task_manager=manager,
             bootstrap_iters=1000,
         )
-    return [score for task in results["samples"] for score in read_scores(task, results)]
+    return results
 
 
-def read_scores(task: str, results: Mapping[str, Any]) -> list[HarnessScore]:
-    """Of each metric and filter: keys are "metric,filter", and "metric_stderr,filter" the standard errors."""
-    found = results["results"][task]
-    scores = []
-    for key, value in found.items():
-        metric, _, chosen = key.partition(",")
-        if not chosen or metric.endswith("_stderr"):
-            continue
-        samples = [sample for sample in results["samples"][task] if sample["filter"] == chosen]
-        items = {
-            str(sample["doc_id"]): float(sample[metric])
-            for sample in samples
-            if isinstance(sample.get(metric), int | float)
+def task_values(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A dict a task, as JSON takes it: the metrics as the harness calls them, and the numbers of each item."""
+    return [
+        {
+            "task": task,
+            **results["results"][task],
+            "items": [{key: x for key, x in sample.items() if isinstance(x, int | float)} for sample in samples],
         }
-        error = found.get(f"{metric}_stderr,{chosen}")
-        scores.append(
-            HarnessScore(
-                task=task,
-                metric=metric if chosen == "none" else f"{metric} ({chosen})",
-                value=float(value),
-                interval=_interval(float(value), error, list(items.values()), len(samples)),
-                count=len(samples),
-                items=items,
-            )
-        )
-    return scores
-
-
-def _interval(value: float, error: Any, items: list[float], count: int) -> tuple[float, float] | None:
-    if len(items) == count and set(items) <= {0.0, 1.0}:
-        return wilson(round(sum(items)), count)
-    return (value - Z * error, value + Z * error) if isinstance(error, float) else None  # else the text "N/A"
+        for task, samples in results["samples"].items()
+    ]

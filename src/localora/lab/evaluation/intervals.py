@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import binomtest
 
-Z = 1.959963984540054  # of the normal distribution, 95 % two-sided
 _DRAWS = 2000
 
 

@@ -9,7 +9,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from localora.lab.evaluation.harness import HarnessScore
 from localora.lab.evaluation.tasks import TaskResult
 from localora.lab.progress import say
 from localora.lab.recipe.methods import METHOD_CLASSES, LocalizedMethod
@@ -117,15 +116,6 @@ def print_results(results: Sequence[TaskResult], title: str, console: Console) -
     protections = dict.fromkeys(line for result in results for line in result.protections)
     if protections:
         say(console, "generated code ran in a sandbox: " + "; ".join(protections))
-
-
-def print_harness_scores(scores: Sequence[HarnessScore], title: str, console: Console) -> None:
-    """What lm-evaluation-harness measured, under its own names."""
-    table = _table(title, "task", "metric", "items", "value")
-    for score in scores:
-        value = _value(score.value, score.interval, "{:.4f}") if score.interval else f"{score.value:.4f}"
-        table.add_row(score.task, score.metric, str(score.count), value)
-    console.print(table)
 
 
 def _table(title: str, *columns: str) -> Table:
