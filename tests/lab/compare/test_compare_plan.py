@@ -99,7 +99,6 @@ METHODS_REFUSED = {
     "an unknown key": ({"local_sise": 0.5}, "local_sise: unknown key; did you mean 'local_size'?"),
     "another method's key": ({"clusters": 2}, "clusters: no setting of g-lora (it belongs to cps-lora, hybrid)"),
     "no such method": ({"name": "g-lara"}, "'g-lara' is no method; did you mean 'g-lora'?"),
-    "not comparable": ({"name": "lora-fa"}, "lora-fa cannot be compared"),
 }
 
 

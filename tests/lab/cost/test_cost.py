@@ -23,7 +23,7 @@ from tiny_models import LLAMA_TARGETS, token_batch
 
 
 def near(size: int) -> Any:
-    """Within a hundredth, the header of a small file included; on real models it is a thousandth."""
+    """Within a hundredth, which is a byte or two a tensor in files as small as these."""
     return pytest.approx(size, rel=0.01)
 
 

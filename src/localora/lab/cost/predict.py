@@ -31,7 +31,7 @@ from localora.lab.cost.shapes import meta_model, model_config
 from localora.placement.budget import lora_parameters
 
 ADAM_BYTES = 8  # two float32 moments a parameter
-HEADER_BYTES = 70  # of a tensor in the header of a safetensors file, beside its name
+HEADER_BYTES = 64  # of a tensor in the header of a safetensors file, beside its name
 
 
 class Adapted(NamedTuple):
