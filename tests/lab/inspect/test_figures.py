@@ -122,7 +122,7 @@ def test_g_lora_that_does_not_fit_is_none() -> None:
     assert global_local_energy(Dense(torch.randn(6, 6, generator=torch.Generator().manual_seed(0))), 5) is None
 
 
-def test_large_matrices_take_the_krylov_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_matrices_take_the_iterative_path(monkeypatch: pytest.MonkeyPatch) -> None:
     M, _, _ = clustered(150, 120, 3, 4)
     M = (M + 0.5 * torch.randn(150, 120, generator=torch.Generator().manual_seed(1), dtype=torch.float64)).float()
     exact = leading_svd(M, 12)
@@ -136,7 +136,7 @@ def test_large_matrices_take_the_krylov_path(monkeypatch: pytest.MonkeyPatch) ->
     torch.testing.assert_close(all_singular_values(M), values, rtol=1e-5, atol=1e-6)
 
 
-def test_krylov_of_a_matrix_of_lower_rank_counts_no_direction_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_iteration_on_a_matrix_of_lower_rank_counts_no_direction_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     M, _, _ = clustered(150, 120, 2, 2)
     monkeypatch.setattr("localora.lab.inspect.leading.EXACT_SIDE", 16)
     assert leading_energy(M, 10) == pytest.approx(float(M.square().sum()), rel=1e-9)
