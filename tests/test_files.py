@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from localora.files import StorageError, make_folder, storage_reason, write_file, written_folder
+from localora.files import (
+    KeyTwiceError,
+    StorageError,
+    make_folder,
+    storage_reason,
+    unique_keys,
+    write_file,
+    written_folder,
+)
 
 
 def test_a_file_is_the_old_one_until_it_is_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,3 +94,22 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"cannot make the folder .*/file/below: "):
         make_folder(tmp_path / "file" / "below")
+
+
+def test_keys_given_twice_are_found_without_comparing_each_with_each() -> None:
+    """Twenty thousand keys of a stranger's file took 20 s."""
+    compared: list[int] = []
+
+    class Key(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            compared.append(1)
+            return str.__eq__(self, other)
+
+    pairs: list[tuple[str, object]] = [(Key(f"key{i}"), i) for i in range(2000)]
+    assert len(unique_keys(pairs)) == 2000
+    with pytest.raises(KeyTwiceError, match="the key 'key7' is given twice"):
+        unique_keys([*pairs, (Key("key7"), 7)])
+    assert len(compared) < 5 * len(pairs)

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 from benchmarks.ordeal.adapters import damage_adapters
+from benchmarks.ordeal.comparisons import kill_comparisons
 from benchmarks.ordeal.disks import fill_disks, fill_disks_of_exports
-from benchmarks.ordeal.kills import kill_comparisons, kill_exports, kill_runs
+from benchmarks.ordeal.kills import kill_exports, kill_runs
 from benchmarks.ordeal.outcome import Tally, table
 from benchmarks.ordeal.samples import run_hostile_samples
 from benchmarks.ordeal.tiny import save_model
@@ -31,12 +32,12 @@ Ordeal = Callable[[Path, Path, int, int], Tally]
 ORDEALS: dict[str, tuple[Ordeal, int, int]] = {  # cases of the short form and of the long one
     "runs": (kill_runs, 8, 50),
     "exports": (kill_exports, 10, 50),
-    "disks": (fill_disks, 6, 30),
-    "writers": (two_writers, 4, 20),
+    "disks": (fill_disks, 6, 14),
+    "writers": (two_writers, 4, 10),
     "full exports": (fill_disks_of_exports, 12, 60),
     "samples": (run_hostile_samples, 12, 1000),
     "adapters": (damage_adapters, 100, 2000),
-    "comparisons": (kill_comparisons, 1, 12),
+    "comparisons": (kill_comparisons, 2, 50),
 }
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reliability.md"

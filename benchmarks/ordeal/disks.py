@@ -35,8 +35,7 @@ def fill_disks(model: Path, folder: Path, times: int, seed: int = 0) -> Tally:
             process.start()
             while process.is_alive() and not any(disk.glob(f"run-{number}/{stage}")):
                 time.sleep(0.001)
-            used = shutil.disk_usage(disk).used
-            subprocess.run(_mount(disk, max(4096, used + room), "remount"), check=True)
+            _shrink(disk, room)
             code = end(process)
             subprocess.run(_mount(disk, SIZE, "remount"), check=True)
             of = f"{room} bytes left once there is {stage}"
@@ -84,6 +83,14 @@ def fill_disks_of_exports(model: Path, folder: Path, times: int, seed: int = 0) 
     finally:
         subprocess.run(["umount", str(disk)], check=False)
     return tally
+
+
+def _shrink(disk: Path, room: int) -> None:
+    """Leave so many bytes; anew where the run has written more in the meantime, which the system then refuses."""
+    while True:
+        size = max(4096, shutil.disk_usage(disk).used + room)
+        if subprocess.run(_mount(disk, size, "remount"), capture_output=True, check=False).returncode == 0:
+            return
 
 
 def _mount(disk: Path, size: int, *options: str) -> list[str]:

@@ -1,18 +1,13 @@
-"""Kills at random moments of a run, of an export, of a comparison: the next start finds something whole, or says no."""
+"""Kills at random moments of a run and of an export: the next start finds something whole, or says no."""
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from benchmarks.ordeal.outcome import Tally
 from benchmarks.ordeal.tiny import end, export_in, forks, recipe, train_in
 from safetensors.torch import load_file
@@ -20,7 +15,6 @@ from safetensors.torch import load_file
 from localora.lab.training.record import RunRecord
 
 WEIGHTS = Path("adapter") / "adapter_model.safetensors"
-KILLS_OF_ONE = 4  # comparisons, so that each is killed in its midst and ends
 EXPORT = Path("lora") / "adapter_model.safetensors"
 
 
@@ -126,71 +120,3 @@ def _started(context: Any, adapter: Path, out: Path, said: str) -> Any:
 
 def _files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".md"}
-
-
-def kill_comparisons(model: Path, folder: Path, kills: int, seed: int = 0) -> Tally:
-    """Kill `localora compare` again and again; the same command ends it, with no record touched and no loss another."""
-    goes_on, ended = "no finished record was touched", "ended as one that was left alone: every loss bitwise"
-    tally = Tally("`compare` killed, then started again", (goes_on, ended))
-    rng = random.Random(seed)
-    plan = folder / "plan.yaml"
-    plan.write_text(yaml.safe_dump(_plan(model)), encoding="utf-8")
-    start = time.perf_counter()
-    alone = folder / "alone"
-    if (said := _compare(plan, alone)) is not None:
-        raise RuntimeError(said)
-    seconds, expected = time.perf_counter() - start, _losses(alone)
-    done = 0
-    while done < kills:
-        out = folder / f"killed-{done}"
-        finished: dict[str, bytes] = {}
-        for _ in range(min(KILLS_OF_ONE, kills - done)):
-            _compare(plan, out, rng.uniform(0.05, 0.5) * seconds)
-            done += 1
-            changed = [name for name, before in finished.items() if (out / name).read_bytes() != before]
-            tally.note(f"made again: {changed}" if changed else goes_on, f"kill {done}")
-            finished |= _finished(out)
-        said = _compare(plan, out)
-        same = said is None and _losses(out) == expected
-        tally.note(ended if same else f"ended otherwise: {said or 'other losses'}", f"{out.name}, started again")
-    return tally
-
-
-def _compare(plan: Path, out: Path, kill_after: float | None = None) -> str | None:
-    """Run it, and kill all its processes after so many seconds; what it died of, if it was not killed."""
-    command = [sys.executable, "-m", "localora.cli", "compare", str(plan), "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
-    try:
-        _, error = process.communicate(timeout=kill_after)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        return None
-    return error.decode()[-300:] if process.returncode else None
-
-
-def _losses(out: Path) -> dict[str, Any]:
-    """Of every run that is over: its curve, and its losses before and after."""
-    records = {path: RunRecord.read(out / path) for path in _finished(out)}
-    return {path: (r.curve, r.before.loss, r.after and r.after.loss) for path, r in records.items()}
-
-
-def _finished(out: Path) -> dict[str, bytes]:
-    """The records of runs that are over, as they lie there."""
-    over = [path.parent / "run" / "run.json" for path in out.glob("*/*/*/update.json")]
-    return {path.relative_to(out).as_posix(): path.read_bytes() for path in over}
-
-
-def _plan(model: Path) -> dict[str, Any]:
-    return {
-        "model": {"name": str(model), "dtype": "float32"},
-        "tasks": {"sums": {"task": "arithmetic", "train_size": 24, "validation_size": 6, "test_size": 6}},
-        "r": 4,
-        "target_modules": ["q_proj", "down_proj"],
-        "methods": {"lora": None},  # five runs, each a process of its own: what is killed is the comparison
-        "headroom": [],
-        "learning_rates": {"grid": [1e-3, 1e-2, 1e-1], "validation_examples": 4, "widen": 0},
-        "seeds": [0, 1],
-        "training": {"steps": 4, "batch_size": 2},
-        "evaluation": {"examples": 4, "batch_size": 4, "max_new_tokens": 4},
-    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+from collections.abc import Callable
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -67,17 +68,17 @@ def recipe(model: Path, out: Path) -> dict[str, Any]:
 def forks() -> ForkServerContext:
     """Processes that cost no imports: forked from one that has made them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.ordeal.tiny"])
+    context.set_forkserver_preload(["benchmarks.ordeal.tiny", "benchmarks.ordeal.comparisons"])
     return context
 
 
 def train_in(values: dict[str, Any], said: str, resume: bool, overwrite: bool) -> None:
     """What a forked process runs; what it was refused for, or died of, is in the file `said`."""
-    _quietly(said, lambda: train(validate_recipe(values), resume=resume, overwrite=overwrite, console=_console()))
+    as_forked(said, lambda: train(validate_recipe(values), resume=resume, overwrite=overwrite, console=console()))
 
 
 def export_in(adapter: str, out: str, said: str) -> None:
-    _quietly(said, lambda: export_lora(adapter, out, overwrite=True))
+    as_forked(said, lambda: export_lora(adapter, out, overwrite=True))
 
 
 def end(process: ForkServerProcess, seconds: float | None = None) -> int | None:
@@ -86,7 +87,8 @@ def end(process: ForkServerProcess, seconds: float | None = None) -> int | None:
     return process.exitcode
 
 
-def _quietly(said: str, work: Any) -> None:
+def as_forked(said: str, work: Callable[[], Any]) -> None:
+    """Do the work with one thread, say nothing, and exit: with 0, REFUSED, or 1 for an error that is no sentence."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
@@ -102,5 +104,5 @@ def _quietly(said: str, work: Any) -> None:
     os._exit(0)
 
 
-def _console() -> Console:
+def console() -> Console:
     return Console(file=io.StringIO())

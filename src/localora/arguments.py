@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -28,6 +29,8 @@ def check_count(function: str, name: str, value: Any, least: int = 1) -> None:
         sound = False
     if not sound:
         raise ArgumentError(f"{function}: {name} must be an integer of at least {least}, got {_shown(value)}")
+    if operator.index(value) > sys.maxsize:
+        raise ArgumentError(f"{function}: {name} must be at most {sys.maxsize}, got {_shown(value)}")
 
 
 def check_path(function: str, name: str, value: Any) -> None:
@@ -60,4 +63,6 @@ def _kind(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, int) and abs(value) > sys.maxsize:  # Python refuses to write thousands of digits
+        return f"a number of {value.bit_length()} bits"
     return repr(value) if isinstance(value, int | float | str) or value is None else _kind(value)

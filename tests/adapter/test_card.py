@@ -162,6 +162,16 @@ def test_the_export_s_card(tmp_path: Path) -> None:
     assert "More Information Needed" not in card.text
 
 
+def test_a_stranger_s_card_that_is_no_text_stops_no_export(tmp_path: Path) -> None:
+    adapted(BY_NAME["cps-lora"]).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / "README.md").write_bytes(b"\xff\xfe\n| training | 3 steps |\n")
+    export_lora(tmp_path / "adapter", tmp_path / "plain")
+    assert "| training | 3 steps |" in (tmp_path / "plain" / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "adapter" / "README.md").unlink()
+    (tmp_path / "adapter" / "README.md").mkdir()
+    export_lora(tmp_path / "adapter", tmp_path / "again")
+
+
 def test_push_to_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for the Hub: what would have been uploaded.
 

@@ -176,6 +176,8 @@ MIXED_UP: dict[str, tuple[Any, str]] = {  # a call of the public API, and what i
     "texts": (lambda new, out: localora.calibrate(new(), ["a text"]), "batch 1 is of type str; it must be a dict"),
     "steps a text": (lambda new, out: localora.calibrate(new(), BATCHES, steps="8"), "steps must be an integer.* '8'"),
     "steps 0": (lambda new, out: localora.calibrate(new(), BATCHES, steps=0), "steps must be an integer of at least 1"),
+    "steps without end": (lambda new, out: localora.calibrate(new(), BATCHES, steps=2**70), "steps must be at most"),
+    "steps of digits": (lambda new, out: localora.calibrate(new(), BATCHES, steps=-(10**5000)), "number of 16610 bits"),
     "steps true": (lambda new, out: localora.calibrate(new(), BATCHES, steps=True), "steps must be an integer"),
     "no function": (
         lambda new, out: localora.calibrate(new(), BATCHES, loss_fn=3),

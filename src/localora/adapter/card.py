@@ -78,7 +78,7 @@ def note_training(folder: Path, facts: Iterable[str]) -> None:
 def training_rows(folder: Path) -> list[str]:
     """What :func:`note_training` left in a folder's card, for the card of its export."""
     path = folder / CARD
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""  # it may be a stranger's
     return [line for line in text.splitlines() if line.startswith(TRAINING)]
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import typer
 
 
 @contextmanager
 def errors_in_one_line(*more: type[Exception]) -> Iterator[None]:
-    """What a user can put right ends in a line that says how, and exit code 2; anything else is our bug, and shows."""
+    """What a user can put right ends in a line that says how, and exit code 2; anything else is our bug, and shows.
+
+    Ctrl-C and SIGTERM end what is under way in order: nothing half-written stays, and what was started ends too.
+    """
     import warnings
 
     from transformers.utils import logging
@@ -22,8 +28,22 @@ def errors_in_one_line(*more: type[Exception]) -> Iterator[None]:
     logging.disable_progress_bar()
     warnings.simplefilter("ignore", FutureWarning)  # they speak to the authors of libraries
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    before = signal.getsignal(signal.SIGTERM)
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:  # one of several waits for the others where no handler runs
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     except expected as error:
         typer.echo("error: " + str(error).replace("\n", "\n       "), err=True)
         raise typer.Exit(2) from None
+    except KeyboardInterrupt as stopped:
+        (number,) = stopped.args or (signal.SIGINT,)
+        typer.echo(f"stopped by {signal.Signals(number).name}", err=True)
+        raise typer.Exit(128 + number) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # who asks twice does not want to wait
+    raise KeyboardInterrupt(number)

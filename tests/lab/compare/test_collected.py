@@ -99,10 +99,55 @@ def test_a_failure_is_collected_too(store: Store, resolved: ResolvedPlan) -> Non
     assert (outcome.status, outcome.failure and outcome.failure.reason) == ("diverged", "the loss became nan")
 
 
-@pytest.mark.parametrize("line", ["{", "3", '{"run": "a"}', '{"run": "a", "files": []}', "[" * 100_000])
-def test_a_damaged_line_is_named(store: Store, resolved: ResolvedPlan, line: str) -> None:
+@pytest.mark.parametrize(
+    "line",
+    [b"{", b"3", b'{"run": "a"}', b'{"run": "a", "files": []}', b"[" * 100_000, b'{"run": "\xff"}', b"9" * 5000, b"\0"],
+)
+def test_a_damaged_line_is_named(store: Store, resolved: ResolvedPlan, line: bytes) -> None:
+    collect(store.folder)
+    with (store.folder / NAME).open("ab") as file:
+        file.write(line + b"\n")
+    with pytest.raises(PlanError, match=r"records.jsonl:17: holds no run .*put the file back, or take the line out"):
+        schedule(resolved, without_folders(store.folder).read)
+
+
+def test_a_file_that_was_cut_is_named_and_what_is_left_counts(store: Store, resolved: ResolvedPlan) -> None:
+    collect(store.folder)
+    path = store.folder / NAME
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(PlanError, match=r"records.jsonl:16: holds no run"):
+        schedule(resolved, without_folders(store.folder).read)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]))
+    state = schedule(resolved, Store(store.folder).read)
+    assert (len(state.finished), len(state.due)) == (15, 1)
+
+
+def test_a_run_that_is_there_twice_is_named(store: Store, resolved: ResolvedPlan) -> None:
+    collect(store.folder)
+    path = store.folder / NAME
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines, lines[2]]))
+    with pytest.raises(PlanError, match=r"records.jsonl:17: sums/g-lora/.* is here for the second time"):
+        schedule(resolved, without_folders(store.folder).read)
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        {"run": "sums/lora/seed-9-rate-0.01", "files": {"update.json": {}}},
+        {"run": "../../etc", "files": {"run/run.json": {"status": "finished"}}},
+        {"run": "\ud800", "files": {"update.json": "\ud800"}},
+        {"run": "a\0b", "files": {"failure.json": 3}},
+    ],
+)
+def test_a_run_of_no_plan_changes_no_result(store: Store, resolved: ResolvedPlan, stranger: dict[str, object]) -> None:
+    before = compare_records(store)
     collect(store.folder)
     with (store.folder / NAME).open("a") as file:
-        file.write(line + "\n")
-    with pytest.raises(PlanError, match=r"records.jsonl:17: holds no run"):
-        schedule(resolved, without_folders(store.folder).read)
+        file.write(json.dumps(stranger) + "\n")
+    again = without_folders(store.folder)
+    after = compare_records(again)
+    assert (after.tables, after.choices, after.outcomes) == (before.tables, before.choices, before.outcomes)
+    collect(again.folder)
+    assert len((again.folder / NAME).read_bytes().splitlines()) == 17

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from localora.lab.compare.store import Store
 from localora.lab.compare.workers.local import LocalPool
 from localora.lab.training.folder import FolderError
 from localora.lab.training.lock import locked
-from patience import PATIENCE, wait_until
+from patience import PATIENCE, heed_interrupts, wait_until
 from planned import BEST, GRID, plan_values, resolved_plan
 
 pytestmark = pytest.mark.slow
@@ -202,6 +203,26 @@ def test_a_disk_that_is_full_or_read_only_is_named(
     assert len(run(resolved, tmp_path)[0].finished) == 10
 
 
+def test_a_folder_removed_during_the_runs_is_an_error_and_not_made_anew(
+    resolved: ResolvedPlan, tmp_path: Path, acts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, wait, pools = tmp_path / "comparison", LocalPool.wait, []
+
+    def removed(pool: LocalPool, seconds: float) -> Any:
+        over = wait(pool, seconds)
+        if over:
+            pools.append(pool)
+            shutil.rmtree(folder)
+        return over
+
+    monkeypatch.setattr(LocalPool, "wait", removed)
+    acts["lora 0.1"] = "hang"
+    with pytest.raises(FolderError, match="comparison was removed while it was being written into"):
+        run(resolved, folder, jobs=1)
+    assert len(pools) == 1
+    assert not folder.exists()
+
+
 def test_a_folder_that_cannot_be_made_is_named(resolved: ResolvedPlan, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"cannot make the folder .*/file/comparison: "):
@@ -345,23 +366,25 @@ def test_report_only_needs_records(model_folder: Path, tmp_path: Path) -> None:
     assert "holds no comparison (no plan.json)" in result.stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_the_runs_and_says_how_to_go_on(
-    model_folder: Path, tmp_path: Path, quick: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, tmp_path: Path, quick: dict[str, str], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     plan, out = write_plan(tmp_path, model_folder), tmp_path / "out"
     quick["lora 0.1"] = "hang"
     started: list[subprocess.Popen[bytes]] = []
     wait = LocalPool.wait
+    heed_interrupts()
 
     def interrupted(pool: LocalPool, seconds: float) -> Any:
         started.extend(pool._running.values())
         if any(spec.rate == GRID[-1] for spec in pool._running):
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
         return wait(pool, seconds)
 
     monkeypatch.setattr(LocalPool, "wait", interrupted)
     result = compare(plan, "--out", out)
-    assert result.exit_code == 130
+    assert result.exit_code == 128 + number
     assert "stopped; the same command continues where this one was" in result.stdout
     assert started
     assert all(process.poll() is not None for process in started)

@@ -17,6 +17,7 @@ from localora import CpsLoraConfig
 from localora.errors import LocaloraError
 from localora.lab.inspect import InspectionError
 from localora.lab.inspect.microscope import inspect_delta
+from localora.lab.inspect.page import write_report
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -45,6 +46,14 @@ def test_a_checkpoint_that_diverged(tmp_path: Path, value: float) -> None:
     _checkpoint(tmp_path / "tuned", weights)
     with pytest.raises(InspectionError, match="the update of q_proj holds NaN or infinity"):
         inspect_delta(tmp_path / "tuned", base=tmp_path / "base", draws=2)
+
+
+def test_a_tensor_s_name_is_no_markup(tmp_path: Path) -> None:
+    name = "<script>alert(1)</script>"
+    _checkpoint(tmp_path / "base", {f"{name}.weight": torch.zeros(8, 8)})
+    _checkpoint(tmp_path / "tuned", {f"{name}.weight": torch.randn(8, 8)})
+    write_report(inspect_delta(tmp_path / "tuned", base=tmp_path / "base", draws=2), tmp_path / "out")
+    assert "<script>alert" not in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

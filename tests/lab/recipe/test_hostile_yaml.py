@@ -20,6 +20,14 @@ HOSTILE = {
     "half a surrogate pair": (r'model: {name: "\ud800"}', "half of a surrogate pair"),
     "nested deeply": ("model: " + "[" * 20_000 + "]" * 20_000, "nested too deeply"),
     "a number of 5,000 digits": ("training: {steps: " + "1" * 5000 + "}", "not valid YAML"),
+    "steps without end": (
+        "training: {steps: 1180591620717411303424}",
+        "training.steps: should be less than 2147483648",
+    ),
+    "yes as a rate": ("training: {learning_rate: yes}", "training.learning_rate: must be a number; yes, no"),
+    "yes as a size": ("evaluation: {examples: yes}", "evaluation.examples: .*integer, got True"),
+    "a null byte in a path": (r'output: {folder: "runs/a\0b"}', "output.folder: holds a null byte"),
+    "a null byte in a model's path": (r'model: {name: "a\0b"}', "model.name: holds a null byte"),
     "a date that is none": ("model: {name: 2026-02-31}", "not valid YAML"),
 }
 

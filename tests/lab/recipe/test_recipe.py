@@ -155,6 +155,8 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="cannot be read: embedded null byte"):
+        load_recipe("a\0b.yaml")
     with pytest.raises(RecipeError, match=r"nowhere\.yaml: cannot be read"):
         load_recipe(tmp_path / "nowhere.yaml")
 

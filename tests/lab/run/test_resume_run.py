@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from localora.lab.run.setup import Setup
 from localora.lab.run.train import train
 from localora.lab.training.folder import FolderError
 from localora.lab.training.record import RunRecord
+from localora.lab.training.seal import seal
 from localora.lab.training.trainer import CheckedTrainer
 from tiny_runs import METHODS, OTHERS, recipe_values, stop_at
 
@@ -196,3 +198,27 @@ def test_a_damaged_checkpoint_is_refused_before_anything_is_loaded(
             train(chosen, resume=True, console=quiet())
     rng.write_bytes(whole)
     assert train(chosen, resume=True, console=quiet()).resumed_at == [2]
+
+
+def test_a_checkpoint_that_was_not_written_here_is_not_the_newest(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = recipe(model_folder, tmp_path / "run", checkpoint_every=2)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4)
+        with pytest.raises(RuntimeError, match="plug pulled"):
+            train(chosen, console=quiet())
+    checkpoints = tmp_path / "run" / "checkpoints"
+    own, stray = checkpoints / "checkpoint-2", checkpoints / "checkpoint-999"
+    shutil.copytree(own, stray)
+    with pytest.raises(FolderError, match=r"checkpoint-999 holds step 2 of a run of 6.*remove it, and --resume takes"):
+        train(chosen, resume=True, console=quiet())
+    state = json.loads((stray / "trainer_state.json").read_text())
+    (stray / "trainer_state.json").write_text(json.dumps(state | {"global_step": 999}))
+    seal(stray)  # of a longer run
+    with pytest.raises(FolderError, match=r"checkpoint-999 holds step 999 of a run of 6"):
+        train(chosen, resume=True, console=quiet())
+    (stray / "complete").unlink()
+    (checkpoints / "checkpoint-1000").symlink_to(tmp_path)  # goes when the next is written, and what it leads to stays
+    assert train(chosen, resume=True, console=quiet()).resumed_at == [2]
+    assert (tmp_path / "run" / "run.json").exists()

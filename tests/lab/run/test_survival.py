@@ -120,7 +120,7 @@ def test_a_folder_removed_during_the_run_is_an_error_at_once(
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(CheckedTrainer, "training_step", removed)
-    with pytest.raises(FolderError, match="was removed while the run was writing into it"):
+    with pytest.raises(FolderError, match="was removed while it was being written into"):
         train(recipe(model_folder, tmp_path / "run"), console=quiet())
     assert steps == [0, 1]
     assert not (tmp_path / "run").exists()

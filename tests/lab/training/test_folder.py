@@ -103,9 +103,21 @@ def test_a_full_disk_is_found_first(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         open_run_folder(tmp_path / "run")
 
 
+def test_what_a_link_leads_to_stays(tmp_path: Path) -> None:
+    path, precious = finished_run(tmp_path / "run", checkpoint=1), tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.tex").write_text("mine")
+    (path / "lora").symlink_to(precious)
+    open_run_folder(path, overwrite=True).clear()
+    assert not (path / "lora").is_symlink()
+    assert (precious / "thesis.tex").read_text() == "mine"
+
+
 def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(FolderError, match=r"cannot use .*File name too long.*choose another folder"):
         check_unlocked(tmp_path / ("x" * 300))
     with pytest.raises(FolderError, match=r"cannot write to .*choose another folder"):
         open_run_folder(tmp_path / "loop")
+    with pytest.raises(FolderError, match=r"cannot write to .*embedded null byte.*choose another folder"):
+        open_run_folder(f"{tmp_path}/a\0b")

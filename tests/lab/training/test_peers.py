@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from localora.lab.training.record import RunRecord
@@ -72,6 +73,32 @@ def test_a_killed_process_is_named_by_all_others(model_folder: Path, tmp_path: P
         record = RunRecord.read(tmp_path / "run" / "run.json")
         assert record.status == "failed"
         assert str(record.error).startswith(f"process {victim} (process id")
+
+
+def test_what_torchrun_starts_names_the_killed_process_before_it_is_ended(model_folder: Path, tmp_path: Path) -> None:
+    """The launcher notices too, and ends the others within moments."""
+    values = recipe_values(model_folder, tmp_path / "run", "cps-lora", steps=2000, batch_size=6, checkpoint_every=2)
+    recipe = write_recipe(tmp_path / "recipe.yaml", values)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", "localora.cli", "train"]
+    launcher = subprocess.Popen(
+        [sys.executable, *command, str(recipe)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until(
+        lambda: list((tmp_path / "run").glob("checkpoints/*/complete")) or launcher.poll() is not None, "a checkpoint"
+    )
+    if launcher.poll() is not None:
+        pytest.fail(launcher.communicate()[1])
+    ranks = {p.environ()["RANK"]: p for p in psutil.Process(launcher.pid).children() if "RANK" in p.environ()}
+    assert sorted(ranks) == ["0", "1", "2"]
+    ranks["1"].kill()
+    ((code, error),) = ended([launcher])
+    assert code != 0
+    assert error.count(f"process 1 (process id {ranks['1'].pid} on ") >= 2  # of process 0 and of process 2
+    assert not any(rank.is_running() for rank in ranks.values())
 
 
 def other_data(values: dict[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from localora.lab.progress import say
 from localora.lab.recipe.schema import Recipe
 from localora.lab.report.console import print_record
 from localora.lab.report.run_pictures import check_drawable, draw_run
-from localora.lab.run.train import train
+from localora.lab.run.train import folder_of, train
 from localora.lab.training.launch import leave_processes
 from localora.lab.training.record import RunRecord
 from localora.lifecycle.processes import is_main_process
@@ -18,10 +19,15 @@ def train_and_report(recipe: Recipe, *, overwrite: bool = False, resume: bool = 
 
     Raises:
         RecipeError: matplotlib is missing; and as :func:`localora.lab.run.train.train`.
+        KeyboardInterrupt: passed on; what is printed says how the run goes on.
     """
     check_drawable(recipe)
     console = Console(quiet=not is_main_process())
-    record = train(recipe, overwrite=overwrite, resume=resume, console=console)
+    try:
+        record = train(recipe, overwrite=overwrite, resume=resume, console=console)
+    except KeyboardInterrupt:
+        say(console, f"stopped; {folder_of(recipe).how_to_go_on()}")
+        raise
     if is_main_process():
         draw_run(recipe, record)
     print_record(record, console)

@@ -24,7 +24,7 @@ def read_collected(folder: Path) -> dict[str, Files]:
     """The files of each run, by the run's folder; empty where nothing was collected.
 
     Raises:
-        PlanError: a line that is none of ours.
+        PlanError: a line that is none of ours, or a run that is there twice.
     """
     try:
         text = (folder / NAME).read_bytes()
@@ -36,9 +36,15 @@ def read_collected(folder: Path) -> dict[str, Files]:
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             values = json.loads(line)
-            runs[str(values["run"])] = {name: json.dumps(file) for name, file in values["files"].items()}
+            run, files = str(values["run"]), {name: json.dumps(file) for name, file in values["files"].items()}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise PlanError(f"{folder / NAME}:{number}", [f"holds no run ({error!r})"]) from error
+            raise PlanError(
+                f"{folder / NAME}:{number}",
+                [f"holds no run ({error!r}); put the file back, or take the line out, and what it held is run again"],
+            ) from error
+        if run in runs:
+            raise PlanError(f"{folder / NAME}:{number}", [f"{run} is here for the second time; which one is meant?"])
+        runs[run] = files
     return runs
 
 

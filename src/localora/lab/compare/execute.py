@@ -13,7 +13,7 @@ from localora.lab.compare.schedule import Schedule, schedule, seconds_left
 from localora.lab.compare.store import Store
 from localora.lab.compare.workers.local import Done, Pool
 from localora.lab.progress import Narrator, duration_text
-from localora.lab.training.lock import locked
+from localora.lab.training.lock import check_there, locked
 from localora.lab.training.record import Evaluation, RunRecord
 
 WAIT_SECONDS = 1.0
@@ -27,7 +27,7 @@ def execute(resolved: ResolvedPlan, store: Store, pool: Pool, console: Console) 
         The state at the end.
 
     Raises:
-        FolderError: another process works in the folder.
+        FolderError: another process works in the folder, or it was removed meanwhile.
         PlanError: it holds records of another plan, or a run was made on another kind of machine than those before it.
         StorageError: the disk is full or cannot be written.
     """
@@ -58,7 +58,9 @@ def _loop(resolved: ResolvedPlan, store: Store, pool: Pool, console: Console) ->
             phase.tell(len(state.finished) + len(state.diverged), state.total, names)
             if not running:
                 return state
-            for done in pool.wait(WAIT_SECONDS):
+            over = pool.wait(WAIT_SECONDS)
+            check_there(store.folder)  # or it would be made anew
+            for done in over:
                 running.remove(done.spec)
                 _note(done, store, narrator)
                 # At once, not with the report: on a cluster the next runs may go to the same odd node.

@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StrictBool, field_serializer, field_validator, model_validator
+from pydantic import Field, StrictBool, StrictInt, field_serializer, field_validator, model_validator
 
 from localora.lab.data.published.registry import parse_tasks
 from localora.lab.recipe.data_spec import DataSpec
 from localora.lab.recipe.methods import MethodSection
 from localora.lab.recipe.schema import Dtype, EvaluationSection, ModelSection, RecipeError, TrainingSection
-from localora.lab.recipe.section import PositiveInt, Section
+from localora.lab.recipe.section import Number, PathName, PositiveInt, Section
 
 Name = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=100, description="also a folder's name")
 ]
-Rate = Annotated[float, Field(gt=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Rate = Annotated[Number, Field(gt=0)]
+Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
 Role = Literal["method", "headroom"]
 
 OWN_SUFFIXES = (".json", ".jsonl", ".gz", ".csv", ".md", ".html", ".png", ".txt")  # of files beside the tasks' folders
@@ -41,7 +41,7 @@ class LearningRates(Section):
     """How each method's learning rate is chosen: on validation examples, never on the test split."""
 
     grid: list[Rate] = Field(min_length=3, description="tried by every method that has no grid of its own")
-    widen: Annotated[int, Field(ge=0)] = Field(
+    widen: Annotated[StrictInt, Field(ge=0)] = Field(
         default=2, description="values added, one at a time, while the best is at the grid's edge"
     )
     seeds: list[Seed] = Field(
@@ -56,7 +56,7 @@ class LearningRates(Section):
 
 
 class Statistics(Section):
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    confidence: Annotated[Number, Field(gt=0.5, lt=1)] = 0.95
     score_margin: Rate = Field(default=0.01, description="scores that differ by less are a tie")
     loss_margin: Rate = Field(default=0.005, description="losses (nats a token) that differ by less are a tie")
 
@@ -65,7 +65,7 @@ class Published(Section):
     """Published tasks that every final run is measured on, beside the test split of what it was trained on."""
 
     tasks: list[str] = Field(default=[], description="NAME, FAMILY or NAME:PROTOCOL, as `localora evaluate` takes them")
-    data: str | None = Field(default=None, description="folder of FAMILY/NAME_test.jsonl; the Hub when left out")
+    data: PathName | None = Field(default=None, description="folder of FAMILY/NAME_test.jsonl; the Hub when left out")
     examples: PositiveInt | None = Field(default=None, description="at most so many a task, the same for every run")
     max_new_tokens: PositiveInt = 256
 
@@ -101,7 +101,7 @@ class Plan(Section):
     target_modules: str | list[str] = "all-linear"
     target_parameters: list[str] | None = Field(default=None, description="stacked weights of experts to adapt as well")
     methods: dict[Name, dict[str, Any] | None] = Field(min_length=1)
-    headroom: list[Annotated[int, Field(ge=2, le=1024)]] = Field(
+    headroom: list[Annotated[StrictInt, Field(ge=2, le=1024)]] = Field(
         default=[2, 4], description="multiples of r that LoRA is run at"
     )
     headroom_of: list[Name] = Field(default=["lora"], description="methods whose headroom is measured")
@@ -130,7 +130,7 @@ class Plan(Section):
         default=False, description="runs of other processors, torch versions or dtypes in one table, which then says so"
     )
     notes: list[str] = Field(default=[], description="what a reader of the report must know before its numbers")
-    folder: str | None = Field(default=None, description="results/<name of the plan> when left out")
+    folder: PathName | None = Field(default=None, description="results/<name of the plan> when left out")
 
     @field_validator("tasks")
     @classmethod

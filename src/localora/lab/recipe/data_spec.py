@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
 
-Files = str | Annotated[list[str], Field(min_length=1)]
+from localora.lab.recipe.section import PathName, PositiveInt
+
+Files = PathName | Annotated[list[PathName], Field(min_length=1)]
 
 
 class DataSpec(BaseModel):
@@ -15,7 +17,7 @@ class DataSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     task: Literal["arithmetic", "by-heart", "facts", "functions"] | None = Field(None, description="a generated task")
-    difficulty: int = Field(1, ge=1, description="generated tasks: steps (or hops) of the hardest problem")
+    difficulty: PositiveInt = Field(1, description="generated tasks: steps (or hops) of the hardest problem")
 
     path: Files | None = Field(None, description="JSONL file, or a list to mix; the format is found from the keys")
     validation_path: Files | None = Field(None, description="likewise; default: split off the training file")
@@ -35,12 +37,12 @@ class DataSpec(BaseModel):
         description="put between prompt and completion of user data; default: a newline where neither side "
         "of the seam has white space, else nothing",
     )
-    seed: int = Field(0, ge=0, description="of generation, of splitting, and of drawing subsets")
-    train_size: int | None = Field(
-        None, ge=1, description="generated tasks: default 2000; else at most so many, default all"
+    seed: StrictInt = Field(0, ge=0, lt=2**32, description="of generation, of splitting, and of drawing subsets")
+    train_size: PositiveInt | None = Field(
+        None, description="generated tasks: default 2000; else at most so many, default all"
     )
-    validation_size: int | None = Field(None, ge=1, description="default: generated 100; split off a tenth; file all")
-    test_size: int | None = Field(None, ge=1, description="default: generated 200; split off a tenth; file all")
+    validation_size: PositiveInt | None = Field(None, description="default: generated 100; split off a tenth; file all")
+    test_size: PositiveInt | None = Field(None, description="default: generated 200; split off a tenth; file all")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -85,7 +85,7 @@ def read_values(path: Path, overrides: Sequence[str], known: Sequence[str]) -> d
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # no UTF-8, or a name that no file can have
         raise RecipeError(str(path), [f"cannot be read: {error}"]) from error
     values = parse_yaml(text, str(path), known)
     for override in overrides:

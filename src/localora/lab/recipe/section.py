@@ -7,12 +7,27 @@ import typing
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, create_model
 
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.options import Option, options_of
 
-PositiveInt = Annotated[StrictInt, Field(ge=1)]
+
+def _path(name: str) -> str:
+    if "\0" in name:
+        raise ValueError("holds a null byte, which no path can")
+    return name
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):  # YAML reads yes, no, on and off as these
+        raise ValueError("must be a number; yes, no, true and false are none")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+PositiveInt = Annotated[StrictInt, Field(ge=1, lt=2**31)]  # what is beyond is a slip, and would not end
+PathName = Annotated[str, AfterValidator(_path)]
 
 
 class Section(BaseModel):
@@ -46,7 +61,7 @@ def _with_bounds(hint: Any, bounds: dict[str, Any]) -> Any:
     if hint is bool:
         return StrictBool
     if hint is int:
-        return Annotated[StrictInt, Field(**bounds)]
+        return Annotated[StrictInt, Field(**{"lt": 2**31, **bounds})]
     if hint is float:
-        return Annotated[float, Field(allow_inf_nan=False, **bounds)]
+        return Annotated[Number, Field(allow_inf_nan=False, **bounds)]
     return hint

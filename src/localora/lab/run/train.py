@@ -11,6 +11,7 @@ from peft import PeftModel
 from rich.console import Console
 from torch import nn
 from transformers import TrainerState, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 
 from localora.adapter.card import note_training
 from localora.files import StorageError, storage_reason, written_folder
@@ -27,7 +28,7 @@ from localora.lab.training.adaptation.base import Trainee
 from localora.lab.training.callbacks import Checkpoints, HeldOutLoss, Steps, curve_of, last_losses
 from localora.lab.training.folder import FolderError, RunFolder, check_space, open_run_folder, remove, steps_of
 from localora.lab.training.launch import all_at_work, explained, join_processes
-from localora.lab.training.lock import check_unlocked, locked
+from localora.lab.training.lock import check_there, check_unlocked, locked
 from localora.lab.training.memory import PeakMemory
 from localora.lab.training.parameters import all_parameters, trainable_parameters
 from localora.lab.training.record import Evaluation, Parameters, RunRecord
@@ -36,7 +37,6 @@ from localora.lab.training.trainer import build_trainer, check_trackers
 from localora.lifecycle.processes import check_same, decide_once, is_main_process
 
 BYTES_PER_PARAMETER = 4 * 3 * 3  # float32 weights and two Adam moments; two checkpoints at a time, result and export
-HOW_TO_GO_ON = "--resume continues it from its last checkpoint"
 
 
 def train(
@@ -98,7 +98,7 @@ def _run(
         except Exception as raised:
             error = explained(raised)
             said = storage_reason(error, folder.path)
-            full = None if said is None else StorageError(f"{said} (the run in {folder.path}: {HOW_TO_GO_ON})")
+            full = None if said is None else StorageError(f"{said} (the run in {folder.path}: {folder.how_to_go_on()})")
             record.status, record.error = "failed", str(full or error)
             with suppress(StorageError):  # the disk that is full, or the folder that is gone, is what we tell of
                 _write(record, folder)
@@ -113,9 +113,14 @@ def _run(
     return record
 
 
+def folder_of(recipe: Recipe) -> RunFolder:
+    """Where a recipe's run is, or will be."""
+    return RunFolder(Path(recipe.output.folder or "runs/run"))
+
+
 def _open(recipe: Recipe, held: ExitStack, *, overwrite: bool, resume: bool) -> tuple[RunFolder, RunRecord | None]:
     """The folder, with its lock `held`. What is wrong with it is said before anything is made."""
-    path = Path(recipe.output.folder or "runs/run")
+    path = folder_of(recipe).path
     check_unlocked(path)
     open_run_folder(path, overwrite=overwrite, resume=resume)
     held.enter_context(locked(path))
@@ -234,7 +239,7 @@ def _save(
     recipe: Recipe, record: RunRecord, setup: Setup, adaptation: Adaptation, model: Trainee, folder: RunFolder
 ) -> None:
     with _timed(record, "save"):
-        folder.check_there()
+        check_there(folder.path)
         with written_folder(adaptation.result) as beside:
             adaptation.save(setup, model, beside)
             if isinstance(recipe.method, LocalizedMethod):
@@ -261,6 +266,12 @@ def _earlier_record(folder: RunFolder, recipe: Recipe) -> RunRecord:
             "resume it with its own, or choose another folder with --out"
         )
     check_seal(checkpoint)
+    reached = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step
+    if reached != steps_of(checkpoint) or reached > recipe.training.steps:
+        raise FolderError(
+            f"{checkpoint} holds step {reached} of a run of {recipe.training.steps}: it was not written here under "
+            "this name; remove it, and --resume takes the one before it, if there is one"
+        )
     return earlier
 
 

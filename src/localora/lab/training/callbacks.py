@@ -11,6 +11,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from localora.lab.progress import Phase
 from localora.lab.training.folder import RunFolder, remove
+from localora.lab.training.lock import check_there
 from localora.lab.training.record import Curve, Point
 from localora.lab.training.seal import seal
 from localora.lab.training.trainer import finite
@@ -55,7 +56,7 @@ class Checkpoints(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if is_main_process():
-            self.folder.check_there()  # Trainer would make it anew
+            check_there(self.folder.path)  # Trainer would make it anew
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         with failing_together():  # the others have written their part

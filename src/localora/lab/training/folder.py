@@ -55,10 +55,13 @@ class RunFolder:
         found = [p for p in self.checkpoints.glob("checkpoint-*") if _number(p).isdecimal() and (p / COMPLETE).exists()]
         return max(found, key=steps_of, default=None)
 
-    def check_there(self) -> None:
-        """Raise FolderError when the folder was removed or replaced under the run that holds its lock."""
-        if not (self.path / LOCK).exists():
-            raise FolderError(f"{self.path} was removed while the run was writing into it; nothing of it is left")
+    def how_to_go_on(self) -> str:
+        """In words, for a run that stopped."""
+        if self.last_checkpoint() is not None:
+            return "--resume continues it from its last checkpoint"
+        if self.holds_run():
+            return "it has no checkpoint yet (training.checkpoint_every); --overwrite starts it anew"
+        return "nothing was written yet; start it again"
 
     def sweep(self) -> None:
         """Remove what a killed process had begun to write."""
@@ -109,7 +112,7 @@ def _number(checkpoint: Path) -> str:
 
 def remove(path: Path) -> None:
     """Delete a file or a folder, if it is there."""
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():  # what a link leads to is not ours
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -132,6 +135,6 @@ def check_writable(path: Path) -> None:
         handle, probe = tempfile.mkstemp(prefix=".localora-", dir=path)
         os.close(handle)
         os.unlink(probe)
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, ValueError) as error:  # a null byte in the name is a ValueError
+        reason = getattr(error, "strerror", None) or str(error)
         raise FolderError(f"cannot write to {path} ({reason}); choose another folder with --out") from error

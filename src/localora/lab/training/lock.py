@@ -56,6 +56,12 @@ def check_unlocked(folder: Path) -> None:
             pass
 
 
+def check_there(folder: Path) -> None:
+    """Raise FolderError when a folder that this process has locked was removed or replaced."""
+    if not (folder / LOCK).exists():
+        raise FolderError(f"{folder} was removed while it was being written into; what was in it is lost")
+
+
 def _holder(folder: Path) -> str:
     try:
         known = json.loads(_holder_file(folder).read_text(encoding="utf-8"))

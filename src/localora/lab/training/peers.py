@@ -103,6 +103,8 @@ class Peers:
             return
         self.lost = self.names[rank]
         self.noticed.set()
+        # At once: a launcher that notices too ends this process before it could say more.
+        print(f"{self.lost} is gone; this one ends within {GRACE:.0f} s", file=sys.stderr, flush=True)
         if not self.left.wait(GRACE):  # it waits for the other in a collective
             print(f"error: {self._words()}", file=sys.stderr, flush=True)
             os._exit(1)

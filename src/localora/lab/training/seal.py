@@ -29,8 +29,6 @@ def check_seal(checkpoint: Path) -> None:
         FolderError: names the file.
     """
     text = (checkpoint / COMPLETE).read_text(encoding="utf-8", errors="replace")
-    if not text:
-        return  # of an earlier version, which said nothing of the files
     try:
         written = dict(json.loads(text))
     except (ValueError, TypeError, RecursionError):

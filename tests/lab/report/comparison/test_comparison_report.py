@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import shutil
 from pathlib import Path
@@ -342,6 +343,8 @@ def test_what_comes_from_outside_is_inert(tmp_path: Path, model_folder: Path) ->
     gone = final_run(plan, "sums", plan.contender("rslora"), BEST, 1)
     shutil.rmtree(store.path(gone))
     store.fail(gone, "<script>alert(2)</script> [x](javascript:alert(3))", diverged=False)
+    values = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
+    (tmp_path / "plan.json").write_text(json.dumps(values | {"name": "<script>alert(4)</script>"}), encoding="utf-8")
     write_report(tmp_path)
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "<script" not in report

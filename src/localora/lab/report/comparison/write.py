@@ -43,7 +43,8 @@ def write_report(folder: Path) -> Comparison:
 def render_markdown(comparison: Comparison, pictures: Sequence[tuple[str, str]]) -> str:
     """`pictures` are (file name, title)."""
     said = headline(comparison)
-    parts = [f"# {comparison.resolved.name}", f"{said[0].upper()}{said[1:]}.", _plain(summary(comparison)) + "."]
+    parts = [f"# {_plain(comparison.resolved.name)}", _plain(f"{said[0].upper()}{said[1:]}.")]
+    parts.append(_plain(summary(comparison)) + ".")
     if found := problems(comparison):
         parts += ["## Before you read on", "\n".join(f"- {_plain(line)}" for line in found)]
     for section in sections(comparison):
