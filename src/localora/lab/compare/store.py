@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from localora.files import make_folder, write_file
 from localora.lab.compare.collected import Files, read_collected
@@ -30,15 +30,14 @@ from localora.lab.compare.runs import RunSpec
 from localora.lab.recipe.data_spec import DataSpec
 from localora.lab.recipe.file import validate_recipe
 from localora.lab.recipe.schema import differences
-from localora.lab.training.record import Evaluation, RunRecord
+from localora.lab.training.record import Evaluation, Part, RunRecord
 
 MAX_ATTEMPTS = 2  # a failed run is tried once more, when the comparison is called again
 
 
-class Failure(BaseModel):
+class Failure(Part):
     """Why a run has no finished record."""
 
-    model_config = ConfigDict(extra="forbid")
     error: str
     diverged: bool = False  # the loss stopped being a number: a result, never tried again
     attempts: int = 1
@@ -49,36 +48,32 @@ class Failure(BaseModel):
         return " ".join(self.error.splitlines()[-2:])
 
 
-class Update(BaseModel):
+class Update(Part):
     """How many directions the update of a final run has; None where it has no low-rank factors to read."""
 
-    model_config = ConfigDict(extra="forbid")
     effective_rank: float | None = None  # median over the layers
     stable_rank: float | None = None
     layers: int = 0
 
 
-class Watched(BaseModel):
+class Watched(Part):
     """The tasks that a plan watches, measured on the base model and on what a final run made of it."""
 
-    model_config = ConfigDict(extra="forbid")
     tasks: dict[str, DataSpec]
     before: dict[str, Evaluation]
     after: dict[str, Evaluation]
 
 
-class Tasks(BaseModel):
+class Tasks(Part):
     """The published tasks that a plan names, measured after a final run."""
 
-    model_config = ConfigDict(extra="forbid")
     measured: Published
     tasks: dict[str, Evaluation]
 
 
-class PlanChange(BaseModel):
+class PlanChange(Part):
     """What was changed in a plan when some of its results were known."""
 
-    model_config = ConfigDict(extra="forbid")
     results: int  # final runs that were finished by then
     changed: list[str]  # one line a key
 
