@@ -74,11 +74,11 @@ def test_safe_merge_refuses_nan_and_leaves_the_weight(method: Method) -> None:
     before = layer.get_base_layer().weight.clone()
     parameter = next(p for n, p in layer.named_parameters() if "localized_" in n and "_B" in n)
     parameter.data[0, 0] = float("nan")
-    with pytest.raises(ValueError, match="NaN or infinity in the merged weights: the adapter 'default'"):
+    with pytest.raises(ValueError, match=r"NaNs detected in the merged weights\. The adapter default"):
         layer.merge(safe_merge=True)
     assert torch.equal(layer.base_layer.weight, before)
     assert not layer.merged
-    with pytest.raises(ValueError, match="NaN or infinity"):
+    with pytest.raises(ValueError, match="NaNs detected"):
         model.merge_and_unload(safe_merge=True)
 
 

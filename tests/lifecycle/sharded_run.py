@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from peft import PeftModel, get_peft_model
+from peft.utils.other import fsdp_auto_wrap_policy
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -28,7 +29,7 @@ from tiny_models import LLAMA_TARGETS, tiny_llama, token_batch
 
 METHODS = ("g-lora", "cps-lora")
 STEPS = 4
-WITH_EVENTS = ("ddp", "fsdp2")
+WITH_EVENTS = ("ddp", "fsdp2", "zero2", "zero3")
 
 
 def unplaced(method: str, events: bool) -> PeftModel:
@@ -118,11 +119,58 @@ class Fsdp1(Plain):
             self.model.save_pretrained(str(folder), state_dict=state)
 
 
+class Fsdp1ByPeft(Fsdp1):
+    """By PEFT's own policy: what trains is wrapped apart from what is frozen, so both may be in flat parameters."""
+
+    def __init__(self, model: PeftModel) -> None:
+        Plain.__init__(self, model)
+        self.wrapped = FullyShardedDataParallel(
+            model, auto_wrap_policy=fsdp_auto_wrap_policy(model), use_orig_params=False, device_id=torch.device("cpu")
+        )
+
+
+class Zero(Plain):
+    """By a ZeRO optimizer around torch's AdamW, in float32 throughout."""
+
+    def __init__(self, model: PeftModel, stage: int) -> None:
+        import deepspeed
+
+        super().__init__(model)
+        settings = {
+            "train_micro_batch_size_per_gpu": 3,
+            "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},  # nothing is too small
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+        }
+        self.wrapped, self.optimizer, *_ = deepspeed.initialize(model=model, optimizer=adam(model), config=settings)
+
+    def prepare(self) -> None:
+        """Done already."""
+
+    def step(self, loss: torch.Tensor) -> None:
+        self.wrapped.backward(loss)
+        self.wrapped.step()
+
+
+class Zero3(Zero):
+    def __init__(self, model: PeftModel) -> None:
+        super().__init__(model, 3)
+        assert all(parameter.numel() == 0 for parameter in model.parameters())  # each is in parts, elsewhere
+
+    def save(self, folder: Path) -> None:
+        state = self.wrapped._zero3_consolidated_16bit_state_dict()  # as accelerate does; in float32 here
+        if dist.get_rank() == 0:
+            self.model.save_pretrained(str(folder), state_dict=state)
+
+
 KINDS: dict[str, Callable[[PeftModel], Plain]] = {
     "plain": Plain,
     "ddp": Ddp,
     "fsdp2": Fsdp2,
     "fsdp1": Fsdp1,
+    "fsdp1-peft": Fsdp1ByPeft,
+    "zero2": lambda model: Zero(model, 2),
+    "zero3": Zero3,
 }
 
 
@@ -130,7 +178,7 @@ def train(kind: str, method: str, ranks: list[int], folder: Path, events: bool) 
     """`ranks` are those whose batches this process takes: its own, or all of them where it is the only one."""
     run = KINDS[kind](unplaced(method, events))
     batches = [batch for rank in ranks for batch in to_calibrate(rank)]
-    report = calibrate(run.wrapped if kind == "fsdp1" else run.model, batches)
+    report = calibrate(run.wrapped if isinstance(run, Fsdp1) else run.model, batches)
     placed = labels(run.model)
     run.prepare()
     repartitioner = Repartitioner(run.model, run.optimizer, STEPS, batches) if events else None
@@ -170,7 +218,12 @@ def refusal(run: Plain, batches: list[Any]) -> str:
 def main() -> None:
     *kinds, folder = sys.argv[1:]
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    if any(kind.startswith("zero") for kind in kinds):
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend="gloo")
+    else:
+        dist.init_process_group("gloo")
     rank = dist.get_rank()
     for kind in kinds:
         for method in METHODS:

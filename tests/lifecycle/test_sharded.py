@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
 import subprocess
@@ -31,7 +32,7 @@ def run(kinds: list[str], world: int, folder: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     path = os.pathsep.join([str(TESTS), str(TESTS / "lifecycle"), *sys.path])
-    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     nodes = []
     for node in range(world // 2):
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--nnodes={world // 2}"]
@@ -46,7 +47,15 @@ def run(kinds: list[str], world: int, folder: Path) -> None:
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_as_one_process(world: int, tmp_path: Path) -> None:
-    kinds = ["ddp", "fsdp2", "fsdp1"]
+    kinds = ["ddp", "fsdp2", "fsdp1", "fsdp1-peft"]
+    run(kinds, world, tmp_path)
+    check(kinds, world, tmp_path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+@pytest.mark.parametrize("world", [2, 4])
+def test_deepspeed_as_one_process(world: int, tmp_path: Path) -> None:
+    kinds = ["zero2", "zero3"]
     run(kinds, world, tmp_path)
     check(kinds, world, tmp_path)
 

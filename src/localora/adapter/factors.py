@@ -25,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from localora.adapter.zero import gathered, tell_optimizer
+
 Factors = tuple[Tensor, Tensor]  # A (R, n) and B (m, R), dense
 
 
@@ -67,14 +69,16 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def write_whole(parameter: Tensor, values: Tensor) -> None:
-    """Copy full values, the same on every process, into a parameter that may be sharded."""
+def write_whole(parameter: nn.Parameter, values: Tensor) -> None:
+    """Copy full values, the same on every process, into a parameter that may be sharded, or trained as a copy."""
     if hasattr(parameter, "full_tensor"):
         from torch.distributed.tensor import distribute_tensor
 
         mesh: Any = parameter.device_mesh  # type: ignore[attr-defined]
         values = distribute_tensor(values.to(parameter.device), mesh, parameter.placements)  # type: ignore[attr-defined]
-    parameter.copy_(values)
+    with gathered(parameter, written=True):
+        parameter.copy_(values)
+    tell_optimizer(parameter)
 
 
 def joined(first: Factors, second: Factors | None) -> Factors:

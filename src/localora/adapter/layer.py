@@ -177,7 +177,7 @@ class LocalizedLinear(LayerDelta):
                 continue
             merged = self._base_plus(name, sign=1.0)
             if safe_merge and not torch.isfinite(merged).all():
-                raise AdapterError(f"NaN or infinity in the merged weights: the adapter {name!r} seems to be broken")
+                raise AdapterError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
             self.set_base_weight(merged)
             self.merged_adapters.append(name)
 

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from localora.adapter.factors import ColumnFactor, Factors, RowFactor, write_whole
 from localora.adapter.held import FactorHold
+from localora.adapter.zero import whole_shape
 from localora.errors import LocaloraError
 from localora.placement.budget import LayerBudget
 from localora.placement.partition import LABEL_DTYPE, UNPLACED, Partition, Placement, PlacementError
@@ -134,13 +135,13 @@ class LayerState(nn.Module, BaseTunerLayer):
             if name not in factors:
                 continue
             weight = factors[name].get_parameter("weight")
-            if zero:
-                nn.init.zeros_(weight)
-            elif generator is None:
-                nn.init.kaiming_uniform_(weight, a=math.sqrt(5))  # as LoRA starts its A
-            else:
-                fresh = torch.empty(weight.shape, device="cpu")
-                write_whole(weight, nn.init.kaiming_uniform_(fresh, a=math.sqrt(5), generator=generator))
+            if generator is None:
+                nn.init.zeros_(weight) if zero else nn.init.kaiming_uniform_(weight, a=math.sqrt(5))  # as LoRA starts
+                continue
+            fresh = torch.zeros(whole_shape(weight), device="cpu")
+            if not zero:
+                nn.init.kaiming_uniform_(fresh, a=math.sqrt(5), generator=generator)
+            write_whole(weight, fresh)
 
     def restart(self, name: str, seed: int) -> None:
         """The factors as at creation, in place and from a seed: dW is the frozen term then, since B is zero."""

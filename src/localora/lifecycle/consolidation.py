@@ -23,7 +23,9 @@ from localora.adapter.config import LocalizedConfig
 from localora.adapter.expert import Expert
 from localora.adapter.factors import Factors, joined, whole
 from localora.adapter.layer import LocalizedLinear
+from localora.adapter.zero import gathered, whole_shape
 from localora.errors import ScheduleError
+from localora.lifecycle.optimizer_state import check_forgettable, forget
 from localora.lifecycle.passes import Layers
 from localora.lifecycle.processes import decide_once
 from localora.placement.thin import gram_norm, truncate_factors
@@ -34,30 +36,21 @@ def check_possible(model: nn.Module, layers: Layers, name: str, config: Localize
     """Refuse, before any training is lost, what no event could handle.
 
     Raises:
-        ScheduleError: factors that FSDP1 or ZeRO-3 took apart, an optimizer without torch's `param_groups` and
-            `state`, or that does not hold them, or base weights
-            that `frozen="merged"` cannot add to.
+        ScheduleError: factors that FSDP1 took apart, an optimizer that could not forget them, or base weights that
+            `frozen="merged"` cannot add to.
     """
-    if optimizer is not None and not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "state")):
-        raise ScheduleError(
-            f"{type(optimizer).__name__} has no param_groups and state as torch's optimizers do, so an event could not "
-            "drop the state of the factors; give Repartitioner the optimizer itself"
-        )
-    held = None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
+    factors = {}
     for key, layer in layers.items():
         for parameter, shape in zip(layer.trained(name).values(), _shapes(layer, name), strict=True):
-            if parameter.shape != shape:
+            if whole_shape(parameter) != shape:
                 raise ScheduleError(
-                    f"the factors of {key} are of shape {tuple(parameter.shape)} instead of {shape}: FSDP1 or ZeRO-3 "
-                    "took them apart, so no event can start them anew. Train with FSDP2 or DDP, or without events "
+                    f"the factors of {key} are of shape {tuple(parameter.shape)} instead of {shape}: FSDP1 took them "
+                    "apart, so no event can start them anew. Train with FSDP2, DDP or DeepSpeed, or without events "
                     "(repartition=[], repartition_every=0)"
                 )
-            if held is not None and parameter.requires_grad and id(parameter) not in held:
-                raise ScheduleError(
-                    f"the optimizer does not hold the factors of {key}, so an event could not drop their state. Give "
-                    "Repartitioner the optimizer that trains them; DeepSpeed's trains copies of its own, so use FSDP2 "
-                    "or DDP, or no events (repartition=[], repartition_every=0)"
-                )
+        factors |= {f"{key}.{own}": parameter for own, parameter in layer.trained(name).items()}
+    if optimizer is not None:
+        check_forgettable(optimizer, factors)
     if config.frozen == "merged":
         _check_foldable(model, layers)
 
@@ -98,7 +91,9 @@ def check_finite(layers: Layers, name: str) -> None:
     """
     for key, layer in layers.items():
         for parameter, factor in layer.trained(name).items():
-            if not torch.isfinite(whole(factor.detach())).all():
+            with gathered(factor):
+                finite = bool(torch.isfinite(whole(factor.detach())).all())
+            if not finite:
                 raise ScheduleError(
                     f"{key}.{parameter} is no longer finite, so training has diverged and nothing is consolidated. "
                     "Lower the learning rate and resume from the last checkpoint before this step"
@@ -156,16 +151,15 @@ def _padded(A: Tensor, B: Tensor, rank: int) -> Factors:
 
 
 def start_anew(layers: Layers, name: str, optimizer: Any, seed: int, step: int) -> None:
-    """Factors as at creation, drawn from the seed, the step and the layer's name; the optimizer forgets them.
-
-    Every optimizer makes the state of a parameter at its first step, so one that has none is one that starts.
-    """
+    """Factors as at creation, drawn from the seed, the step and the layer's name; the optimizer forgets them."""
+    started: list[nn.Parameter] = []
     for key, layer in layers.items():
         layer.restart(name, event_seed(seed, step, key))
         for parameter in layer.trained(name).values():
             parameter.grad = None
-            if optimizer is not None:
-                optimizer.state.pop(parameter, None)
+            started.append(parameter)
+    if optimizer is not None:
+        forget(optimizer, started)
 
 
 def event_seed(seed: int, step: int, key: str) -> int:
