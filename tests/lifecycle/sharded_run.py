@@ -141,6 +141,7 @@ class Zero(Plain):
             "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},  # nothing is too small
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
+            "gradient_clipping": 0.0,  # its default is 1; torch's optimizers clip nothing
         }
         self.wrapped, self.optimizer, *_ = deepspeed.initialize(model=model, optimizer=adam(model), config=settings)
 

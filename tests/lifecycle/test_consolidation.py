@@ -303,7 +303,7 @@ def test_an_optimizer_of_other_parameters_is_refused_before_training() -> None:
 def test_factors_taken_apart_are_refused_before_training() -> None:
     model = adapted_mlp("cps-lora", repartition=[1.0])
     first_layer(model).localized_local_A["default"].weight.data = torch.empty(0)
-    with pytest.raises(ScheduleError, match=r"shape \(0,\) instead of \(4, 20\): FSDP1 took"):
+    with pytest.raises(ScheduleError, match=r"no longer parameters of shape \(4, 20\), but of \(0,\): FSDP1 took"):
         Repartitioner(model, None, 1, BATCHES)
 
 

@@ -71,6 +71,9 @@ def test_no_schedule_means_no_event_and_no_batch_read() -> None:
 
 def test_events_before_a_resumed_step_are_not_repeated() -> None:
     model = adapted_mlp("cps-lora", repartition=[0.25, 0.6])
+    with pytest.raises(ScheduleError, match=r"3 steps are done, .*after step 3, .*frozen term was not loaded"):
+        Repartitioner(model, None, 10, BATCHES, done_steps=3)
+    assert Repartitioner(model, None, 10, BATCHES, done_steps=2).step()
     repartitioner = Repartitioner(model, None, 10, BATCHES, done_steps=3)
     assert [(event.step if event else None) for event in (repartitioner.step() for _ in range(4))] == [
         None, None, 6, None,

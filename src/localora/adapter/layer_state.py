@@ -150,7 +150,7 @@ class LayerState(nn.Module, BaseTunerLayer):
     def trained(self, name: str) -> dict[str, nn.Parameter]:
         """The parameters of one adapter, by their key in the state of this layer."""
         return {
-            f"{group}.{name}.weight": getattr(self, group)[name].get_parameter("weight")
+            f"{group}.{name}.weight": getattr(self, group)[name].weight  # under FSDP1 perhaps no parameter any more
             for group in self.adapter_layer_names
             if name in getattr(self, group)
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -25,7 +26,7 @@ def gathered(parameter: nn.Parameter, *, written: bool = False) -> Iterator[None
         yield
 
 
-def tell_optimizer(parameter: nn.Parameter) -> None:
+def tell_optimizer(parameter: Any) -> None:
     """Let the float32 copy that is trained be what was written into the parameter."""
     if hasattr(parameter, "_z3_optimizer"):
         from deepspeed.utils import safe_set_local_fp32_param

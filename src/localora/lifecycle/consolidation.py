@@ -39,14 +39,14 @@ def check_possible(model: nn.Module, layers: Layers, name: str, config: Localize
         ScheduleError: factors that FSDP1 took apart, an optimizer that could not forget them, or base weights that
             `frozen="merged"` cannot add to.
     """
-    factors = {}
+    factors: dict[str, nn.Parameter] = {}
     for key, layer in layers.items():
         for parameter, shape in zip(layer.trained(name).values(), _shapes(layer, name), strict=True):
-            if whole_shape(parameter) != shape:
+            if whole_shape(parameter) != shape or not isinstance(parameter, nn.Parameter):
                 raise ScheduleError(
-                    f"the factors of {key} are of shape {tuple(parameter.shape)} instead of {shape}: FSDP1 took them "
-                    "apart, so no event can start them anew. Train with FSDP2, DDP or DeepSpeed, or without events "
-                    "(repartition=[], repartition_every=0)"
+                    f"the factors of {key} are no longer parameters of shape {shape}, but of {tuple(parameter.shape)}: "
+                    "FSDP1 took them apart, so no event can start them anew. Train with FSDP2, DDP or DeepSpeed, or "
+                    "without events (repartition=[], repartition_every=0)"
                 )
         factors |= {f"{key}.{own}": parameter for own, parameter in layer.trained(name).items()}
     if optimizer is not None:

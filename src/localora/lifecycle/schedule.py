@@ -73,6 +73,12 @@ class Repartitioner:
         self.layers = dict(adapted_layers(model, self.name))
         self.scheduled = self.config.repartition_steps(total_steps)
         self.due = [step for step in self.scheduled if step > done_steps]
+        if len(self.due) < len(self.scheduled) and not self.config.consolidated_rank:
+            raise ScheduleError(
+                f"{done_steps} steps are done, and an event was scheduled after step {self.scheduled[0]}, but the "
+                "adapter holds nothing of what was learned before it: its frozen term was not loaded. Make the model "
+                "by PeftModel.from_pretrained(base, CHECKPOINT, is_trainable=True), then resume"
+            )
         self.batches = list(islice(batches, steps)) if self.due else []
         if self.due and not self.batches:
             raise ScheduleError("events are due, and there are no batches for them to look at; give Repartitioner some")
