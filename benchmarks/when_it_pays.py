@@ -30,6 +30,7 @@ from localora.lab.training.trainer import TrainingError
 
 RESULTS = Path(__file__).parents[1] / "results" / "when-it-pays"
 EVENTS = [0.25, 0.5, 0.75]
+EARLY = [0.1, 0.2, 0.3]  # while the learning rate, which falls to zero, is still high
 LORA = {"name": "g-lora", "global_share": 1.0}  # LoRA as a placement of ours, so that it can have events
 CPS = {"name": "cps-lora", "clusters": 2}
 METHODS: dict[str, dict[str, Any]] = {
@@ -37,16 +38,20 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora-events": LORA | {"repartition": EVENTS},
     "cps-lora": CPS | {"placement": "random"},
     "cps-lora-events": CPS | {"placement": "random", "repartition": EVENTS, "repartition_place": "random"},
+    "lora-events-early": LORA | {"repartition": EARLY},
+    "cps-lora-events-early": CPS | {"placement": "random", "repartition": EARLY, "repartition_place": "random"},
     "lora-2r": LORA,  # twice the parameters: is there room for rank at all?
 }
 RATE_SEED = 1000
 FACTS = 500
 
 
-def recipe_of(model: str, steps: int, r: int, method: str, rate: float, seed: int, modules: str, folder: str) -> Any:
+def recipe_of(
+    model: str, dtype: str, steps: int, r: int, method: str, rate: float, seed: int, modules: str, folder: str
+) -> Any:
     return validate_recipe(
         {
-            "model": {"name": model, "dtype": "float32"},
+            "model": {"name": model, "dtype": dtype},
             "data": {
                 "task": "by-heart",
                 "difficulty": 1,
@@ -82,8 +87,8 @@ def recipe_of(model: str, steps: int, r: int, method: str, rate: float, seed: in
 class Map:
     """The runs of one model, each kept as a line."""
 
-    def __init__(self, model: str, path: Path, modules: str, rates: list[float]) -> None:
-        self.model, self.path, self.modules, self.rates = model, path, modules, rates
+    def __init__(self, model: str, dtype: str, path: Path, modules: str, rates: list[float]) -> None:
+        self.model, self.dtype, self.path, self.modules, self.rates = model, dtype, path, modules, rates
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         self.runs: list[dict[str, Any]] = [json.loads(line) for line in lines]
@@ -95,7 +100,7 @@ class Map:
             if all(run[name] == value for name, value in key.items()):
                 return run
         with tempfile.TemporaryDirectory() as folder:
-            recipe = recipe_of(self.model, steps, r, method, rate, seed, self.modules, f"{folder}/run")
+            recipe = recipe_of(self.model, self.dtype, steps, r, method, rate, seed, self.modules, f"{folder}/run")
             try:
                 record = train(recipe, before=self.before, console=Console(quiet=True))
             except TrainingError:
@@ -146,6 +151,7 @@ def _facts(record: RunRecord) -> dict[str, Any]:
         "stored": record.parameters.stored,
         "rank": record.parameters.rank,
         "seconds": round(record.seconds["train"], 1),
+        "dtype": record.dtype,
         "machine": record.machine,
     }
 
@@ -229,13 +235,20 @@ def main() -> None:
     parser.add_argument("--r", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--modules", default="all-linear")
+    parser.add_argument("--dtype", default="float32", help="of the model; each line says what it was")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rates", type=float, nargs="+", default=[2.5e-3, 6.3e-3, 1.6e-2])
     parser.add_argument("--figure", type=Path, help="draw what is there, and run nothing")
     arguments = parser.parse_args()
     transformers_logging.set_verbosity_error()
     model = "runs/small-by-heart/trained/model" if arguments.model == "small" else arguments.model
-    runs = Map(model, RESULTS / f"{Path(arguments.model).name}.jsonl", arguments.modules, sorted(arguments.rates))
+    runs = Map(
+        model,
+        arguments.dtype,
+        RESULTS / f"{Path(arguments.model).name}.jsonl",
+        arguments.modules,
+        sorted(arguments.rates),
+    )
     if arguments.figure:
         draw(runs.runs, arguments.figure)
         return

@@ -89,8 +89,7 @@ def _judged(judged: Judged, digits: int) -> list[Cell]:
     return [
         (f"{d.mean:+.{digits}f}", d.mean),
         (f"[{d.low:+.{digits}f}, {d.high:+.{digits}f}]", d.high - d.low),
-        (f"{judged.p_holm:.3f}", judged.p_holm),
-        (f"{judged.p_tie:.3f}", judged.p_tie),
+        *((f"{p:.3f}" if p >= 0.001 else "below 0.001", p) for p in (judged.p_holm, judged.p_tie)),
     ]
 
 
