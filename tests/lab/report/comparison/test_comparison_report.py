@@ -190,7 +190,8 @@ def test_the_markdown_shows_the_same_numbers(written: tuple[Comparison, Path]) -
     line = next(line for line in report.splitlines() if line.startswith("| g-lora |") and "better" in line)
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells == [
-        "g-lora", "better", "0.9700", "0.0211", "-0.0500", interval, "below 0.001", "1.000", "-", "0.01", "640 (100.0%)",
+        "g-lora", "better", "0.9700", "0.0211", "-0.0500", interval, "below 0.001", "1.000", "-", "0.01",
+        "640 (100.0%)",
     ]  # fmt: skip
     assert "Test items count as fixed: the records hold none" in report
     assert "Seeds and the 10 test items are both counted as samples." in report
