@@ -254,9 +254,6 @@ class CpsLoraConfig(LocalizedConfig):
     Args:
         clusters: K, the number of row-and-column clusters, 1..127.
         balance: 0 leaves the sizes of the clusters free, 1 makes them equal.
-        coherence: weight in the planner's objective of clusters whose rows, and whose columns, lie in a subspace of
-            their own (see :mod:`localora.placement.coherence`); 0 looks at captured energy alone. What it does to
-            training has not been measured.
         sketch: width s of the gradient sketch that the clusters are found on.
 
     Reference: Jiahao Xiong et al., Localized Low-Rank Adaptation within Clustered Parameter Subspaces, ACL 2026.
@@ -267,7 +264,6 @@ class CpsLoraConfig(LocalizedConfig):
     method: str = option("cps-lora", "which method this config is; do not change", recipe=False)  # type: ignore[misc]
     clusters: int = option(4, "number of clusters K", ge=1, le=MAX_CLUSTERS)
     balance: float = option(0.5, "0: free sizes, 1: equal sizes", ge=0, le=1)
-    coherence: float = option(0.0, "weight of coherent, uncorrelated clusters beside captured energy", ge=0, lt=1)
     sketch: int = option(64, "width of the gradient sketch that clusters are found on", ge=1)
 
     def __post_init__(self) -> None:

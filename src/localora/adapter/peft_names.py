@@ -23,6 +23,7 @@ SAME = {"lora_alpha": "alpha", "lora_dropout": "dropout", "init_lora_weights": "
 RETIRED = {  # options of earlier versions that no measurement supported, at the values at which they did nothing
     "rewarm": 0,
     "repartition_signal": "gradient",
+    "coherence": 0.0,
 }
 BECAUSE = {
     "bias": "biases are not trained: the export must be plain LoRA that every engine serves; use bias='none'",

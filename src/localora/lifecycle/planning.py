@@ -236,7 +236,6 @@ def _coclusters(
         clusters=local.clusters,
         rank=local.rank,
         balance=config.balance,
-        coherence=config.coherence,
         seed=config.seed,
         start=start,
     )

@@ -6,8 +6,7 @@ Shape legend
     U (m, q), s (q,), V (n, q)   thin SVD, M = U diag(s) V^T, scaled to ||M||_F = 1
     X = U diag(s)                so that M[i, j] = X[i] . V[j]
 
-    captured energy = sum_k ||best rank-r approximation of M[R_k, C_k]||_F^2 / ||M||_F^2
-    objective       = (1 - w) captured energy + w coherence        (coherence: see coherence.py; w = 0 leaves it out)
+    captured energy = sum_k ||best rank-r approximation of M[R_k, C_k]||_F^2 / ||M||_F^2        (the objective)
 
 M is a gradient sketch or an update B A and stays in factors: all work and memory is linear in m + n. A block is
 M[R_k, C_k] = X[R_k] V[C_k]^T, so the Gram matrices A_k = X[R_k]^T X[R_k] and H_k = V[C_k]^T V[C_k], q x q, say all
@@ -34,7 +33,6 @@ from localora.placement.captured import (
     subspace_correlation,
     unit_svd,
 )
-from localora.placement.coherence import Coherence
 from localora.placement.numbering import number_by_first_mention, number_like
 from localora.placement.partition import MAX_CLUSTERS, Partition, PlacementError
 from localora.placement.spectral_start import spectral_start
@@ -70,7 +68,7 @@ class CoclusteringResult:
 
 @dataclass(frozen=True)
 class _Run:
-    """Labels of rows and columns after an alternation, with the objective at every half round."""
+    """Labels of rows and columns after an alternation, with the captured energy at every half round."""
 
     labels: tuple[Tensor, Tensor]
     energies: tuple[float, ...]
@@ -92,23 +90,21 @@ def plan_coclusters(
     clusters: int,
     rank: int,
     balance: float,
-    coherence: float = 0.0,
     seed: int = 0,
     start: Partition | None = None,
 ) -> CoclusteringResult:
     """Partition the rows and columns of M = left_mq @ right_qn so that rank-r terms in the clusters capture most.
 
     Alternates: each column joins the cluster whose left subspace U_k explains it best, argmax_k ||U_k^T M[R_k, j]||^2,
-    rows likewise, until the objective stops rising. It never falls, as each step is the best for the subspaces of that
-    moment: the other side's and, where coherence has a weight, the side's own. Three starts race a few rounds and the
-    best goes on: two spectral ones, and strong rows with strong columns. `start` competes with their winner.
+    rows likewise, until the captured energy stops rising. It never falls, as each step is the best for the other side's
+    subspaces. Three starts race a few rounds and the best goes on: two spectral ones, and strong rows with strong
+    columns. `start` competes with their winner.
 
     Args:
         left_mq: `(m, q)`; right_qn: `(q, n)`; any float dtype and device.
         clusters: K; rank: r of one cluster's term.
         balance: from 0, free sizes (clusters may be empty), to 1, equal sizes. The size of a cluster lies in
             floor(balance m / K) .. ceil(m / K (1 + (1 - balance) (K - 1))), and likewise in columns.
-        coherence: w of the objective, from 0 to below 1.
         seed: of the sample, the starts and nothing else.
         start: a partition to improve, such as the one in use. It is kept unless another captures more by a relative
             2e-4, and the result is numbered to agree with it. Without it clusters are numbered by their first row.
@@ -119,7 +115,7 @@ def plan_coclusters(
 
     Raises:
         PlacementError: factors that do not fit, are empty or not finite, more clusters than rows or columns,
-            rank < 1, balance outside 0..1, coherence outside 0..1, or a `start` for another matrix or other clusters.
+            rank < 1, balance outside 0..1, or a `start` for another matrix or other clusters.
     """
     check_rank(rank)
     U, s, V = unit_svd(left_mq, right_qn)
@@ -127,8 +123,6 @@ def plan_coclusters(
     _check_clusters(clusters, m, n)
     if not 0 <= balance <= 1:
         raise PlacementError(f"balance must lie in 0 (free sizes) .. 1 (equal sizes), got {balance}")
-    if not 0 <= coherence < 1:
-        raise PlacementError(f"coherence must lie in 0 (captured energy alone) to below 1, got {coherence}")
     if start is not None:
         _check_start(start, clusters, m, n)
     row_bounds, col_bounds = size_bounds(m, clusters, balance), size_bounds(n, clusters, balance)
@@ -138,8 +132,7 @@ def plan_coclusters(
 
     def alternate(labels: tuple[Tensor, Tensor], directions: int, rounds: int = MAX_ROUNDS) -> _Run:
         X_few, V_few = U[:, :directions] * s[:directions], V[:, :directions]
-        Vs_few = V_few * s[:directions] if coherence else None
-        return _alternate(X_few, V_few, *labels, clusters, rank, row_bounds, col_bounds, rounds, coherence, Vs_few)
+        return _alternate(X_few, V_few, *labels, clusters, rank, row_bounds, col_bounds, rounds)
 
     # K rank-r terms span K r directions at most, so the leading ones hold the clusters and the rest mostly noise:
     # search there, then polish on all of M.
@@ -184,35 +177,22 @@ def _alternate(
     row_bounds: Bounds,
     col_bounds: Bounds,
     rounds: int,
-    weight: float = 0.0,
-    Vs: Tensor | None = None,
 ) -> _Run:
-    """Alternate from labels `rows`, `cols` (-1 = none yet) until a round gains too little.
-
-    Vs = V diag(s), `(n, q)`: the columns in U's coordinates, as X has the rows in V's; given if coherence has a weight.
-    """
+    """Alternate from labels `rows`, `cols` (-1 = none yet) until a round gains too little."""
     A, H = grams(X, rows, clusters), grams(V, cols, clusters)
     W, _ = leading_maps(A, H, rank)
-    of_rows = Coherence(X, rows, clusters, rank, weight) if Vs is not None else None
-    of_cols = Coherence(Vs, cols, clusters, rank, weight) if Vs is not None else None
     energies: list[float] = []
     row_prices, col_prices = np.zeros(clusters), np.zeros(clusters)
-
-    def objective(energy: float) -> float:
-        if of_rows is None or of_cols is None:
-            return energy
-        return (1 - weight) * energy + of_rows.value + of_cols.value
-
     for count in range(1, rounds + 1):
         old_rows, old_cols = rows, cols
-        cols = _reassign(V, W, cols, col_bounds, col_prices, of_cols)
+        cols = _reassign(V, W, cols, col_bounds, col_prices)
         H = grams(V, cols, clusters)
         Z, energy = leading_maps(H, A, rank)
-        energies.append(objective(energy))
-        rows = _reassign(X, Z, rows, row_bounds, row_prices, of_rows)
+        energies.append(energy)
+        rows = _reassign(X, Z, rows, row_bounds, row_prices)
         A = grams(X, rows, clusters)
         W, energy = leading_maps(A, H, rank)
-        energies.append(objective(energy))
+        energies.append(energy)
         if torch.equal(rows, old_rows) and torch.equal(cols, old_cols):
             break
         if count > 1 and energies[-1] <= energies[-3] * (1 + TOLERANCE):
@@ -220,27 +200,15 @@ def _alternate(
     return _Run((rows, cols), tuple(energies), count)
 
 
-def _reassign(
-    points_Nq: Tensor,
-    maps_Krq: Tensor,
-    labels: Tensor,
-    bounds: Bounds,
-    prices: Array,
-    coherence: Coherence | None = None,
-) -> Tensor:
+def _reassign(points_Nq: Tensor, maps_Krq: Tensor, labels: Tensor, bounds: Bounds, prices: Array) -> Tensor:
     """The best labels within bounds; the old ones where nothing is gained, so that ties never move anything."""
     scores = torch.stack([(W @ points_Nq.T).square_().sum(0) for W in maps_Krq])
-    if coherence is not None:
-        scores = (1 - coherence.weight) * scores + coherence.scores()
     new = assign(scores, *bounds, prices)
     sizes = torch.bincount(labels[labels >= 0], minlength=len(maps_Krq))
-    if not (labels.min() < 0 or sizes.min() < bounds[0] or sizes.max() > bounds[1]):
-        gain = scores.gather(0, new[None]) - scores.gather(0, labels[None])
-        if gain.sum() <= 1e-12 * scores.sum():
-            new = labels
-    if coherence is not None:
-        coherence.fit(new)
-    return new
+    if labels.min() < 0 or sizes.min() < bounds[0] or sizes.max() > bounds[1]:
+        return new
+    gain = scores.gather(0, new[None]) - scores.gather(0, labels[None])
+    return new if gain.sum() > 1e-12 * scores.sum() else labels
 
 
 def _by_energy(points_Nq: Tensor, clusters: int, bounds: Bounds) -> Tensor:
