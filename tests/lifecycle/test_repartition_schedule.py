@@ -14,7 +14,7 @@ from torch import nn
 from localora import CpsLoraConfig, Partition, Repartitioner, RepartitionEvent, ScheduleError
 from localora.adapter.adapted import adapted_layers
 from localora.lifecycle import event as event_module
-from localora.lifecycle.planning import Proposal
+from localora.lifecycle.report import LayerReport
 from tiny_models import mlp_batch
 
 BATCHES = [mlp_batch(seed=seed) for seed in range(3)]
@@ -23,9 +23,12 @@ BATCHES = [mlp_batch(seed=seed) for seed in range(3)]
 def propose(monkeypatch: pytest.MonkeyPatch, partitions: Callable[[str, Partition], tuple[Partition, float]]) -> None:
     """Replaces the planner: `partitions` gives a layer's new partition and what it captures; the old captures 0.5."""
 
-    def planned(passes: object, layers: dict[str, nn.Module], *_: object) -> dict[str, Proposal]:
+    def planned(passes: object, layers: dict[str, nn.Module], *_: object) -> dict[str, LayerReport]:
         found = {key: partitions(key, partition(layer)) for key, layer in layers.items()}
-        return {key: Proposal(new, 0.5, captured) for key, (new, captured) in found.items()}
+        return {
+            key: LayerReport(key, new, captured_energy=captured, held_before=0.5)
+            for key, (new, captured) in found.items()
+        }
 
     monkeypatch.setattr(event_module, "propose", planned)
 

@@ -67,8 +67,8 @@ def calibrate(
     passes = Passes(model, batches, steps, loss_fn)
     count = len(passes.batches)
     planner = PLANNERS[config.planner]
-    passes.progress = _with_total(progress, planner.passes(count))
-    reports = planner.plan(passes, layers, name, config)
+    passes.progress = _with_total(progress, count + planner.more_passes)
+    reports = planner.plan(passes, layers, name, config, {})
     for layer_name, layer in layers.items():
         layer.place(name, reports[layer_name].partition)
     check_agreement(Placement.digest_of(report.partition for report in reports.values()))

@@ -21,8 +21,9 @@ from typing import Any
 from localora.adapter.config import LocalizedConfig
 from localora.lifecycle.consolidation import check_finite, consolidate, event_seed, start_anew
 from localora.lifecycle.passes import Layers, Passes
-from localora.lifecycle.planning import Proposal, local_shape, partition_of, propose
+from localora.lifecycle.planning import local_shape, partition_of, propose
 from localora.lifecycle.processes import check_agreement, failing_together
+from localora.lifecycle.report import LayerReport
 from localora.placement.partition import Partition, Placement
 from localora.placement.random import random_partition
 
@@ -56,8 +57,8 @@ def event(
         place=config.repartition_place if placed else "none",
         rows_moved=sum(rows for rows, _ in moved),
         cols_moved=sum(cols for _, cols in moved),
-        captured_before=_mean([proposal.captured_before for proposal in proposals.values()]),
-        captured_after=_mean([proposal.captured_after for proposal in proposals.values()]),
+        captured_before=_mean([proposal.held_before or 0.0 for proposal in proposals.values()]),
+        captured_after=_mean([proposal.held for proposal in proposals.values()]),
         frozen_rank=config.consolidated_rank,
         joined_norm=joined_norm,
         recompression_error=error,
@@ -69,7 +70,7 @@ def event(
 
 def _proposals(
     passes: Passes, placed: Layers, name: str, config: LocalizedConfig, old: dict[str, Partition], step: int
-) -> dict[str, Proposal]:
+) -> dict[str, LayerReport]:
     if not placed:
         return {}
     given = None if config.repartition_place == "found" else old

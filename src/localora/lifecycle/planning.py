@@ -24,106 +24,82 @@ from localora.lifecycle.processes import decide_once, sum_over_processes
 from localora.lifecycle.report import LayerReport
 from localora.placement.budget import LocalShape
 from localora.placement.captured import captured_energy
-from localora.placement.coclustering import CoclusteringResult, plan_coclusters
+from localora.placement.coclustering import plan_coclusters
 from localora.placement.partition import Partition
 from localora.placement.random import random_partition
 from localora.placement.sketch import GradientSketch, SharedInputs
 from localora.placement.taylor import TaylorScores, plan_block
 from localora.placement.threads import over_threads
 
+Partitions = Mapping[str, Partition]  # by name of the layer
 IN_CALIBRATION = "calibration: does the loss depend on the model's output, and does the loss_fn use the model given?"
-
-
-def plan_blocks(passes: Passes, layers: Layers, name: str, config: GLoraConfig) -> dict[str, LayerReport]:
-    """G-LoRA: Taylor scores, then the block of the highest."""
-    scores = _taylor_scores(passes, layers, {}, passes.batches)
-    silent = _silent(scores)
-    blocks = _choose_blocks(scores, silent, layers, name, config)
-    # The share inside the final block is known only after it is chosen: one more pass, over the last batch.
-    measured = _taylor_scores(passes, layers, blocks, passes.batches[-1:])
-    return {
-        key: LayerReport(key, blocks[key], importance_share=measured[key].inside_share, at_random=key in silent)
-        for key in layers
-    }
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A new partition for a layer that has one, and what the old and the new one capture of the same signal."""
-
-    partition: Partition
-    captured_before: float
-    captured_after: float
 
 
 @dataclass(frozen=True)
 class Planner:
-    """How a method places: from batches, at an event, and from another LoRA's update, if it can.
+    """How a method places.
 
     Attributes:
-        passes: of a number of batches, how many backward passes `plan` makes.
+        plan: from batches; at an event from the partitions in use, so that the reports say what those held.
+        measure: what partitions in use, and ones given to take their place, hold of one batch's gradient.
+        more_passes: how many backward passes `plan` makes beyond one for each batch.
+        from_update: from another LoRA's update, if the method can.
     """
 
-    plan: Callable[[Passes, Layers, str, Any], dict[str, LayerReport]]
-    propose: Callable[[Passes, Layers, str, Any, Mapping[str, Partition] | None], dict[str, Proposal]]
-    passes: Callable[[int], int]
+    plan: Callable[[Passes, Layers, str, Any, Partitions], dict[str, LayerReport]]
+    measure: Callable[[Passes, Layers, str, Any, Partitions, Partitions], dict[str, LayerReport]]
+    more_passes: int
     from_update: Callable[[str, LocalizedLinear, str, Any, Tensor, Tensor], LayerReport] | None
 
 
 def propose(
-    passes: Passes, layers: Layers, name: str, config: LocalizedConfig, given: Mapping[str, Partition] | None = None
-) -> dict[str, Proposal]:
-    """Each placed layer's next partition, by the planner of its method.
+    passes: Passes, layers: Layers, name: str, config: LocalizedConfig, given: Partitions | None = None
+) -> dict[str, LayerReport]:
+    """Each placed layer's next partition, by the planner of its method, beside what the present one holds.
 
-    Partitions that are `given` are not planned: one batch shows what they capture.
+    Partitions that are `given` are not planned: one batch shows what they hold.
     """
-    return PLANNERS[config.planner].propose(passes, layers, name, config, given)
+    planner = PLANNERS[config.planner]
+    old = {key: partition_of(layer, name) for key, layer in layers.items()}
+    if given is None:
+        return planner.plan(passes, layers, name, config, old)
+    return planner.measure(passes, layers, name, config, old, given)
 
 
-def _propose_blocks(
-    passes: Passes, layers: Layers, name: str, config: GLoraConfig, given: Mapping[str, Partition] | None
-) -> dict[str, Proposal]:
-    def shares(blocks: Mapping[str, Partition]) -> dict[str, float]:
-        return {key: s.inside_share for key, s in _taylor_scores(passes, layers, blocks, passes.batches[-1:]).items()}
+def plan_blocks(
+    passes: Passes, layers: Layers, name: str, config: GLoraConfig, old: Partitions
+) -> dict[str, LayerReport]:
+    """G-LoRA: Taylor scores, then the block of the highest."""
+    before = _shares(passes, layers, old) if old else {}
+    scores = _taylor_scores(passes, layers, {}, passes.batches)
+    silent = _silent(scores)
 
-    before = shares({key: partition_of(layer, name) for key, layer in layers.items()})
-    if given is not None:
-        after = shares(given)
-        return {key: Proposal(partition, before[key], after[key]) for key, partition in given.items()}
-    planned = plan_blocks(passes, layers, name, config)
+    def choose(key: str) -> Partition:
+        if key in silent:
+            return _at_random(key, layers[key], name, config)
+        local = local_shape(layers[key], name)
+        return plan_block(scores[key].rows, scores[key].cols, local.rows, local.cols)
+
+    blocks = decide_once(lambda: {key: choose(key) for key in layers})
+    inside = _shares(passes, layers, blocks)  # known only after the block is chosen: one more pass
     return {
-        key: Proposal(report.partition, before[key], report.importance_share or 0.0) for key, report in planned.items()
+        key: LayerReport(
+            key, blocks[key], importance_share=inside[key], held_before=before.get(key), at_random=key in silent
+        )
+        for key in layers
     }
 
 
-def _propose_clusters(
-    passes: Passes, layers: Layers, name: str, config: CpsLoraConfig, given: Mapping[str, Partition] | None
-) -> dict[str, Proposal]:
-    sketches = gradient_sketches(passes, layers, config, None if given is None else passes.batches[:1])
-    silent = _silent(sketches) if given is None else set()
-
-    def propose_one(key: str) -> Proposal:
-        layer, old = layers[key], partition_of(layers[key], name)
-        if key in silent:
-            return Proposal(_at_random(key, layer, name, config), 0.0, 0.0)
-        left, right = sketches.pop(key).factors()  # popped: the memory of a sketch is free once it is planned on
-        if given is not None:
-            rank = local_shape(layer, name).rank
-            before, after = (captured_energy(left, right, partition, rank) for partition in (old, given[key]))
-            return Proposal(given[key], before, after)
-        result = _coclusters(layer, name, config, left, right, old)
-        assert result.start_energy is not None
-        return Proposal(result.partition, result.start_energy, result.captured_energy)
-
-    return decide_once(lambda: dict(zip(layers, over_threads(propose_one, layers), strict=True)))
+def measure_blocks(
+    passes: Passes, layers: Layers, name: str, config: GLoraConfig, old: Partitions, given: Partitions
+) -> dict[str, LayerReport]:
+    before, after = _shares(passes, layers, old), _shares(passes, layers, given)
+    return {key: LayerReport(key, given[key], importance_share=after[key], held_before=before[key]) for key in layers}
 
 
-def block_passes(batches: int) -> int:
-    """How many backward passes :func:`plan_blocks` makes."""
-    return batches + 1
-
-
-def plan_clusters(passes: Passes, layers: Layers, name: str, config: CpsLoraConfig) -> dict[str, LayerReport]:
+def plan_clusters(
+    passes: Passes, layers: Layers, name: str, config: CpsLoraConfig, old: Partitions
+) -> dict[str, LayerReport]:
     """CPS-LoRA: a sketch of the summed gradient, then its co-clusters."""
     sketches = gradient_sketches(passes, layers, config)
     silent = _silent(sketches)
@@ -131,11 +107,25 @@ def plan_clusters(passes: Passes, layers: Layers, name: str, config: CpsLoraConf
     def plan_one(key: str) -> LayerReport:
         if key in silent:
             partition = _at_random(key, layers[key], name, config)
-            return LayerReport(key, partition, captured_energy=0.0, at_random=True)
+            return LayerReport(key, partition, captured_energy=0.0, held_before=0.0, at_random=True)
         left, right = sketches.pop(key).factors()  # popped: the memory of a sketch is free once it is planned on
-        return cocluster(key, layers[key], name, config, left, right)
+        return cocluster(key, layers[key], name, config, left, right, old.get(key))
 
     return decide_once(lambda: dict(zip(layers, over_threads(plan_one, layers), strict=True)))
+
+
+def measure_clusters(
+    passes: Passes, layers: Layers, name: str, config: CpsLoraConfig, old: Partitions, given: Partitions
+) -> dict[str, LayerReport]:
+    sketches = gradient_sketches(passes, layers, config, passes.batches[:1])
+
+    def measure_one(key: str) -> LayerReport:
+        left, right = sketches.pop(key).factors()
+        rank = local_shape(layers[key], name).rank
+        before, after = (captured_energy(left, right, partition, rank) for partition in (old[key], given[key]))
+        return LayerReport(key, given[key], captured_energy=after, held_before=before)
+
+    return decide_once(lambda: dict(zip(layers, over_threads(measure_one, layers), strict=True)))
 
 
 def gradient_sketches(
@@ -147,11 +137,8 @@ def gradient_sketches(
         key: GradientSketch(layer.out_features, layer.in_features, config.sketch, config.seed, inputs=inputs)
         for key, layer in layers.items()
     }
-    passes.run(
-        layers,
-        {key: sketch.observe for key, sketch in sketches.items()},
-        passes.batches if batches is None else batches,
-    )
+    observers = {key: sketch.observe for key, sketch in sketches.items()}
+    passes.run(layers, observers, passes.batches if batches is None else batches)
     inputs.forget()
     sum_signals(sketches)
     return sketches
@@ -171,13 +158,15 @@ def partition_of(layer: LocalizedLinear, name: str) -> Partition:
     return partition
 
 
-def _taylor_scores(
-    passes: Passes, layers: Layers, within: Mapping[str, Partition], batches: list[Any]
-) -> dict[str, TaylorScores]:
+def _shares(passes: Passes, layers: Layers, blocks: Partitions) -> dict[str, float]:
+    """What each layer's block holds of the importance on the last batch."""
+    return {key: s.inside_share for key, s in _taylor_scores(passes, layers, blocks, passes.batches[-1:]).items()}
+
+
+def _taylor_scores(passes: Passes, layers: Layers, within: Partitions, batches: list[Any]) -> dict[str, TaylorScores]:
     scores = {
         key: TaylorScores(layer.out_features, layer.in_features, within.get(key)) for key, layer in layers.items()
     }
-
     for key, layer in layers.items():
         if layer.quantization_backend is not None and not layer.quantization_backend.supports_merge:
             raise CalibrationError(
@@ -194,43 +183,19 @@ def _taylor_scores(
     return scores
 
 
-def _choose_blocks(
-    scores: Mapping[str, TaylorScores], silent: set[str], layers: Layers, name: str, config: GLoraConfig
-) -> dict[str, Partition]:
-    def choose(key: str) -> Partition:
-        local = local_shape(layers[key], name)
-        if key in silent:
-            return _at_random(key, layers[key], name, config)
-        return plan_block(scores[key].rows, scores[key].cols, local.rows, local.cols)
-
-    return decide_once(lambda: {key: choose(key) for key in layers})
-
-
 def cocluster(
-    key: str, layer: LocalizedLinear, name: str, config: CpsLoraConfig, left_ms: Tensor, right_sn: Tensor
-) -> LayerReport:
-    """The co-clusters of M = left_ms @ right_sn on one layer: its gradient, or an update."""
-    started = time.perf_counter()
-    result = _coclusters(layer, name, config, left_ms, right_sn)
-    return LayerReport(
-        key,
-        result.partition,
-        captured_energy=result.captured_energy,
-        subspace_correlation=result.subspace_correlation,
-        seconds=time.perf_counter() - started,
-    )
-
-
-def _coclusters(
+    key: str,
     layer: LocalizedLinear,
     name: str,
     config: CpsLoraConfig,
     left_ms: Tensor,
     right_sn: Tensor,
     start: Partition | None = None,
-) -> CoclusteringResult:
+) -> LayerReport:
+    """The co-clusters of M = left_ms @ right_sn on one layer: its gradient, or an update."""
+    started = time.perf_counter()
     local = local_shape(layer, name)
-    return plan_coclusters(
+    result = plan_coclusters(
         left_ms,
         right_sn,
         clusters=local.clusters,
@@ -238,6 +203,14 @@ def _coclusters(
         balance=config.balance,
         seed=config.seed,
         start=start,
+    )
+    return LayerReport(
+        key,
+        result.partition,
+        captured_energy=result.captured_energy,
+        subspace_correlation=result.subspace_correlation,
+        held_before=result.start_energy,
+        seconds=time.perf_counter() - started,
     )
 
 
@@ -287,6 +260,6 @@ def _weight_mn(layer: LocalizedLinear) -> Tensor:
 
 
 PLANNERS = {
-    "taylor": Planner(plan_blocks, _propose_blocks, block_passes, None),
-    "coclustering": Planner(plan_clusters, _propose_clusters, int, cocluster),
+    "taylor": Planner(plan_blocks, measure_blocks, 1, None),
+    "coclustering": Planner(plan_clusters, measure_clusters, 0, cocluster),
 }

@@ -20,6 +20,7 @@ class LayerReport:
         importance_share: share of the Taylor importance inside the block, on the last calibration batch (G-LoRA).
         captured_energy: share of the gradient's energy that the clusters' rank-r terms can hold (CPS-LoRA).
         subspace_correlation: 0 if the clusters' subspaces are orthogonal, 1 if they are the same (CPS-LoRA).
+        held_before: at an event, what the partition in use before holds of the same.
         seconds: planning time of the layer, without the forward and backward passes.
         at_random: whether no gradient said anything of it, such as of an expert that got no token.
     """
@@ -29,6 +30,7 @@ class LayerReport:
     importance_share: float | None = None
     captured_energy: float | None = None
     subspace_correlation: float | None = None
+    held_before: float | None = None
     seconds: float = 0.0
     at_random: bool = False
 
