@@ -13,6 +13,7 @@ import localora
 from adapted_models import adapted, after_events, logits
 from localora import hot_swap
 from localora.adapter.adapted import adapted_layers
+from localora.adapter.saved_layers import AdapterFileError
 from localora.errors import AdapterError, LocaloraError
 from method_table import BY_NAME, Method, every_method, every_placed_method
 from tiny_models import LLAMA_TARGETS, tiny_llama, token_batch
@@ -129,8 +130,8 @@ def test_an_adapter_of_other_shapes_takes_nobodys_place(tmp_path: Path) -> None:
     before = logits(model)
     adapted(CPS_LORA, r=5).save_pretrained(tmp_path / "r")
     adapted(CPS_LORA, target_modules=["q_proj"]).save_pretrained(tmp_path / "fewer")
-    for folder, message in (("r", "has other shapes"), ("fewer", "sits on other layers")):
-        with pytest.raises(AdapterError, match=message):
+    for folder, message in (("r", "this model and config need"), ("fewer", "lacks 6 of the 8 layers")):
+        with pytest.raises(AdapterFileError, match=message):
             hot_swap(model, tmp_path / folder)
     assert torch.equal(logits(model), before)
 

@@ -5,27 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 from torch import nn
 
 from localora.adapter.adapted import adapted_layers
 from localora.adapter.adapter_file import read_adapter, read_config
+from localora.adapter.card import LOADERS
 from localora.adapter.config import LocalizedConfig
-from localora.adapter.layer_state import Layout
-from localora.adapter.saved_layers import PEFT_PREFIX
+from localora.adapter.saved_layers import OURS, PEFT_PREFIX
+from localora.adapter.state_check import check_layers
 from localora.arguments import check_model, check_path
 from localora.errors import AdapterError, AdapterMissingError, LocaloraError
-
-BASE_CLASSES = {
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "FEATURE_EXTRACTION": "AutoModel",
-}
 
 
 def load(folder_or_hub_id: str | Path, *, is_trainable: bool = False, **base_options: Any) -> PeftModel:
@@ -50,7 +41,7 @@ def load(folder_or_hub_id: str | Path, *, is_trainable: bool = False, **base_opt
             f"{where} does not say which base model it belongs to; load that yourself, then "
             "PeftModel.from_pretrained(base, ...)"
         )
-    auto = getattr(transformers, BASE_CLASSES.get(str(config.task_type or "CAUSAL_LM"), "AutoModel"))
+    auto = getattr(transformers, LOADERS.get(str(config.task_type or "CAUSAL_LM"), "AutoModel"))
     base = auto.from_pretrained(config.base_model_name_or_path, **{"revision": config.revision, **base_options})
     return PeftModel.from_pretrained(base, where, is_trainable=is_trainable)
 
@@ -70,58 +61,38 @@ def _config_of(where: str) -> PeftConfig:
     return config
 
 
-@torch.no_grad()
 def hot_swap(model: nn.Module, folder: str | Path, adapter_name: str = "default") -> None:
     """Put a saved adapter in the place of one of the same shapes: no parameter is made anew, whatever its scale.
 
     Raises:
-        AdapterError: the model has no adapter of that name, it is merged, or the saved one sits on other layers or has
-            other shapes; nothing has changed then.
-        ConfigError, AdapterFileError, UnplacedAdapterError: the saved adapter is damaged, or was never placed.
+        AdapterError: the model has no adapter of that name, it is merged, or the saved one has modules_to_save; nothing
+            has changed then.
+        ConfigError, AdapterFileError, UnplacedAdapterError: the saved adapter is damaged, sits on other layers, has
+            other shapes, or was never placed; nothing has changed then.
     """
     check_model("hot_swap", model)
     check_path("hot_swap", "folder", folder)
     saved = read_adapter(folder)
     saved.check_placed()
-    layers = {name.removeprefix(PEFT_PREFIX): layer for name, layer in adapted_layers(model, adapter_name)}
-    if not layers:
+    layers = adapted_layers(model, adapter_name)
+    config = getattr(model, "peft_config", {}).get(adapter_name)
+    if not (layers and isinstance(config, LocalizedConfig)):
         raise AdapterError(f"no layer of this model holds a localora adapter named {adapter_name!r}")
-    if any(adapter_name in layer.merged_adapters for layer in layers.values()):
+    if any(adapter_name in layer.merged_adapters for _, layer in layers):
         raise AdapterError(
             f"{adapter_name!r} is merged into the base weights, which another adapter could not undo; call "
             "unmerge_adapter() first"
         )
-    if layers.keys() != saved.layers.keys():
-        other = sorted(layers.keys() ^ saved.layers.keys())
-        raise AdapterError(
-            f"{folder} cannot take the place of {adapter_name!r}: it sits on other layers, "
-            f"such as {', '.join(other[:3])}"
-        )
-    for name, layer in layers.items():
-        if layer.localized_layout[adapter_name].budget != saved.layers[name].budget:
-            raise AdapterError(f"{folder} cannot take the place of {adapter_name!r}: {name} has other shapes")
     if saved.others:
         raise AdapterError(f"{folder} has modules_to_save, which are not swapped; load it under another name")
-    for name, layer in layers.items():
-        own = saved.layers[name]
+    by_layer = {name: layer.tensors for name, layer in saved.layers.items()}
+    check_layers(model, saved.config, adapter_name, by_layer)  # before anything changes
+    for name, layer in layers:
         layer.unfold(adapter_name)
-        for key, parameter in layer.trained(adapter_name).items():
-            parameter.copy_(own.tensors[key.removeprefix("localized_").replace(f".{adapter_name}.", ".")])
-        partition = own.partition()
-        if partition is not None:
-            layer.place(adapter_name, partition)
-        like = next(iter(layer.trained(adapter_name).values()))
-        frozen = [own.tensors.get(key) for key in ("frozen_A", "frozen_B")]
-        empty = (like.new_zeros(0, own.budget.n), like.new_zeros(own.budget.m, 0))
-        layer.set_frozen(
-            adapter_name,
-            *(
-                factor.to(like.device) if factor is not None else none
-                for factor, none in zip(frozen, empty, strict=True)
-            ),
-        )
-        layer.localized_layout[adapter_name] = Layout(own.budget, own.scale)
-    config = getattr(model, "peft_config", {}).get(adapter_name)
-    if isinstance(config, LocalizedConfig):
-        for key in ("alpha", "alpha_pattern", "use_rslora", "consolidated_rank"):
-            setattr(config, key, getattr(saved.config, key))
+        layer.allocate_frozen(adapter_name, saved.config.consolidated_rank)
+        scale = saved.layers[name.removeprefix(PEFT_PREFIX)].scale
+        layer.localized_layout[adapter_name] = layer.localized_layout[adapter_name]._replace(scale=scale)
+    for key in ("alpha", "alpha_pattern", "use_rslora", "consolidated_rank"):
+        setattr(config, key, getattr(saved.config, key))
+    state = {f"{PEFT_PREFIX}{name}{OURS}{key}": t for name, own in by_layer.items() for key, t in own.items()}
+    set_peft_model_state_dict(model, state, adapter_name)

@@ -20,13 +20,12 @@ from transformers.pytorch_utils import Conv1D
 from localora.adapter.adapted import adapted_layers
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.experts import LocalizedExperts, match_stacks, warn_of_stacks_left_out
-from localora.adapter.first_use import FirstUse
 from localora.adapter.held import FactorHold
 from localora.adapter.layer import UNPLACED_ADDS, LocalizedLinear
 from localora.adapter.mixed_batch import samples_use
 from localora.adapter.peft_0_20 import NoMatchingPeftModuleError
 from localora.adapter.quantized import keep_readable
-from localora.adapter.state_check import check_state, match_frozen
+from localora.adapter.state_check import FirstUse, check_state, match_frozen
 from localora.adapter.targets import TargetError, linear_layers_of, tell_of_targets
 from localora.adapter.weighted import rank_of_sum, weighted_config, weighted_factors
 from localora.errors import AdapterError, LayerError, LocaloraError
@@ -65,7 +64,7 @@ class LocalizedModel(BaseTuner):
         if not isinstance(config, LocalizedConfig):
             return
         if config.of_saved_adapter:
-            model.register_forward_pre_hook(FirstUse(model, adapter_name))
+            model.register_forward_pre_hook(FirstUse(model, config, adapter_name))
         else:
             tell_of_targets(model, adapter_name, config)
             if asked == "all-linear":

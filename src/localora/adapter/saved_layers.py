@@ -55,25 +55,17 @@ class SavedLayer:
         rows, cols = self.tensors["row_labels"], self.tensors["col_labels"]
         try:
             partition = Partition.from_labels(rows, cols, local.clusters)
+            check_fits(partition, self.budget, self.name)
         except PlacementError as error:
             raise AdapterFileError(f"the adapter file is damaged at layer {self.name}: {error}") from error
-        for side, given, asked in (
-            ("row", partition.covered_rows, local.rows),
-            ("col", partition.covered_cols, local.cols),
-        ):
-            if given != asked:
-                raise AdapterFileError(
-                    f"{self.name}.localized_{side}_labels covers {given} entries instead of {asked}; the adapter file "
-                    "is damaged or belongs to another config"
-                )
-        check_fits(partition, self.budget, self.name)
         return partition
 
-    def check_product(self) -> None:
-        """Raise AdapterFileError if factors that are finite have a product that need not be.
+    def check_finite(self) -> None:
+        """Raise AdapterFileError if a tensor is not finite, or if factors that are have a product that need not be.
 
         No entry of s B A exceeds the sum over its ranks of the largest entries of B's column and A's row.
         """
+        check_finite({f"{self.name}{OURS}{key}": tensor for key, tensor in self.tensors.items()})
         for term, scale in (("global", self.scale), ("local", self.scale), ("frozen", 1.0)):
             suffix = "" if term == "frozen" else ".weight"
             A, B = (self.tensors.get(f"{term}_{side}{suffix}") for side in "AB")
@@ -226,7 +218,7 @@ def check_contents(layers: Iterable[SavedLayer]) -> None:
     waiting = []
     placed = False
     for layer in layers:
-        layer.check_product()
+        layer.check_finite()
         if layer.is_unplaced:
             waiting.append(layer.name)
         else:

@@ -1,16 +1,23 @@
-"""A saved adapter's tensors against the model they are to be loaded into: all of this adapter's, none of the base's."""
+"""A saved adapter's tensors against the model they are loaded into: all of this adapter's, none of the base's.
+
+PEFT's loader shows us a file's tensors before it takes them. `model.load_adapter` of transformers makes the adapter's
+layers, then puts every tensor whose name it finds in the model there, the base model's among them, and asks nobody:
+what it wrote is looked at before the model's first pass.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+import torch
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from localora.adapter.adapted import adapted_layers
 from localora.adapter.config import LocalizedConfig
-from localora.adapter.first_use import settled
 from localora.adapter.saved_layers import (
+    OURS,
     PEFT_PREFIX,
     AdapterFileError,
     SavedLayer,
@@ -20,16 +27,35 @@ from localora.adapter.saved_layers import (
     split,
 )
 
+OF_THE_BASE = "_localora_base"  # on a tensor: it was here before the adapter
+BY_TRANSFORMERS = "_is_hf_initialized"  # on a tensor: their loader put it here
+
 
 def check_state(model: nn.Module, config: LocalizedConfig, adapter_name: str, state: dict[str, Tensor]) -> None:
     """Refuse tensors, by the keys of an adapter's file, that are not the whole of this adapter of this model.
 
     Raises:
-        AdapterFileError: layers or tensors missing, not expected, or of the wrong shape or dtype; labels that are no
-            partition; each by name.
+        AdapterFileError: as :func:`check_layers`, or tensors that would be written anywhere but into the adapter.
     """
     by_layer, others = split(state)
     check_saved_in_full(model, adapter_name, others)
+    check_finite(others)
+    check_layers(model, config, adapter_name, by_layer)
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, FirstUse) and hook.adapter_name == adapter_name:
+                hook.done = True
+
+
+def check_layers(
+    model: nn.Module, config: LocalizedConfig, adapter_name: str, by_layer: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    """Refuse tensors, by layer name and name behind `localized_`, that are not those of this adapter's layers.
+
+    Raises:
+        AdapterFileError: layers or tensors missing, not expected, or of the wrong shape or dtype; numbers that are not
+            finite; labels that are no partition; each by name.
+    """
     layers = {name.removeprefix(PEFT_PREFIX): layer for name, layer in adapted_layers(model, adapter_name)}
     missing, strange = layers.keys() - by_layer.keys(), by_layer.keys() - layers.keys()
     if missing:
@@ -42,22 +68,13 @@ def check_state(model: nn.Module, config: LocalizedConfig, adapter_name: str, st
             f"the adapter file holds {len(strange)} layers that this model does not adapt, such as "
             f"{', '.join(sorted(strange)[:3])}; is it the adapter of another model, or of more target_modules?"
         )
-    saved = []
-    for name, layer in layers.items():
-        budget, scale = layer.localized_layout[adapter_name]
-        check_layer(
-            name,
-            budget,
-            config.consolidated_rank,
-            by_layer[name],
-            "this model and config need {}; is it the adapter of another model, or was its config edited?",
-        )
-        saved.append(SavedLayer(name, budget, scale, by_layer[name]))
-    check_finite(state)
+    needed = "this model and config need {}; is it the adapter of another model, or was its config edited?"
+    saved = [SavedLayer(name, *layer.localized_layout[adapter_name], by_layer[name]) for name, layer in layers.items()]
+    for each in saved:
+        check_layer(each.name, each.budget, config.consolidated_rank, each.tensors, needed)
     check_contents(saved)
     for each in saved:
         layers[each.name].localized_verified[adapter_name] = not each.is_unplaced
-    settled(model, adapter_name)
 
 
 def check_saved_in_full(model: nn.Module, adapter_name: str, others: Iterable[str]) -> None:
@@ -115,3 +132,36 @@ def match_frozen(model: nn.Module, config: LocalizedConfig, adapter_name: str, s
     for _, layer in adapted_layers(model, adapter_name):
         layer.allocate_frozen(adapter_name, saved)
     config.consolidated_rank = saved
+
+
+class FirstUse:
+    """A forward pre-hook of the model: refuses, by name, what is damaged; silent once an adapter was found sound."""
+
+    def __init__(self, model: nn.Module, config: LocalizedConfig, adapter_name: str) -> None:
+        self.config, self.adapter_name = config, adapter_name
+        self.done = False
+        for tensor in (*model.parameters(), *model.buffers()):
+            setattr(tensor, OF_THE_BASE, True)
+
+    @torch.compiler.disable
+    def __call__(self, model: nn.Module, _: Any) -> None:
+        if self.done:
+            return
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            written = getattr(tensor, BY_TRANSFORMERS, False) and not hasattr(tensor, OF_THE_BASE)
+            if written and OURS not in name and f".modules_to_save.{self.adapter_name}." not in name:
+                raise AdapterFileError(
+                    f"loading the adapter {self.adapter_name!r} overwrote {name} of the base model, which its file "
+                    "holds: load the base model anew, and this adapter with PeftModel.from_pretrained, which refuses it"
+                )
+        of_adapter = {
+            name.removeprefix(PEFT_PREFIX): {
+                ".".join([group.removeprefix("localized_"), *rest]): tensor
+                for key, tensor in layer.state_dict().items()
+                for group, owner, *rest in [key.split(".")]
+                if group.startswith("localized_") and owner == self.adapter_name
+            }
+            for name, layer in adapted_layers(model, self.adapter_name)
+        }
+        check_layers(model, self.config, self.adapter_name, of_adapter)
+        self.done = True
