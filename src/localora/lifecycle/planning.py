@@ -27,7 +27,7 @@ from localora.placement.captured import captured_energy
 from localora.placement.coclustering import plan_coclusters
 from localora.placement.partition import Partition
 from localora.placement.random import random_partition
-from localora.placement.sketch import GradientSketch, SharedInputs
+from localora.placement.sketch import GradientSketch
 from localora.placement.taylor import TaylorScores, plan_block
 from localora.placement.threads import over_threads
 
@@ -132,14 +132,12 @@ def gradient_sketches(
     passes: Passes, layers: Layers, config: CpsLoraConfig, batches: list[Any] | None = None
 ) -> dict[str, GradientSketch]:
     """Sketches of each layer's gradient, summed over the batches (default all) and the processes."""
-    inputs = SharedInputs()
     sketches = {
-        key: GradientSketch(layer.out_features, layer.in_features, config.sketch, config.seed, inputs=inputs)
+        key: GradientSketch(layer.out_features, layer.in_features, config.sketch, config.seed)
         for key, layer in layers.items()
     }
     observers = {key: sketch.observe for key, sketch in sketches.items()}
     passes.run(layers, observers, passes.batches if batches is None else batches)
-    inputs.forget()
     sum_signals(sketches)
     return sketches
 

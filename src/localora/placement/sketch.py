@@ -12,7 +12,6 @@ The base weight never requires grad and G is never formed. What stays in memory 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -31,29 +30,19 @@ class GradientSketch:
     and right = pinv(Psi left) Z. It is exact when the rank of G is at most s.
     """
 
-    def __init__(
-        self,
-        m: int,
-        n: int,
-        width: int,
-        seed: int,
-        *,
-        device: torch.device | str = "cpu",
-        inputs: SharedInputs | None = None,
-    ) -> None:
-        """Y and Z are kept on `device`. Sketches given the same `inputs` multiply an x they share by Omega once."""
+    def __init__(self, m: int, n: int, width: int, seed: int, *, device: torch.device | str = "cpu") -> None:
+        """Y and Z are kept on `device`."""
         self.width = min(width, m, n)
         self.seed = seed
         self.m, self.n = m, n
-        self.inputs = inputs
         self.Y = torch.zeros(m, self.width, device=device)
         self.Z = torch.zeros(2 * self.width + 1, n, device=device)
         self.batches = 0
 
     def observe(self, x_tn: Tensor, g_tm: Tensor, W_mn: Tensor | None = None) -> None:
         """Add one batch. x `(T, n)`, g `(T, m)`; computed in float32 or wider. W is not needed."""
-        x, g = _wide(x_tn) if self.inputs is None else self.inputs.wide(x_tn), _wide(g_tm)
-        self.Y = self.Y + (g.T @ self._x_omega(x)).to(self.Y.device)
+        x, g = _wide(x_tn), _wide(g_tm)
+        self.Y = self.Y + (g.T @ (x @ _as(self._omega_key, x))).to(self.Y.device)
         self.Z = self.Z + ((_as(self._psi_key, g) @ g.T) @ x).to(self.Z.device)
         self.batches += 1
 
@@ -70,12 +59,6 @@ class GradientSketch:
         """What is summed over the processes of a distributed run."""
         return [self.Y, self.Z]
 
-    def _x_omega(self, x_tn: Tensor) -> Tensor:
-        def product() -> Tensor:
-            return x_tn @ _as(self._omega_key, x_tn)
-
-        return product() if self.inputs is None else self.inputs.product(self._omega_key, product)
-
     @property
     def _omega_key(self) -> Projection:
         return self.n, self.width, 2 * self.seed
@@ -89,37 +72,6 @@ class GradientSketch:
 
     def _psi(self) -> Tensor:
         return _gaussian(*self._psi_key)
-
-
-class SharedInputs:
-    """The input x met last, and its products: the layers that read one tensor (q, k and v; gate and up) share them.
-
-    Backward visits such layers one after the other. x itself is kept until the next one comes, so that no other tensor
-    can take its address; :meth:`forget` lets go of the last.
-    """
-
-    def __init__(self) -> None:
-        self._x: Tensor | None = None
-        self._identity: tuple[object, ...] = ()
-        self._wide: Tensor | None = None
-        self._products: dict[Projection, Tensor] = {}
-
-    def wide(self, x_tn: Tensor) -> Tensor:
-        """x in float32 or wider; the same tensor again while x is the same memory, unchanged."""
-        identity = (x_tn.data_ptr(), x_tn._version, x_tn.shape, x_tn.stride(), x_tn.dtype, x_tn.device)
-        if self._wide is None or identity != self._identity:
-            self._x, self._identity, self._wide, self._products = x_tn, identity, _wide(x_tn), {}
-        return self._wide
-
-    def product(self, key: Projection, compute: Callable[[], Tensor]) -> Tensor:
-        """`compute()`, once for each key while x stays the same."""
-        if key not in self._products:
-            self._products[key] = compute()
-        return self._products[key]
-
-    def forget(self) -> None:
-        """Free what is kept."""
-        self._x, self._identity, self._wide, self._products = None, (), None, {}
 
 
 def _wide(tensor: Tensor) -> Tensor:
