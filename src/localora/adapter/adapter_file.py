@@ -35,10 +35,6 @@ class AdapterFile:
     layers: dict[str, SavedLayer]
     others: dict[str, Tensor]  # of modules_to_save
 
-    @property
-    def is_unplaced(self) -> bool:
-        return any(layer.is_unplaced for layer in self.layers.values())
-
     def check_placed(self) -> None:
         """Raise UnplacedAdapterError if it was saved before it was placed."""
         for name, layer in self.layers.items():
@@ -81,7 +77,6 @@ def read_config(folder: Path) -> LocalizedConfig:
     path = folder / CONFIG
     if not path.is_file():
         raise AdapterMissingError(f"{folder} holds no adapter (no {CONFIG})")
-    check_config_file(path)
     config = LocalizedConfig.from_pretrained(str(folder))
     assert isinstance(config, LocalizedConfig)
     return config

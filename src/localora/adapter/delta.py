@@ -57,13 +57,8 @@ class LayerDelta(LayerState):
 
     def frozen_factors(self, name: str) -> Factors | None:
         """The whole frozen term, `(c, n)` and `(m, c)`, wherever it is; None before the first event."""
-        parts = [self.localized_folded[name]] if name in self.localized_folded else []
-        if name in self.localized_frozen_A:
-            parts.append((self.localized_frozen_A[name], self.localized_frozen_B[name]))
-        if len(parts) < 2:
-            return parts[0] if parts else None
-        device = parts[0][0].device
-        return torch.cat([A.to(device) for A, _ in parts]), torch.cat([B.to(device) for _, B in parts], dim=1)
+        folded, beside = self.localized_folded.get(name), self._frozen_beside(name)
+        return beside if folded is None else joined(folded, beside)
 
     def _frozen_beside(self, name: str) -> Factors | None:
         if name not in self.localized_frozen_A:
@@ -120,12 +115,9 @@ class LayerDelta(LayerState):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name in self.localized_folded:
-            destination |= {f"{prefix}{key}": tensor for key, tensor in self._frozen_tensors(name).items()}
-
-    def _frozen_tensors(self, name: str) -> dict[str, Tensor]:
-        A, B = self.frozen_factors(name) or (None, None)
-        return {} if A is None or B is None else {f"localized_frozen_A.{name}": A, f"localized_frozen_B.{name}": B}
+        for name, folded in self.localized_folded.items():
+            for side, factor in zip("AB", joined(folded, self._frozen_beside(name)), strict=True):
+                destination[f"{prefix}localized_frozen_{side}.{name}"] = factor
 
     def delete_adapter(self, adapter_name: str) -> None:
         self.unfold(adapter_name)
