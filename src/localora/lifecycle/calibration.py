@@ -67,7 +67,9 @@ def calibrate(
     passes = Passes(model, batches, steps, loss_fn)
     count = len(passes.batches)
     planner = PLANNERS[config.planner]
-    passes.progress = _with_total(progress, count + planner.more_passes)
+    if progress:
+        total = count + planner.more_passes
+        passes.progress = lambda done: progress(done, total)
     reports = planner.plan(passes, layers, name, config, {})
     for layer_name, layer in layers.items():
         layer.place(name, reports[layer_name].partition)
@@ -79,10 +81,6 @@ def calibrate(
         loss=sum(passes.losses[:count]) / count,
         seconds=time.perf_counter() - started,
     )
-
-
-def _with_total(progress: Callable[[int, int], None] | None, total: int) -> Callable[[int], None] | None:
-    return (lambda done: progress(done, total)) if progress else None
 
 
 def adapter_config(model: nn.Module, adapter_name: str | None) -> tuple[str, LocalizedConfig]:

@@ -36,38 +36,24 @@ class _Watch(torch.autograd.Function):
 
 
 @contextmanager
-def observe_gradients(observers: Mapping[nn.Module, Observer]) -> Iterator[None]:
+def watch_gradients(model: nn.Module, observers: Mapping[nn.Module, Observer]) -> Iterator[Callable[[], None]]:
     """While active, every backward pass through a layer of `observers` calls its observer with `(x, g)`.
 
-    Nothing else changes: parameters get the gradients they would have got, up to the rounding of one sum (a watched
-    base layer passes its own gradient on, where the update would else have added both at once).
+    For passes that are made to observe and for nothing else: no parameter requires grad meanwhile, so nothing
+    accumulates in any `.grad` and no gradient of a weight is formed; each parameter gets its own flag back at the end.
+    Yields a function to call before each backward pass, which takes the flags away again: losses that need a reference
+    switch the adapter off and on, and PEFT then sets them.
     """
+    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     # The layers before the first trainable parameter have outputs that autograd would not follow; an anchor that
     # requires grad makes them followed.
     anchor = torch.zeros((), requires_grad=True)
 
-    def hook(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    def watch(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return output
         watched: Tensor = _Watch.apply(anchor, inputs[0].detach(), output, observers[layer])  # type: ignore[no-untyped-call]
         return watched
-
-    with ExitStack() as stack:
-        for layer in observers:
-            # Before the hooks of others, so in backward after them: ZeRO-3 has gathered the layer's weight by then.
-            stack.callback(layer.register_forward_hook(hook, prepend=True).remove)
-        yield
-
-
-@contextmanager
-def watch_gradients(model: nn.Module, observers: Mapping[nn.Module, Observer]) -> Iterator[Callable[[], None]]:
-    """:func:`observe_gradients` for passes that are made to observe and for nothing else.
-
-    No parameter requires grad meanwhile, so nothing accumulates in any `.grad` and no gradient of a weight is formed;
-    each parameter gets its own flag back at the end. Yields a function to call before each backward pass, which takes
-    the flags away again: losses that need a reference switch the adapter off and on, and PEFT then sets them.
-    """
-    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
 
     def freeze(*_: Any) -> None:
         for parameter, _flag in required:
@@ -78,7 +64,9 @@ def watch_gradients(model: nn.Module, observers: Mapping[nn.Module, Observer]) -
             output.requires_grad_(True)
 
     with ExitStack() as stack:
-        stack.enter_context(observe_gradients(observers))
+        for layer in observers:
+            # Before the hooks of others, so in backward after them: ZeRO-3 has gathered the layer's weight by then.
+            stack.callback(layer.register_forward_hook(watch, prepend=True).remove)
         embeddings = _input_embeddings(model)
         if embeddings is not None:  # reentrant gradient checkpointing needs an input that requires grad
             stack.callback(embeddings.register_forward_hook(follow).remove)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -36,20 +35,12 @@ class Passes:
     Args:
         batches: at most `steps` are read and kept; tensors in dicts are moved to the model's device.
         loss_fn: (model, batch) -> scalar loss; default `model(**batch).loss`, or the first output.
-        progress: called with the number of passes done after each one.
 
     Raises:
         CalibrationError: there are no batches.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        batches: Iterable[Any],
-        steps: int,
-        loss_fn: LossFn | None = None,
-        progress: Callable[[int], None] | None = None,
-    ) -> None:
+    def __init__(self, model: nn.Module, batches: Iterable[Any], steps: int, loss_fn: LossFn | None = None) -> None:
         self.model = model
         with failing_together():
             check_batches("calibrate", batches)
@@ -57,61 +48,50 @@ class Passes:
             if not self.batches:
                 raise CalibrationError("calibration got no batches: the data set is empty, or its iterator is used up")
         self.loss_fn = loss_fn or _default_loss
-        self.progress = progress
+        self.progress: Callable[[int], None] | None = None  # called with the number of passes done after each one
         self.losses: list[float] = []
 
     def run(self, layers: Layers, observers: Mapping[str, Observer], batches: list[Any]) -> None:
         """One backward pass a batch; `observers` are called with each layer's x `(T, n)` and g `(T, m)`.
 
+        Meanwhile no parameter is trained, and an unplaced adapter is no mistake.
+
         Raises:
             CalibrationError: a batch without label tokens, or a loss that is not a finite scalar.
         """
         by_module = {layers[key].get_base_layer(): observer for key, observer in observers.items()}
-        with failing_together(), self.watching(by_module) as freeze:
-            for number, batch in enumerate(batches, start=1):
-                self.backward(batch, number, freeze)
-
-    @contextmanager
-    def watching(self, observers: Mapping[nn.Module, Observer]) -> Iterator[Callable[[], None]]:
-        """While active, no parameter that the model has now is trained, and an unplaced adapter is no mistake.
-
-        Yields what takes away the flags of parameters that a loss gave them back, for :meth:`backward`.
-        """
         # All layers, since another adapter may be active as well, and still wait for its own placement.
         calibrated = [module for module in self.model.modules() if isinstance(module, LocalizedLinear)]
         for layer in calibrated:
             layer.calibrating = True
         try:
-            with watch_gradients(self.model, observers) as freeze, torch.enable_grad():
-                yield freeze
+            with failing_together(), watch_gradients(self.model, by_module) as freeze, torch.enable_grad():
+                for number, batch in enumerate(batches, start=1):
+                    loss = self._loss(batch, number)
+                    if not loss.requires_grad:
+                        raise CalibrationError(
+                            f"the loss of calibration batch {number} has no gradient: it was detached, or made under "
+                            "no_grad"
+                        )
+                    freeze()
+                    loss.backward()
+                    self.losses.append(float(loss.detach()))
+                    if self.progress:
+                        self.progress(len(self.losses))
         finally:
             for layer in calibrated:
                 layer.calibrating = False
 
-    def backward(self, batch: Any, number: int, freeze: Callable[[], None], remedy: str = CHECK_BATCH) -> float:
-        """Forward and backward of one batch, while :meth:`watching`; gives the loss.
+    def first_loss(self, remedy: str) -> float:
+        """The loss of the first batch as the model is now, without dropout.
 
         Raises:
-            CalibrationError: a batch without label tokens, or a loss that is not a finite scalar: then with `remedy`.
+            CalibrationError: as :meth:`run`; of a loss that is not finite, with `remedy`.
         """
-        loss = self._loss(batch, number, remedy)
-        if not loss.requires_grad:
-            raise CalibrationError(
-                f"the loss of calibration batch {number} has no gradient: it was detached, or made under no_grad"
-            )
-        freeze()
-        loss.backward()
-        self.losses.append(float(loss.detach()))
-        if self.progress:
-            self.progress(len(self.losses))
-        return self.losses[-1]
-
-    def first_loss(self, remedy: str = CHECK_BATCH) -> float:
-        """The loss of the first batch as the model is now, without dropout. Raises as :meth:`backward`."""
         with evaluating(self.model), failing_together():
             return float(self._loss(self.batches[0], 1, remedy))
 
-    def _loss(self, batch: Any, number: int, remedy: str) -> Tensor:
+    def _loss(self, batch: Any, number: int, remedy: str = CHECK_BATCH) -> Tensor:
         labels = batch.get("labels") if isinstance(batch, Mapping) else None
         if isinstance(labels, Tensor) and labels.numel() and bool((labels == -100).all()):
             raise CalibrationError(
