@@ -26,7 +26,9 @@ models, training, evaluation, runs and comparisons to reports and commands, and 
 | what a forward pass does | `adapter/layer.py`, and its arithmetic in `adapter/update.py` |
 | G-LoRA's Taylor scores and its block | `placement/taylor.py` |
 | CPS-LoRA's gradient sketch, and its co-clusters | `placement/sketch.py`, `placement/coclustering.py` |
-| what an event does, in order | `lifecycle/event.py`; when it happens, `lifecycle/schedule.py` |
+| how much the clusters capture, and how far their subspaces overlap | `placement/captured.py` |
+| partition and adapters in turn (an event), step by step | `lifecycle/repartition.py`; when, `lifecycle/schedule.py` |
+| a saved adapter, read and refused | `adapter/adapter_file.py`; into a model, `adapter/state_check.py` |
 | an option, its default and range | `adapter/config.py` |
 
 ## How to add a placement

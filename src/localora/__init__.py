@@ -19,9 +19,9 @@ if "_LOCALORA_COMPLETE" not in os.environ:
     from localora.export.lora import ExportReport, export_lora
     from localora.lifecycle.calibration import calibrate
     from localora.lifecycle.callback import LocalizationCallback
-    from localora.lifecycle.event import RepartitionEvent
     from localora.lifecycle.from_update import calibrate_from_update
     from localora.lifecycle.passes import CalibrationError
+    from localora.lifecycle.repartition import RepartitionEvent
     from localora.lifecycle.report import CalibrationReport, LayerReport
     from localora.lifecycle.schedule import Repartitioner
     from localora.placement.partition import Partition, Placement, PlacementError

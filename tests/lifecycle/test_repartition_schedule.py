@@ -13,7 +13,7 @@ from torch import nn
 
 from localora import CpsLoraConfig, Partition, Repartitioner, RepartitionEvent, ScheduleError
 from localora.adapter.adapted import adapted_layers
-from localora.lifecycle import event as event_module
+from localora.lifecycle import repartition
 from localora.lifecycle.report import LayerReport
 from tiny_models import mlp_batch
 
@@ -30,7 +30,7 @@ def propose(monkeypatch: pytest.MonkeyPatch, partitions: Callable[[str, Partitio
             for key, (new, captured) in found.items()
         }
 
-    monkeypatch.setattr(event_module, "propose", planned)
+    monkeypatch.setattr(repartition, "propose", planned)
 
 
 def run(steps: int, total: int | None = None, method: str = "cps-lora", **options: object) -> Repartitioner:

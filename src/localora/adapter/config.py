@@ -52,7 +52,7 @@ class LocalizedConfig(PeftConfig):
             "random" and "contiguous" place at once, for ablations.
         seed: seed of random placements and of calibration's sketches.
         init_weights: True starts from dW = 0; False from a non-zero update (for tests).
-        repartition: when events happen (see :mod:`localora.lifecycle.event`), as fractions of training in (0, 1];
+        repartition: when events happen (see :mod:`localora.lifecycle.repartition`), as fractions of training in (0, 1];
             empty means never. Done by :class:`localora.LocalizationCallback`, or by :class:`localora.Repartitioner` in
             a loop of one's own.
         repartition_every: or every so many optimizer steps; 0 means not.

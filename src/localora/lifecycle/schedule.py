@@ -1,6 +1,6 @@
 """When events happen: after fractions of training, or every N steps, in a loop of one's own or in a Trainer.
 
-What happens at one is `event.py`.
+What happens at one is `repartition.py`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from localora.arguments import check_batches, check_callable, check_count, check
 from localora.errors import ScheduleError
 from localora.lifecycle.calibration import adapter_config
 from localora.lifecycle.consolidation import check_possible, live_rank
-from localora.lifecycle.event import RepartitionEvent, event
 from localora.lifecycle.passes import LossFn, Passes
+from localora.lifecycle.repartition import RepartitionEvent, event
 
 logger = logging.getLogger(__name__)
 

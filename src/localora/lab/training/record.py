@@ -101,7 +101,7 @@ class RunRecord(Part):
     seconds: dict[str, float] = {}  # by stage; a resumed run adds up
     peak_memory_mib: float = 0.0
     placement: dict[str, Any] | None = None  # the calibration report, or None where nothing was calibrated
-    repartitions: list[dict[str, Any]] = []  # one entry an event, see localora.lifecycle.event.RepartitionEvent
+    repartitions: list[dict[str, Any]] = []  # one entry an event, see localora.lifecycle.repartition.RepartitionEvent
     ranks: dict[str, int] | None = None  # by layer, where the method chose them in training (AdaLoRA)
     export: dict[str, Any] | None = None
     resumed_at: list[int] = []  # steps at which the run was taken up again

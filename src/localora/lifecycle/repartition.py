@@ -1,4 +1,4 @@
-"""One event, in the order its parts come: look, consolidate, place, start anew; and what it did, in numbers.
+"""One event, partition and adapters in turn: look, consolidate, place, start anew; and what it did, in numbers.
 
     look            the loss and, where labels can change, the gradient, on a fixed set of batches: nothing changes yet
     consolidate     frozen <- [frozen, live]: exactly, so the function does not change
