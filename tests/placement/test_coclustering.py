@@ -152,7 +152,6 @@ def test_result_reports_the_public_measures() -> None:
     result = plan_coclusters(*dense(M), clusters=3, rank=2, balance=0.5)
     assert result.captured_energy == captured_energy(*dense(M), result.partition, 2)
     assert result.subspace_correlation == subspace_correlation(*unit_svd(*dense(M)), result.partition, 2)
-    assert result.rounds >= 2
 
 
 # --- alternation ---------------------------------------------------------------------------------------------------
@@ -317,18 +316,15 @@ def test_all_zero_gives_contiguous_equal_clusters() -> None:
     result = plan_coclusters(left, right, clusters=3, rank=2, balance=0.4)
     assert result.partition.row_labels.tolist() == [0, 0, 0, 1, 1, 2, 2]
     assert result.partition.col_labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert (result.captured_energy, result.subspace_correlation, result.rounds) == (0.0, 0.0, 0)
+    assert (result.captured_energy, result.subspace_correlation) == (0.0, 0.0)
     assert captured_energy(left, right, result.partition, 2) == 0.0
     assert subspace_correlation(*unit_svd(left, right), result.partition, 2) == 0.0
 
 
-def test_all_zero_keeps_a_start_within_bounds() -> None:
+def test_all_zero_keeps_the_start() -> None:
     left, right = torch.ones(6, 2), torch.tensor([[1.0], [-1.0]]).expand(2, 4)  # the product cancels
     start = Partition.from_labels([1, 0, 1, 0, 1, 0], [1, 1, 0, 0], 2)
     assert plan_coclusters(left, right, clusters=2, rank=1, balance=1.0, start=start).partition == start
-    lopsided = Partition.from_labels([1, 0, 0, 0, 0, 0], [1, 1, 0, 0], 2)
-    moved = plan_coclusters(left, right, clusters=2, rank=1, balance=1.0, start=lopsided).partition
-    assert moved.row_sizes == (3, 3)
 
 
 @pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])

@@ -23,24 +23,14 @@ LARGEST_INT = 2**31 - 1  # of any option: more is a typing error, or a hostile f
 _COMPARE = {"ge": operator.ge, "gt": operator.gt, "le": operator.le, "lt": operator.lt}
 
 
-def option(
-    default: Any,
-    help: str,
-    *,
-    ge: float | None = None,
-    gt: float | None = None,
-    le: float | None = None,
-    lt: float | None = None,
-    recipe: bool = True,
-) -> Any:
+def option(default: Any, help: str, *, recipe: bool = True, **bounds: float) -> Any:
     """A dataclass field with its help and range.
 
     Args:
         default: the value, or a function without arguments that makes one.
-        ge, gt, le, lt: bounds of the number, or of each number in a list or dict.
         recipe: whether recipes of `localora train` have it.
+        bounds: `ge`, `gt`, `le`, `lt`, of the number, or of each number in a list or dict.
     """
-    bounds = {key: value for key, value in {"ge": ge, "gt": gt, "le": le, "lt": lt}.items() if value is not None}
     metadata = {"help": help, "bounds": bounds, "recipe": recipe}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
@@ -89,25 +79,21 @@ class Option:
 
 def options_of(config_class: Any) -> dict[str, Option]:
     """All options of a config class by name, those that PEFT's base config brings among them."""
-    return _options_of(config_class)
+    return _options_of(config_class)  # a cached function would not take a class whose objects have no hash
 
 
 @cache
 def _options_of(config_class: Any) -> dict[str, Option]:
-    hints = typing.get_type_hints(config_class)
-    found = {}
-    for field in dataclasses.fields(config_class):
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        metadata = field.metadata
-        found[field.name] = Option(
-            field.name,
-            hints[field.name],
-            default,
-            metadata.get("help", ""),
-            metadata.get("bounds", {}),
-            metadata.get("recipe", False),
-        )
-    return found
+    hints, of_others = typing.get_type_hints(config_class), {"help": "", "bounds": {}, "recipe": False}
+    return {
+        field.name: Option(field.name, hints[field.name], default_of(field), **{**of_others, **field.metadata})
+        for field in dataclasses.fields(config_class)
+    }
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """What a dataclass's field has when it is left out."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

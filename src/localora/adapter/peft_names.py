@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from peft import LoraConfig
 
-from localora.adapter.options import nearest, options_of
+from localora.adapter.options import default_of, nearest, options_of
 from localora.errors import ConfigError
 
 Config = TypeVar("Config", bound=type)
@@ -78,7 +78,4 @@ def _because(key: str) -> str:
 
 @cache
 def _lora_defaults() -> dict[str, Any]:
-    return {
-        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        for field in dataclasses.fields(LoraConfig)
-    }
+    return {field.name: default_of(field) for field in dataclasses.fields(LoraConfig)}

@@ -10,6 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from localora.adapter.adapted import adapted_layers
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.layer import LocalizedLinear
 from localora.adapter.options import nearest
@@ -39,11 +40,7 @@ def linear_layers_of(model: nn.Module) -> str:
 
 def tell_of_targets(model: nn.Module, adapter_name: str, config: LocalizedConfig) -> None:
     """Warn of names in `target_modules` that no layer has, and once of all layers that got less than was asked for."""
-    layers = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, LocalizedLinear) and adapter_name in module.localized_layout
-    ]
+    layers = adapted_layers(model, adapter_name)
     if isinstance(config.target_modules, set):
         _warn_of_unmatched(model, config.target_modules, [name for name, _ in layers])
     _warn_of_small(layers, adapter_name)

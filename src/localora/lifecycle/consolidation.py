@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.expert import Expert
 from localora.adapter.factors import Factors, joined, whole
-from localora.adapter.layer import LocalizedLinear
+from localora.adapter.saved_layers import expected_shapes
 from localora.adapter.zero import gathered, whole_shape
 from localora.errors import ScheduleError
 from localora.lifecycle.optimizer_state import check_forgettable, forget
 from localora.lifecycle.passes import Layers
 from localora.lifecycle.processes import decide_once
-from localora.placement.thin import gram_norm, truncate_factors
+from localora.placement.thin import thin_norm, truncate_factors
 from localora.placement.threads import one_thread
 
 
@@ -41,7 +41,9 @@ def check_possible(model: nn.Module, layers: Layers, name: str, config: Localize
     """
     factors: dict[str, nn.Parameter] = {}
     for key, layer in layers.items():
-        for parameter, shape in zip(layer.trained(name).values(), _shapes(layer, name), strict=True):
+        shapes = expected_shapes(layer.localized_layout[name].budget, 0)
+        for own, parameter in layer.trained(name).items():
+            shape = shapes[own.removeprefix("localized_").replace(f".{name}.", ".")]
             if whole_shape(parameter) != shape or not isinstance(parameter, nn.Parameter):
                 raise ScheduleError(
                     f"the factors of {key} are no longer parameters of shape {shape}, but of {tuple(parameter.shape)}: "
@@ -53,15 +55,6 @@ def check_possible(model: nn.Module, layers: Layers, name: str, config: Localize
         check_forgettable(optimizer, factors)
     if config.frozen == "merged":
         _check_foldable(model, layers)
-
-
-def _shapes(layer: LocalizedLinear, name: str) -> list[tuple[int, int]]:
-    budget = layer.localized_layout[name].budget
-    m, n, r_g, local = budget.m, budget.n, budget.global_rank, budget.local
-    return [
-        *([(r_g, n), (m, r_g)] if r_g else []),
-        *([(local.rank, local.cols), (local.rows, local.rank)] if local else []),
-    ]
 
 
 def _check_foldable(model: nn.Module, layers: Layers) -> None:
@@ -115,7 +108,7 @@ def consolidate(layers: Layers, name: str, config: LocalizedConfig) -> tuple[flo
     squares, errors = 0.0, [0.0]
     for layer in layers.values():
         A, B = layer.live_factors(name)
-        squares += gram_norm(A.double(), B.double()) ** 2
+        squares += thin_norm(A.double(), B.double()) ** 2
         A, B = _padded(A, B, rank)
         if config.frozen == "merged":
             layer.set_frozen(name, A, B)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from localora.placement.assignment import Array, assign
+from localora.placement.budget import LocalShape
 from localora.placement.captured import (
     captured,
     check_rank,
@@ -35,6 +36,7 @@ from localora.placement.captured import (
 )
 from localora.placement.numbering import number_by_first_mention, number_like
 from localora.placement.partition import MAX_CLUSTERS, Partition, PlacementError
+from localora.placement.random import contiguous_partition
 from localora.placement.spectral_start import spectral_start
 from localora.placement.threads import one_thread
 
@@ -55,14 +57,12 @@ class CoclusteringResult:
         partition: every row and column labelled 0..K-1.
         captured_energy: see :func:`localora.placement.captured.captured_energy`.
         subspace_correlation: see :func:`localora.placement.captured.subspace_correlation`.
-        rounds: alternations of the run that won.
         start_energy: captured energy of `start`, if there was one.
     """
 
     partition: Partition
     captured_energy: float
     subspace_correlation: float
-    rounds: int
     start_energy: float | None = None
 
 
@@ -72,14 +72,9 @@ class _Run:
 
     labels: tuple[Tensor, Tensor]
     energies: tuple[float, ...]
-    rounds: int
 
     def energy(self) -> float:
         return self.energies[-1]
-
-    def then(self, later: _Run) -> _Run:
-        """The run `later`, which went on from this one."""
-        return _Run(later.labels, later.energies, self.rounds + later.rounds)
 
 
 @one_thread()
@@ -110,8 +105,8 @@ def plan_coclusters(
             2e-4, and the result is numbered to agree with it. Without it clusters are numbered by their first row.
 
     Returns:
-        The partition. An all-zero M says nothing: the result is `start` where that keeps the bounds, else contiguous
-        clusters of equal size; its captured energy and subspace correlation are 0.
+        The partition. An all-zero M says nothing: the result is `start`, or contiguous clusters of equal size; its
+        captured energy and subspace correlation are 0.
 
     Raises:
         PlacementError: factors that do not fit, are empty or not finite, more clusters than rows or columns,
@@ -127,8 +122,8 @@ def plan_coclusters(
         _check_start(start, clusters, m, n)
     row_bounds, col_bounds = size_bounds(m, clusters, balance), size_bounds(n, clusters, balance)
     if len(s) == 0:
-        undecided = _undecided(m, n, clusters, row_bounds, col_bounds, start)
-        return CoclusteringResult(undecided, 0.0, 0.0, 0, None if start is None else 0.0)
+        undecided = start or contiguous_partition(m, n, LocalShape(clusters, rank, m, n))
+        return CoclusteringResult(undecided, 0.0, 0.0, None if start is None else 0.0)
 
     def alternate(labels: tuple[Tensor, Tensor], directions: int, rounds: int = MAX_ROUNDS) -> _Run:
         X_few, V_few = U[:, :directions] * s[:directions], V[:, :directions]
@@ -144,7 +139,7 @@ def plan_coclusters(
     warm = alternate((start.row_labels.long(), start.col_labels.long()), q) if start is not None else None
     if warm is None or best.energy() > LAGGING * warm.energy():
         for directions in (few, q) if few < q else (q,):
-            best = best.then(alternate(best.labels, directions))
+            best = alternate(best.labels, directions)
     if start is None or warm is None:
         rows, cols = number_by_first_mention(*best.labels, clusters)
     else:
@@ -155,7 +150,6 @@ def plan_coclusters(
         partition,
         captured(U, s, V, partition, rank),
         subspace_correlation(U, s, V, partition, rank),
-        best.rounds,
         None if start is None else captured(U, s, V, start, rank),
     )
 
@@ -197,7 +191,7 @@ def _alternate(
             break
         if count > 1 and energies[-1] <= energies[-3] * (1 + TOLERANCE):
             break
-    return _Run((rows, cols), tuple(energies), count)
+    return _Run((rows, cols), tuple(energies))
 
 
 def _reassign(points_Nq: Tensor, maps_Krq: Tensor, labels: Tensor, bounds: Bounds, prices: Array) -> Tensor:
@@ -221,17 +215,6 @@ def _by_energy(points_Nq: Tensor, clusters: int, bounds: Bounds) -> Tensor:
     first = N - (clusters - 1) * low
     place = points_Nq.square().sum(1).argsort(descending=True, stable=True).argsort()
     return torch.where(place < first, 0, 1 + (place - first).div(max(low, 1), rounding_mode="floor"))
-
-
-def _undecided(
-    m: int, n: int, clusters: int, row_bounds: Bounds, col_bounds: Bounds, start: Partition | None
-) -> Partition:
-    """The partition of an all-zero M: `start` where that is allowed, else contiguous clusters of equal size."""
-    if start is not None:
-        sizes = ((start.row_sizes, row_bounds), (start.col_sizes, col_bounds))
-        if all(low <= min(size) and max(size) <= high for size, (low, high) in sizes):
-            return start
-    return Partition.from_labels(torch.arange(m) * clusters // m, torch.arange(n) * clusters // n, clusters)
 
 
 def _check_clusters(clusters: int, m: int, n: int) -> None:

@@ -6,8 +6,6 @@ Shape legend
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -35,21 +33,13 @@ def truncate_factors(A_Rn: Tensor, B_mR: Tensor, rank: int) -> tuple[Tensor, Ten
     return A.to(A_Rn.dtype), B.to(B_mR.dtype), error
 
 
-def relative_difference(
-    A: Tensor, B: Tensor, A_other: Tensor, B_other: Tensor, norm: Callable[[Tensor, Tensor], float] | None = None
-) -> float:
-    """Frobenius norm of B A - B' A' over that of B A (over 1 if B A is zero); `norm` defaults to the exact one."""
-    norm = norm or thin_norm
-    difference = norm(torch.cat([A.double(), A_other.double()]), torch.cat([B.double(), -B_other.double()], dim=1))
-    whole = norm(A.double(), B.double())
+def relative_difference(A: Tensor, B: Tensor, A_other: Tensor, B_other: Tensor) -> float:
+    """Frobenius norm of B A - B' A' over that of B A (over 1 if B A is zero)."""
+    difference = thin_norm(torch.cat([A.double(), A_other.double()]), torch.cat([B.double(), -B_other.double()], dim=1))
+    whole = thin_norm(A.double(), B.double())
     return difference / whole if whole > 0 else difference
 
 
 def thin_norm(A_Rn: Tensor, B_mR: Tensor) -> float:
     """Frobenius norm of B A."""
     return float((torch.linalg.qr(B_mR).R @ torch.linalg.qr(A_Rn.T).R.T).norm())
-
-
-def gram_norm(A_Rn: Tensor, B_mR: Tensor) -> float:
-    """The same from Gram matrices, ||B A||^2 = sum((B^T B) * (A A^T)): much faster, and right to 1e-8 ||B|| ||A||."""
-    return float(((B_mR.T @ B_mR) * (A_Rn @ A_Rn.T)).sum().clamp(min=0).sqrt())
