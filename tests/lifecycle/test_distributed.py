@@ -13,7 +13,7 @@ from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from localora import PlacementError, calibrate
-from localora.lifecycle.processes import check_agreement, decide_once
+from localora.lifecycle.processes import check_same, decide_once
 from method_table import METHODS, Method
 from tiny_models import LLAMA_TARGETS, tiny_llama, token_batch
 
@@ -58,9 +58,9 @@ def errors(rank: int) -> dict[str, str]:
         decide_once(decide)
     raised["decision"] = str(decision.value)
     assert decide_once(lambda: rank) == 0
-    check_agreement("same")
+    check_same({"placement": "same"}, "")
     with pytest.raises(RuntimeError) as disagreement:
-        check_agreement(f"digest-{rank}")
+        check_same({"placement": f"digest-{rank}"}, "start all with the same seed")
     raised["disagreement"] = str(disagreement.value)
     return raised
 
@@ -90,7 +90,4 @@ def test_two_processes(tmp_path: Path) -> None:
         assert [layer.partition for layer in half.layers] != one["partitions"]
     for result in (first, second):
         assert result["errors"]["decision"] == "only process 0 decides"
-        assert (
-            "process 1 of 2 holds another placement than the rest: ['digest-0', 'digest-1']"
-            in (result["errors"]["disagreement"])
-        )
+        assert "process 1 has another placement than process 0; start all" in result["errors"]["disagreement"]

@@ -45,12 +45,10 @@ def _ways_of(operation: Any, argument: Any) -> float:
             return _repeated(least, most, _ways(body), body)
         case "BRANCH":
             return sum(_ways(branch) for branch in argument[1])
-        case "SUBPATTERN":
-            return _ways(argument[3])
         case "ATOMIC_GROUP":
             return _ways(argument)
-        case "ASSERT" | "ASSERT_NOT":
-            return _ways(argument[1])
+        case "SUBPATTERN" | "ASSERT" | "ASSERT_NOT":
+            return _ways(argument[-1])
         case "GROUPREF_EXISTS":
             return _ways(argument[1]) + (_ways(argument[2]) if argument[2] else 1)
         case _:

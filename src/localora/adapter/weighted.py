@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from localora.adapter.config import LocalizedConfig
+from localora.adapter.factors import joined
 from localora.adapter.layer import LocalizedLinear
 from localora.errors import AdapterError
+from localora.placement.thin import padded
 
 EXACT = ("linear", "cat")  # one and the same here: PEFT's "linear" adds factors, and so is none
 
@@ -60,17 +62,13 @@ def weighted_factors(
 ) -> tuple[Tensor, Tensor]:
     """A `(c, n)` and B `(m, c)` of the sum on one layer, padded with zeros to the rank c of all layers."""
     like = next(layer.parameters())  # of a quantized base, the weight would be costly to have
-    A = torch.zeros(rank, layer.in_features, device=like.device)
-    B = torch.zeros(layer.out_features, rank, device=like.device)
-    start = 0
+    A, B = like.new_zeros(0, layer.in_features).float(), like.new_zeros(layer.out_features, 0).float()
     for name, weight in zip(adapters, weights, strict=True):
-        if name not in layer.localized_layout:
-            continue
-        layer.local_partition(name)  # raises when it is unplaced
-        A_i, B_i = layer.dense_factors(name, torch.float32)
-        A[start : start + len(A_i)], B[:, start : start + len(A_i)] = A_i, weight * B_i
-        start += len(A_i)
-    return A, B
+        if name in layer.localized_layout:
+            layer.local_partition(name)  # raises when it is unplaced
+            A_i, B_i = layer.dense_factors(name, torch.float32)
+            A, B = joined((A, B), (A_i, weight * B_i))
+    return padded(A, B, rank)
 
 
 def rank_of_sum(layer: LocalizedLinear, adapters: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,16 @@ def check_engines(folder: str | Path, base: str | None = None) -> list[Engine]:
         )
     layers = sorted({key.partition(".lora_")[0] for key in keys if ".lora_" in key})
     read = _Folder(folder, config, layers, base or config.get("base_model_name_or_path") or "BASE")
-    return [Engine(name, tuple(rules(read)), command(read)) for name, (rules, command) in _ENGINES.items()]
+    name = folder.resolve().name
+    commands = {
+        "vLLM": ["vllm", "serve", read.base, "--enable-lora", "--max-lora-rank", str(on_grid(config["r"])),
+                 "--lora-modules", f"{name}={folder}"],
+        "SGLang": ["python", "-m", "sglang.launch_server", "--model-path", read.base, "--enable-lora",
+                   "--lora-paths", f"{name}={folder}"],
+        "llama.cpp": ["llama-server", "-m", "BASE.gguf", "--lora", str(folder / GGUF)],
+        "Ollama": ["ollama", "create", name, "-f", str(folder / MODELFILE)],
+    }  # fmt: skip
+    return [Engine(name, tuple(rules(read)), shlex.join(commands[name])) for name, rules in _RULES.items()]
 
 
 def write_modelfile(folder: Path, model: str) -> None:
@@ -146,35 +155,4 @@ def _one_scale(folder: _Folder, source: str) -> Iterator[str]:
             yield f"{key} is ignored, so that some layers get a wrong scale; localora's export has none ({source})"
 
 
-def _name(folder: _Folder) -> str:
-    return folder.path.resolve().name
-
-
-def _vllm_command(folder: _Folder) -> str:
-    return shlex.join([
-        "vllm", "serve", folder.base, "--enable-lora", "--max-lora-rank", str(on_grid(folder.config["r"])),
-        "--lora-modules", f"{_name(folder)}={folder.path}",
-    ])  # fmt: skip
-
-
-def _sglang_command(folder: _Folder) -> str:
-    return shlex.join([
-        "python", "-m", "sglang.launch_server", "--model-path", folder.base, "--enable-lora",
-        "--lora-paths", f"{_name(folder)}={folder.path}",
-    ])  # fmt: skip
-
-
-def _llama_cpp_command(folder: _Folder) -> str:
-    return shlex.join(["llama-server", "-m", "BASE.gguf", "--lora", str(folder.path / GGUF)])
-
-
-def _ollama_command(folder: _Folder) -> str:
-    return shlex.join(["ollama", "create", _name(folder), "-f", str(folder.path / MODELFILE)])
-
-
-_ENGINES: dict[str, tuple[Callable[[_Folder], Iterator[str]], Callable[[_Folder], str]]] = {
-    "vLLM": (_vllm, _vllm_command),
-    "SGLang": (_sglang, _sglang_command),
-    "llama.cpp": (_llama_cpp, _llama_cpp_command),
-    "Ollama": (_ollama, _ollama_command),
-}
+_RULES = {"vLLM": _vllm, "SGLang": _sglang, "llama.cpp": _llama_cpp, "Ollama": _ollama}

@@ -11,7 +11,6 @@ rows of q and k in that other order; dW's rows are B's rows, so B alone is reord
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +25,16 @@ from localora.export.folder import ExportError
 GGUF = "adapter.gguf"
 
 
-@dataclass(frozen=True)
-class Family:
-    """How llama.cpp keeps the models of one `model_type` of transformers."""
-
-    arch: str  # member of gguf.MODEL_ARCH
-    paired_rows: bool = False  # whether the rows of q and k are reordered
-
-
-FAMILIES = {
-    "llama": Family("LLAMA", paired_rows=True),
-    "mistral": Family("LLAMA", paired_rows=True),
-    "qwen2": Family("QWEN2"),
-    "qwen3": Family("QWEN3"),
-    "gemma": Family("GEMMA"),
-    "gemma2": Family("GEMMA2"),
-    "gemma3_text": Family("GEMMA3"),
+FAMILIES = {  # `model_type` of transformers -> member of gguf.MODEL_ARCH
+    "llama": "LLAMA",
+    "mistral": "LLAMA",
+    "qwen2": "QWEN2",
+    "qwen3": "QWEN3",
+    "gemma": "GEMMA",
+    "gemma2": "GEMMA2",
+    "gemma3_text": "GEMMA3",
 }
+PAIRED_ROWS = ("LLAMA",)  # whose rows of q and k are in another order
 
 
 def check_gguf(config: PretrainedConfig) -> None:
@@ -73,7 +65,7 @@ def write_gguf(folder: Path, config: PretrainedConfig, base: str | None) -> Path
     """
     check_gguf(config)
     gguf, family = _gguf(), FAMILIES[config.model_type]
-    arch = gguf.MODEL_ARCH[family.arch]
+    arch = gguf.MODEL_ARCH[family]
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     factors = load_file(folder / WEIGHTS)
     layers = sorted({key.removesuffix(".lora_A.weight") for key in factors if key.endswith(".lora_A.weight")})
@@ -89,7 +81,7 @@ def write_gguf(folder: Path, config: PretrainedConfig, base: str | None) -> Path
         name = layer.removeprefix(PEFT_PREFIX)
         tensor = _tensor_name(names, name, config)
         A, B = factors[f"{layer}.lora_A.weight"].float(), factors[f"{layer}.lora_B.weight"].float()
-        if family.paired_rows and (heads := _heads(name, config)):
+        if family in PAIRED_ROWS and (heads := _heads(name, config)):
             B = _paired_rows(B, heads, name)
         writer.add_tensor(f"{tensor}.weight.lora_a", A.contiguous().numpy())
         writer.add_tensor(f"{tensor}.weight.lora_b", B.contiguous().numpy())

@@ -32,7 +32,7 @@ from localora.export.folder import ExportError, check_reachable, check_target, w
 from localora.export.gguf_file import check_gguf, write_gguf
 from localora.export.grid import RANK_GRID, on_grid
 from localora.export.sources import Adapter, read_folder, read_model
-from localora.placement.thin import relative_difference, truncate_factors
+from localora.placement.thin import padded, relative_difference, truncate_factors
 
 
 @dataclass(frozen=True)
@@ -172,10 +172,11 @@ def _warn_of_limits(adapter: Adapter, rank: int) -> None:
 
 def _tensors(adapter: Adapter, kept: dict[str, tuple[Tensor, Tensor]], rank: int) -> dict[str, Tensor]:
     tensors = {key: value.contiguous() for key, value in adapter.other_tensors.items()}
-    padded = {name: (_pad(A, rank, dim=0), _pad(B, rank, dim=1)) for name, (A, B) in kept.items()}
-    for name in linear_layers(adapter.config, padded):
-        tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"], tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = padded[name]
-    experts = expert_tensors(adapter.config, padded)
+    factors = {name: padded(A, B, rank) for name, (A, B) in kept.items()}
+    for name in linear_layers(adapter.config, factors):
+        for side, factor in zip("AB", factors[name], strict=True):
+            tensors[f"{PEFT_PREFIX}{name}.lora_{side}.weight"] = factor.contiguous()
+    experts = expert_tensors(adapter.config, factors)
     return tensors | {f"{PEFT_PREFIX}{key}": value for key, value in experts.items()}
 
 
@@ -206,12 +207,6 @@ def _check_finite(adapter: Adapter) -> None:
                 f"{what} hold NaN or infinite numbers: training has diverged. Export an earlier checkpoint, or train "
                 "again at a lower learning rate"
             )
-
-
-def _pad(factor: Tensor, rank: int, dim: int) -> Tensor:
-    shape = list(factor.shape)
-    shape[dim] = rank - shape[dim]
-    return torch.cat([factor, factor.new_zeros(shape)], dim=dim).contiguous()
 
 
 def _write_config(adapter: Adapter, rank: int, out: Path) -> None:

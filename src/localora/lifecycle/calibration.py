@@ -15,9 +15,8 @@ from localora.adapter.config import LocalizedConfig
 from localora.arguments import check_callable, check_count, check_model
 from localora.lifecycle.passes import CalibrationError, Layers, LossFn, Passes
 from localora.lifecycle.planning import PLANNERS
-from localora.lifecycle.processes import check_agreement
+from localora.lifecycle.processes import check_placement
 from localora.lifecycle.report import CalibrationReport
-from localora.placement.partition import Placement
 
 
 def calibrate(
@@ -73,7 +72,7 @@ def calibrate(
     reports = planner.plan(passes, layers, name, config, {})
     for layer_name, layer in layers.items():
         layer.place(name, reports[layer_name].partition)
-    check_agreement(Placement.digest_of(report.partition for report in reports.values()))
+    check_placement(report.partition for report in reports.values())
     return CalibrationReport(
         method=config.method,
         layers=tuple(reports.values()),

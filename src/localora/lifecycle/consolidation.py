@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.expert import Expert
-from localora.adapter.factors import Factors, joined, whole
+from localora.adapter.factors import joined, whole
 from localora.adapter.saved_layers import expected_shapes
 from localora.adapter.zero import gathered, whole_shape
 from localora.errors import ScheduleError
 from localora.lifecycle.optimizer_state import check_forgettable, forget
 from localora.lifecycle.passes import Layers
 from localora.lifecycle.processes import decide_once
-from localora.placement.thin import thin_norm, truncate_factors
+from localora.placement.thin import padded, thin_norm, truncate_factors
 from localora.placement.threads import one_thread
 
 
@@ -109,7 +109,7 @@ def consolidate(layers: Layers, name: str, config: LocalizedConfig) -> tuple[flo
     for layer in layers.values():
         A, B = layer.live_factors(name)
         squares += thin_norm(A.double(), B.double()) ** 2
-        A, B = _padded(A, B, rank)
+        A, B = padded(A, B, rank)
         if config.frozen == "merged":
             layer.set_frozen(name, A, B)
             layer.fold(name, rank)
@@ -135,12 +135,7 @@ def live_rank(layers: Layers, name: str) -> int:
 def _bounded(A_cn: Tensor, B_mc: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
     """The nearest factors of at most this rank, and the relative change of their product."""
     A, B, error = truncate_factors(A_cn, B_mc, rank)
-    return *_padded(A, B, rank), error
-
-
-def _padded(A: Tensor, B: Tensor, rank: int) -> Factors:
-    missing = rank - len(A)
-    return nn.functional.pad(A, (0, 0, 0, missing)), nn.functional.pad(B, (0, missing))
+    return *padded(A, B, rank), error
 
 
 def start_anew(layers: Layers, name: str, optimizer: Any, seed: int, step: int) -> None:

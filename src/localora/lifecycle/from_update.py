@@ -22,9 +22,8 @@ from localora.arguments import check_model, check_path
 from localora.lifecycle.calibration import adapter_config, layers_to_place
 from localora.lifecycle.passes import CalibrationError
 from localora.lifecycle.planning import PLANNERS
-from localora.lifecycle.processes import check_agreement, decide_once
+from localora.lifecycle.processes import check_placement, decide_once
 from localora.lifecycle.report import CalibrationReport, LayerReport
-from localora.placement.partition import Placement
 from localora.placement.threads import over_threads
 
 
@@ -75,7 +74,7 @@ def calibrate_from_update(
     reports = decide_once(plan)
     for key, layer in layers.items():
         layer.place(name, reports[key].partition)
-    check_agreement(Placement.digest_of(report.partition for report in reports.values()))
+    check_placement(report.partition for report in reports.values())
     return CalibrationReport(config.method, tuple(reports.values()), 0, None, time.perf_counter() - started)
 
 

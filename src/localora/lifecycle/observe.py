@@ -67,7 +67,8 @@ def watch_gradients(model: nn.Module, observers: Mapping[nn.Module, Observer]) -
         for layer in observers:
             # Before the hooks of others, so in backward after them: ZeRO-3 has gathered the layer's weight by then.
             stack.callback(layer.register_forward_hook(watch, prepend=True).remove)
-        embeddings = _input_embeddings(model)
+        get: Callable[[], nn.Module] | None = getattr(model, "get_input_embeddings", None)
+        embeddings = get() if get else None
         if embeddings is not None:  # reentrant gradient checkpointing needs an input that requires grad
             stack.callback(embeddings.register_forward_hook(follow).remove)
         stack.callback(model.register_forward_pre_hook(freeze).remove)
@@ -77,8 +78,3 @@ def watch_gradients(model: nn.Module, observers: Mapping[nn.Module, Observer]) -
         finally:
             for parameter, flag in required:
                 parameter.requires_grad_(flag)
-
-
-def _input_embeddings(model: nn.Module) -> nn.Module | None:
-    get: Callable[[], nn.Module] | None = getattr(model, "get_input_embeddings", None)
-    return get() if get else None

@@ -6,7 +6,6 @@ Every process must come through these functions in the same order.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -16,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from localora.errors import LocaloraError
+from localora.placement.partition import Partition, Placement
 
 T = TypeVar("T")
 
@@ -86,26 +86,7 @@ def decide_once(decide: Callable[[], T]) -> T:
     return box[0]  # type: ignore[return-value]
 
 
-def check_agreement(digest: str) -> None:
-    """Raise unless every process holds the same placement.
-
-    Raises:
-        ProcessError: the digests differ; names the processes whose placement is not what most hold.
-    """
-    if not _distributed():
-        return
-    digests: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(digests, digest)
-    most, _ = Counter(digests).most_common(1)[0]
-    odd = [str(rank) for rank, own in enumerate(digests) if own != most]
-    if odd:
-        raise ProcessError(
-            f"process {', '.join(odd)} of {len(digests)} holds another placement than the rest: {digests}. Start all "
-            "of them with the same seed"
-        )
-
-
-def check_same(held: dict[str, str]) -> None:
+def check_same(held: dict[str, str], remedy: str) -> None:
     """Raise unless every process holds the same of each thing.
 
     Raises:
@@ -118,10 +99,12 @@ def check_same(held: dict[str, str]) -> None:
     for rank, of_one in enumerate(of_all):
         for name, value in of_one.items():
             if value != of_all[0].get(name):
-                raise ProcessError(
-                    f"process {rank} has another {name} than process 0; give all processes the same recipe and files "
-                    "(and the same versions of them on every machine)"
-                )
+                raise ProcessError(f"process {rank} has another {name} than process 0; {remedy}")
+
+
+def check_placement(partitions: Iterable[Partition]) -> None:
+    """Raise ProcessError unless every process holds the same placement."""
+    check_same({"placement": Placement.digest_of(partitions)}, "start all of them with the same seed")
 
 
 def _distributed() -> bool:

@@ -22,9 +22,9 @@ from localora.adapter.config import LocalizedConfig
 from localora.lifecycle.consolidation import check_finite, consolidate, event_seed, start_anew
 from localora.lifecycle.passes import Layers, Passes
 from localora.lifecycle.planning import local_shape, partition_of, propose
-from localora.lifecycle.processes import check_agreement, failing_together
+from localora.lifecycle.processes import check_placement, failing_together
 from localora.lifecycle.report import LayerReport
-from localora.placement.partition import Partition, Placement
+from localora.placement.partition import Partition
 from localora.placement.random import random_partition
 
 DIVERGED = "has training diverged? Lower the learning rate and resume from the last checkpoint before this step"
@@ -50,7 +50,7 @@ def event(
     for key, proposal in proposals.items():
         placed[key].place(name, proposal.partition)
     start_anew(layers, name, optimizer, config.seed, step)
-    check_agreement(Placement.digest_of(partition_of(layer, name) for layer in placed.values()))
+    check_placement(partition_of(layer, name) for layer in placed.values())
     moved = [_moved(old[key], proposal.partition) for key, proposal in proposals.items()]
     return RepartitionEvent(
         step=step,

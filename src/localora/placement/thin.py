@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 def thin_svd(A_Rn: Tensor, B_mR: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,6 +32,12 @@ def truncate_factors(A_Rn: Tensor, B_mR: Tensor, rank: int) -> tuple[Tensor, Ten
     energy = S.square().sum()
     error = float((S[rank:].square().sum() / energy).sqrt()) if energy != 0 else 0.0  # NaN stays NaN
     return A.to(A_Rn.dtype), B.to(B_mR.dtype), error
+
+
+def padded(A_Rn: Tensor, B_mR: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The same product at a larger rank: zeros below A and right of B."""
+    missing = rank - len(A_Rn)
+    return pad(A_Rn, (0, 0, 0, missing)), pad(B_mR, (0, missing))
 
 
 def relative_difference(A: Tensor, B: Tensor, A_other: Tensor, B_other: Tensor) -> float:

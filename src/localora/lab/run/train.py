@@ -143,7 +143,10 @@ def _prepare(
         dtype = ChosenDtype(earlier.dtype, earlier.dtype_reason or "as it was before")
     with narrator.phase(f"loading {recipe.model.name}"):
         setup = load_setup(recipe, dtype)
-    check_same({"recipe": str(recipe.resolved()), **{f"{split} data": h for split, h in setup.task.hashes.items()}})
+    check_same(
+        {"recipe": str(recipe.resolved()), **{f"{split} data": h for split, h in setup.task.hashes.items()}},
+        "give all processes the same recipe and files (and the same versions of them on every machine)",
+    )
     for line in setup.header(recipe.training):
         narrator.say(line)
     loaded = time.perf_counter()
