@@ -93,9 +93,10 @@ def config_of(model: nn.Module, cfg: Any) -> LocalizedConfig:
     Raises:
         ConfigError: an option that is not known, given twice, or not supported.
     """
-    given: dict[str, Any] = {peft: cfg[key] for key, peft in KEYS.items() if cfg[key] is not None}
     options: dict[str, Any] = {
-        key: dict(value) if isinstance(value, Mapping) else value for key, value in given.items()
+        peft: dict(value) if isinstance(value, Mapping) else value
+        for key, peft in KEYS.items()
+        if (value := cfg[key]) is not None
     }
     if cfg.lora_target_linear:
         if options.get("target_modules"):

@@ -8,10 +8,9 @@ Shape legend
 
     captured energy = sum_k ||best rank-r approximation of M[R_k, C_k]||_F^2 / ||M||_F^2        (the objective)
 
-M is a gradient sketch or an update B A and stays in factors: all work and memory is linear in m + n. A block is
-M[R_k, C_k] = X[R_k] V[C_k]^T, so the Gram matrices A_k = X[R_k]^T X[R_k] and H_k = V[C_k]^T V[C_k], q x q, say all
-about its singular values. Everything is float64 on the CPU, wherever the factors lie, so that a seed gives the
-same labels on every device.
+M is a gradient sketch or an update B A and stays in factors: all work and memory is linear in m + n, since the q x q
+Gram matrices of the clusters' rows and columns say all about a block (captured.py). Everything is float64 on the CPU,
+wherever the factors lie, so that a seed gives the same labels on every device.
 """
 
 from __future__ import annotations
