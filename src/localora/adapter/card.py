@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from peft.peft_model import ModelCard, ModelCardData  # those of huggingface_hub that PEFT writes its cards with
+# Those of huggingface_hub that PEFT writes its cards with.
+from peft.peft_model import ModelCard, ModelCardData  # type: ignore[attr-defined, unused-ignore]
 
 if TYPE_CHECKING:
     from localora.adapter.config import LocalizedConfig

@@ -148,7 +148,7 @@ class LocalizedLinear(LayerDelta):
         packed = tuple(f.weight for f in factors if isinstance(f, ColumnFactor | RowFactor))  # FSDP1 has views
         return Origin(packed, tuple(labels), lambda: self.live_factors(name, dtype))
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _verify_for_forward(self, name: str) -> None:
         learning = self.training and torch.is_grad_enabled()
         if self.is_unplaced(name) and (self.calibrating or not learning):

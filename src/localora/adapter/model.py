@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, init_empty_weights
+from peft.tuners.tuners_utils import BaseTuner, init_empty_weights  # type: ignore[attr-defined, unused-ignore]
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, _get_submodules
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import Tensor, nn

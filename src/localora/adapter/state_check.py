@@ -131,7 +131,7 @@ class FirstUse:
         for tensor in (*model.parameters(), *model.buffers()):
             setattr(tensor, OF_THE_BASE, True)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, model: nn.Module, _: Any) -> None:
         if self.done:
             return
