@@ -119,7 +119,9 @@ class LocalizedLinear(LayerDelta):
         if type(base) is not nn.Linear or torch.compiler.is_compiling():
             return None
         hooks = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
-        hooks = hooks or torch.nn.modules.module._has_any_global_hook()
+        of_all = torch.nn.modules.module  # torch 2.6 has no function that says whether there are any
+        hooks = hooks or of_all._global_forward_hooks or of_all._global_forward_pre_hooks
+        hooks = hooks or of_all._global_backward_hooks or of_all._global_backward_pre_hooks
         trained = base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad)
         if hooks or "forward" in vars(base) or trained or type(base.weight) is not nn.Parameter:
             return None
