@@ -150,10 +150,16 @@ def _saved_in_full(key: str, modules: Iterable[str]) -> bool:
 
 
 def _sides(name: str, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
-    """m and n of a layer, from whatever says them; of a wrong number of dimensions, what no budget will fit."""
-    for rows, cols in (("row_labels", "col_labels"), ("global_B.weight", "global_A.weight")):
+    """m and n of a layer, from whatever says them."""
+    for rows, cols, ndim in (("row_labels", "col_labels", 1), ("global_B.weight", "global_A.weight", 2)):
         if rows in tensors and cols in tensors:
-            return (*tensors[rows].shape, 1)[0], (1, *tensors[cols].shape)[-1]
+            for key in (rows, cols):
+                if tensors[key].ndim != ndim:
+                    raise AdapterFileError(
+                        f"{name}{OURS}{key} has shape {tuple(tensors[key].shape)} in the adapter file; it must have "
+                        f"{ndim} dimension{'s' * (ndim > 1)}"
+                    )
+            return tensors[rows].shape[0], tensors[cols].shape[-1]
     has_local = any(key.startswith("local_") or key.endswith("_labels") for key in tensors)
     pair = ("row_labels", "col_labels") if has_local else ("global_A.weight", "global_B.weight")
     raise _lacks(name, [key for key in pair if key not in tensors])
