@@ -410,6 +410,10 @@ def test_no_rank_of_a_config_makes_room_before_the_file_is_read(
         ),
         ('{"peft_type": "LOCALIZED", "method": "cps-lora", "task_type": "X"}', "config.json: Invalid task type: 'X'"),
         ('{"peft_type": "LOCALIZED", "method": "cps-lora", "rank_pattern": {"((.*)*)*!": 2}}', "for ever to match"),
+        (
+            '{"peft_type": "LOCALIZED", "base_model_name_or_path": "\\ud800"}',
+            "config.json is no readable JSON.*surrogate",
+        ),
         ('{"peft_type": "LORA"}', "an adapter of type LORA, not a localora adapter"),
     ],
 )

@@ -207,6 +207,10 @@ MIXED_UP: dict[str, tuple[Any, str]] = {  # a call of the public API, and what i
     "rank a half": (lambda new, out: localora.export_lora(ADAPTED, out, rank=2.5), "rank must be an integer"),
     "rank true": (lambda new, out: localora.export_lora(ADAPTED, out, rank=True), "rank must be an integer"),
     "overwrite a text": (lambda new, out: localora.export_lora(ADAPTED, out, overwrite="no"), "overwrite must be True"),
+    "modelfile of lines": (
+        lambda new, out: localora.export_lora(ADAPTED, out, modelfile="base\nSYSTEM evil"),
+        "modelfile has several lines",
+    ),
     "modelfile 5": (lambda new, out: localora.export_lora(ADAPTED, out, modelfile=5), "modelfile must be the name"),
     "load nothing": (lambda new, out: localora.load(None), "must be a path"),
     "swap in nothing": (lambda new, out: localora.hot_swap(ADAPTED, None), "folder must be a path"),

@@ -95,6 +95,7 @@ def check_config_file(path: Path) -> None:
     """Refuse a file that is no JSON object, that says a thing twice, or that is the config of another method."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
+        json.dumps(values, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair can be escaped, not written
     except KeyTwiceError as error:
         raise ConfigError(f"{path}: {error}") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -16,7 +16,7 @@ from peft.utils.other import get_pattern_key
 
 from localora.adapter.card import complete_card
 from localora.adapter.options import LARGEST_RANK, option, options_of
-from localora.adapter.patterns import check_pattern
+from localora.adapter.patterns import MOST_PATTERNS, check_pattern
 from localora.adapter.peft_names import accept_peft_names
 from localora.errors import ConfigError
 from localora.placement.budget import LayerBudget, clustered_budget, global_local_budget
@@ -162,7 +162,12 @@ class LocalizedConfig(PeftConfig):
             if isinstance(expression := getattr(self, key), str):
                 check_pattern(key, expression)
         for key in ("rank_pattern", "alpha_pattern"):
-            for expression in getattr(self, key):
+            expressions = getattr(self, key)
+            if len(expressions) > MOST_PATTERNS:
+                raise ConfigError(
+                    f"{key} has {len(expressions):,} entries; {MOST_PATTERNS:,} may be tried on each layer"
+                )
+            for expression in expressions:
                 check_pattern(key, expression, as_matched=rf"(.*\.)?({expression})$")
         blocks = [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern or ()
         for expression in blocks:

@@ -14,6 +14,7 @@ from typing import Any
 
 from localora.errors import ConfigError
 
+MOST_PATTERNS = 1024  # each is tried on each layer: a layer an entry is enough, and 50,000 took minutes
 NAME = 64  # letters of a layer's name
 MOST_WAYS = 16 * NAME**5  # as of five `.*` and some alternatives: within seconds for all names of a model
 

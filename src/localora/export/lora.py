@@ -112,6 +112,8 @@ def export_lora(
     check_kind("export_lora", "modelfile", modelfile, (str, type(None)), "the name of a model as Ollama knows it")
     if modelfile is not None and not modelfile.strip():
         raise ExportError("modelfile is empty; give the name by which Ollama knows the base model")
+    if modelfile is not None and len(modelfile.splitlines()) > 1:  # what follows would be instructions of the file
+        raise ExportError("modelfile has several lines; give the name by which Ollama knows the base model")
     out = Path(out)
     check_reachable(out)
     if not isinstance(model_or_folder, nn.Module) and out.resolve() == Path(model_or_folder).resolve():
