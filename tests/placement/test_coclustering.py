@@ -308,6 +308,16 @@ def test_memory_is_linear_in_rows_and_columns() -> None:
     assert peak <= 16 * 8 * (m + n) * clusters
 
 
+@pytest.mark.parametrize(
+    ("size", "clusters", "balance", "bounds"),
+    [(10, 4, 0.0, (0, 10)), (10, 4, 0.5, (1, 7)), (10, 4, 1.0, (2, 3)), (12, 4, 1.0, (3, 3)), (5, 1, 0.3, (1, 5))],
+)
+def test_balance_goes_from_free_sizes_to_equal_ones(
+    size: int, clusters: int, balance: float, bounds: tuple[int, int]
+) -> None:
+    assert size_bounds(size, clusters, balance) == bounds
+
+
 # --- degenerate input ----------------------------------------------------------------------------------------------
 
 
