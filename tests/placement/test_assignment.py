@@ -63,6 +63,12 @@ def test_assignment_of_many_needs_few_moves_and_stays_optimal(monkeypatch: pytes
     assert scores[again, np.arange(600)].sum() == pytest.approx(optimum(scores, 150, 150), rel=1e-12)
 
 
+def test_what_prices_of_a_similar_call_misplace_within_the_bounds_is_moved_too() -> None:
+    scores = torch.tensor([[6.0, 5, 4, 3, 2, 1], [0, 0, 0, 0, 0, 0]], dtype=F64)
+    labels = assign(scores, 1, 5, np.array([0.0, -3.5]))  # at these prices three are in each: few enough for paths
+    assert labels.tolist() == [0, 0, 0, 0, 0, 1]
+
+
 def test_assignment_refuses_impossible_bounds() -> None:
     with pytest.raises(PlacementError, match=r"10 rows or columns do not fit 3 clusters of 4..5"):
         assign(torch.zeros(3, 10, dtype=F64), 4, 5)
