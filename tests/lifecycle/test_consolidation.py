@@ -16,6 +16,7 @@ import localora
 from localora import CpsLoraConfig, Repartitioner, RepartitionEvent, ScheduleError
 from localora.adapter.adapted import adapted_layers
 from localora.adapter.size import adapter_size, frozen_rank_after, size_of_budgets
+from localora.lifecycle.consolidation import event_seed
 from method_table import Method, every_method
 from tiny_models import GPT2_TARGETS, LLAMA_TARGETS, Mlp, mlp_batch, tiny_gpt2, tiny_llama, token_batch
 
@@ -373,3 +374,14 @@ def test_a_high_learning_rate_on_a_tiny_vision_transformer_stays_finite(seed: in
     assert max(losses) < 5
     norms = [float(p.detach().norm()) for p in trainable(model)]
     assert max(norms) < 20
+
+
+def test_layers_events_and_seeds_start_anew_with_other_numbers() -> None:
+    of = {
+        event_seed(0, 5, "q_proj"),
+        event_seed(0, 5, "k_proj"),
+        event_seed(0, 6, "q_proj"),
+        event_seed(1, 5, "q_proj"),
+    }
+    assert len(of) == 4
+    assert event_seed(0, 5, "q_proj") in of
