@@ -56,6 +56,15 @@ def test_init_prints_a_recipe_that_is_valid() -> None:
     assert validate_recipe(own).data.path == "mine.jsonl"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_init_to_a_full_disk_is_a_sentence() -> None:
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "localora.cli", "init"]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert "error: the recipe cannot be written: No space left on device\n" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_keys_explain_the_recipe_section_by_section() -> None:
     everything = call("keys").stdout
     for key in ("method.local_size: 0.25", "training.learning_rate: 0.001", "data.path: not set", "model.dtype: auto"):

@@ -29,7 +29,7 @@ def errors_in_one_line(*more: type[Exception]) -> Iterator[None]:
     warnings.simplefilter("ignore", FutureWarning)  # they speak to the authors of libraries
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     before = signal.getsignal(signal.SIGTERM)
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:  # one of several waits for the others where no handler runs
+    if os.environ.get("WORLD_SIZE", "1") == "1":  # one of several waits for the others where no handler runs
         signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield

@@ -14,7 +14,11 @@ def init() -> None:
     """Print a recipe to begin with: localora init > recipe.yaml."""
     from localora.lab.recipe.file import TEMPLATE
 
-    typer.echo(TEMPLATE.read_text(encoding="utf-8"), nl=False)
+    try:
+        typer.echo(TEMPLATE.read_text(encoding="utf-8"), nl=False)
+    except OSError as error:
+        typer.echo(f"error: the recipe cannot be written: {error.strerror}", err=True)
+        raise typer.Exit(2) from None
 
 
 def keys(
