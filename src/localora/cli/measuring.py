@@ -133,12 +133,12 @@ def inspect(
     source: Annotated[
         Path, typer.Argument(help="An adapter folder (ours or PEFT's LoRA), or a fine-tuned checkpoint.")
     ],
-    out: Annotated[Path, typer.Argument(help="Folder for the HTML page, pictures, JSON and CSV.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the HTML page, its pictures and JSON.")],
     base: Annotated[Path | None, typer.Option(help="The checkpoint SOURCE was fine-tuned from.")] = None,
     rank: Annotated[int, typer.Option(help="Budget in LoRA's rank at which adapters are compared.")] = 16,
     clusters: Annotated[list[int] | None, typer.Option(help="Numbers of clusters to try; 2, 4 and 8.")] = None,
     layers: Annotated[list[str] | None, typer.Option(help="Names or patterns such as '*.q_proj'; all if not.")] = None,
-    draws: Annotated[int, typer.Option(help="Shuffled matrices to compare with; more are steadier.")] = 4,
+    draws: Annotated[int, typer.Option(help="Random matrices of each kind to compare with; more are steadier.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
 ) -> None:
     """Look at an update dW: spectrum, effective rank, and whether rows and columns form clusters, or do not."""
