@@ -136,6 +136,16 @@ def test_an_adapter_of_other_shapes_takes_nobodys_place(tmp_path: Path) -> None:
     assert torch.equal(logits(model), before)
 
 
+def test_an_adapter_with_modules_to_save_is_not_swapped(tmp_path: Path) -> None:
+    model = adapted(CPS_LORA, modules_to_save=["lm_head"], alpha=3.0)
+    before = logits(model)
+    adapted(CPS_LORA, seed=9).save_pretrained(tmp_path)
+    with pytest.raises(AdapterError, match="'default' has modules_to_save, which are not swapped"):
+        hot_swap(model, tmp_path)
+    assert torch.equal(logits(model), before)
+    assert model.peft_config["default"].alpha == 3.0
+
+
 def test_base_and_adapter_in_one_call(tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path / "base")
     model = adapted(CPS_LORA, task_type="CAUSAL_LM")

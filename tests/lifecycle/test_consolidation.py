@@ -46,6 +46,25 @@ def event_now(model: nn.Module, optimizer: Any = None, batches: list[Any] = BATC
     return event
 
 
+def test_under_autocast_no_base_weight_is_rounded() -> None:
+    model = adapted_mlp("cps-lora", repartition=[1.0], frozen="merged", init_weights=False)
+    layer = first_layer(model)
+    expected = (layer.get_base_weight().double() + layer.get_delta_weight("default").double()).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        event_now(model)
+    assert relative(layer.get_base_weight().double(), expected) < 1e-6
+
+
+def test_a_layer_without_a_gradient_keeps_its_placement() -> None:
+    model = adapted_mlp("cps-lora", repartition=[1.0], frozen="factors")
+    layers = [layer for _, layer in adapted_layers(model, "default")]
+    old = [partition(layer) for layer in layers]
+    layers[0].register_forward_hook(lambda _, __, out: out.detach())
+    with pytest.warns(UserWarning, match="zero in 1 of 2 adapted layers, .* keep the placement they have"):
+        event_now(model)
+    assert partition(layers[0]) == old[0]
+
+
 @pytest.mark.parametrize(("base", "targets"), [(tiny_llama, LLAMA_TARGETS), (tiny_gpt2, GPT2_TARGETS)])
 @MODES
 @every_method

@@ -83,6 +83,12 @@ def test_events_before_a_resumed_step_are_not_repeated() -> None:
     ]  # fmt: skip
 
 
+def test_events_before_a_late_placement_are_left_out() -> None:
+    model = adapted_mlp("cps-lora", repartition=[0.25, 0.6])
+    repartitioner = Repartitioner(model, None, 10, BATCHES, done_steps=3, placed_late=True)
+    assert [event.step for event in (repartitioner.step() for _ in range(7)) if event] == [6]
+
+
 def test_batches_are_read_once_and_at_most_so_many() -> None:
     read = []
 

@@ -69,6 +69,13 @@ def test_what_prices_of_a_similar_call_misplace_within_the_bounds_is_moved_too()
     assert labels.tolist() == [0, 0, 0, 0, 0, 1]
 
 
+def test_where_every_cluster_is_full_nothing_moves_and_it_ends() -> None:
+    scores = np.random.default_rng(0).exponential(size=(2, 10))
+    labels = assign(torch.tensor(scores), 0, 5).numpy()
+    assert np.bincount(labels).tolist() == [5, 5]
+    assert scores[labels, np.arange(10)].sum() == pytest.approx(optimum(scores, 0, 5))
+
+
 def test_assignment_refuses_impossible_bounds() -> None:
     with pytest.raises(PlacementError, match=r"10 rows or columns do not fit 3 clusters of 4..5"):
         assign(torch.zeros(3, 10, dtype=F64), 4, 5)

@@ -19,6 +19,7 @@ Both factors are scattered alike, one entry (a column of W for A, a row for B) w
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -90,9 +91,11 @@ def joined(first: Factors, second: Factors | None) -> Factors:
 
 
 def product(A_cn: Tensor, B_mc: Tensor) -> Tensor:
-    """B A `(m, n)`, in float32 or wider."""
+    """B A `(m, n)`, in float32 or wider; also under autocast, or a base weight that it is added to would be rounded."""
     wide = torch.promote_types(A_cn.dtype, torch.float32)
-    return B_mc.to(wide) @ A_cn.to(wide)
+    device = A_cn.device.type  # some, as meta, know no autocast
+    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+        return B_mc.to(wide) @ A_cn.to(wide)
 
 
 class _Factor(nn.Module):

@@ -65,7 +65,7 @@ def hot_swap(model: nn.Module, folder: str | Path, adapter_name: str = "default"
     """Put a saved adapter in the place of one of the same shapes: no parameter is made anew, whatever its scale.
 
     Raises:
-        AdapterError: the model has no adapter of that name, it is merged, or the saved one has modules_to_save; nothing
+        AdapterError: the model has no adapter of that name, it is merged, or one of both has modules_to_save; nothing
             has changed then.
         ConfigError, AdapterFileError, UnplacedAdapterError: the saved adapter is damaged, sits on other layers, has
             other shapes, or was never placed; nothing has changed then.
@@ -83,8 +83,9 @@ def hot_swap(model: nn.Module, folder: str | Path, adapter_name: str = "default"
             f"{adapter_name!r} is merged into the base weights, which another adapter could not undo; call "
             "unmerge_adapter() first"
         )
-    if saved.others:
-        raise AdapterError(f"{folder} has modules_to_save, which are not swapped; load it under another name")
+    for where, has_modules in ((folder, saved.others), (f"the adapter {adapter_name!r}", config.modules_to_save)):
+        if has_modules:
+            raise AdapterError(f"{where} has modules_to_save, which are not swapped; load {folder} under another name")
     by_layer = {name: layer.tensors for name, layer in saved.layers.items()}
     check_layers(model, saved.config, adapter_name, by_layer)  # before anything changes
     for name, layer in layers:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from localora.adapter.adapted import adapted_layers
 from localora.adapter.config import LocalizedConfig
+from localora.adapter.layer import LocalizedLinear
 from localora.adapter.saved_layers import (
     OURS,
     PEFT_PREFIX,
@@ -40,17 +41,26 @@ def check_state(model: nn.Module, config: LocalizedConfig, adapter_name: str, st
     by_layer, others = split(state)
     check_saved_in_full(model, adapter_name, others)
     check_finite(others)
-    check_layers(model, config, adapter_name, by_layer)
+    note_placed(adapter_name, check_layers(model, config, adapter_name, by_layer))
     for module in model.modules():
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, FirstUse) and hook.adapter_name == adapter_name:
                 hook.done = True
 
 
+def note_placed(adapter_name: str, placed: Mapping[LocalizedLinear, bool]) -> None:
+    """What :func:`check_layers` found of tensors that the layers take or have taken."""
+    for layer, is_placed in placed.items():
+        layer.localized_verified[adapter_name] = is_placed
+
+
 def check_layers(
     model: nn.Module, config: LocalizedConfig, adapter_name: str, by_layer: Mapping[str, Mapping[str, Tensor]]
-) -> None:
+) -> dict[LocalizedLinear, bool]:
     """Refuse tensors, by layer name and name behind `localized_`, that are not those of this adapter's layers.
+
+    Returns:
+        For each layer whether these labels place it.
 
     Raises:
         AdapterFileError: layers or tensors missing, not expected, or of the wrong shape or dtype; numbers that are not
@@ -73,8 +83,7 @@ def check_layers(
     for each in saved:
         check_layer(each.name, each.budget, config.consolidated_rank, each.tensors, needed)
     check_contents(saved)
-    for each in saved:
-        layers[each.name].localized_verified[adapter_name] = not each.is_unplaced
+    return {layers[each.name]: not each.is_unplaced for each in saved}
 
 
 def check_saved_in_full(model: nn.Module, adapter_name: str, others: Iterable[str]) -> None:
@@ -151,5 +160,5 @@ class FirstUse:
             }
             for name, layer in adapted_layers(model, self.adapter_name)
         }
-        check_layers(model, self.config, self.adapter_name, of_adapter)
+        note_placed(self.adapter_name, check_layers(model, self.config, self.adapter_name, of_adapter))
         self.done = True

@@ -62,7 +62,7 @@ def weighted_factors(
 ) -> tuple[Tensor, Tensor]:
     """A `(c, n)` and B `(m, c)` of the sum on one layer, padded with zeros to the rank c of all layers."""
     like = next(layer.parameters())  # of a quantized base, the weight would be costly to have
-    A, B = like.new_zeros(0, layer.in_features).float(), like.new_zeros(layer.out_features, 0).float()
+    A, B = (torch.zeros(*shape, device=like.device) for shape in ((0, layer.in_features), (layer.out_features, 0)))
     for name, weight in zip(adapters, weights, strict=True):
         if name in layer.localized_layout:
             layer.local_partition(name)  # raises when it is unplaced

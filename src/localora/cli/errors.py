@@ -37,11 +37,12 @@ def errors_in_one_line(*more: type[Exception]) -> Iterator[None]:
         typer.echo("error: " + str(error).replace("\n", "\n       "), err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt as stopped:
-        (number,) = stopped.args or (signal.SIGINT,)
+        number = stopped.args[0] if stopped.args and isinstance(stopped.args[0], int) else signal.SIGINT
         typer.echo(f"stopped by {signal.Signals(number).name}", err=True)
         raise typer.Exit(128 + number) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if before is not None:  # a handler that C code set cannot be set again from here
+            signal.signal(signal.SIGTERM, before)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -133,6 +133,7 @@ class LocalizationCallback(TrainerCallback):
                     loss_fn=loss_fn,
                     adapter_name=name,
                     done_steps=state.global_step,
+                    placed_late=name in self.reports,
                 )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -1,6 +1,7 @@
 """What an optimizer keeps of each parameter it trains, and how it forgets some of them.
 
-torch's optimizers keep it by parameter, make it at a parameter's first step, and so start anew where there is none.
+torch's optimizers keep it by parameter, and those tried make it at a parameter's first step, so they start anew where
+there is none.
 DeepSpeed's ZeRO trains one flat tensor for many parameters, whose state is one, too: it can be forgotten as a whole.
 """
 

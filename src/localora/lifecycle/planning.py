@@ -76,7 +76,7 @@ def plan_blocks(
 
     def choose(key: str) -> Partition:
         if key in silent:
-            return _at_random(key, layers[key], name, config)
+            return old.get(key) or _at_random(key, layers[key], name, config)
         local = local_shape(layers[key], name)
         return plan_block(scores[key].rows, scores[key].cols, local.rows, local.cols)
 
@@ -84,7 +84,11 @@ def plan_blocks(
     inside = _shares(passes, layers, blocks)  # known only after the block is chosen: one more pass
     return {
         key: LayerReport(
-            key, blocks[key], importance_share=inside[key], held_before=before.get(key), at_random=key in silent
+            key,
+            blocks[key],
+            importance_share=inside[key],
+            held_before=before.get(key),
+            at_random=key in silent - old.keys(),
         )
         for key in layers
     }
@@ -106,8 +110,9 @@ def plan_clusters(
 
     def plan_one(key: str) -> LayerReport:
         if key in silent:
-            partition = _at_random(key, layers[key], name, config)
-            return LayerReport(key, partition, captured_energy=0.0, held_before=0.0, at_random=True)
+            partition = old.get(key) or _at_random(key, layers[key], name, config)
+            held_before = 0.0 if key in old else None
+            return LayerReport(key, partition, captured_energy=0.0, held_before=held_before, at_random=key not in old)
         left, right = sketches.pop(key).factors()  # popped: the memory of a sketch is free once it is planned on
         return cocluster(key, layers[key], name, config, left, right, old.get(key))
 
@@ -236,12 +241,13 @@ def _is_zero(signal: TaylorScores | GradientSketch) -> bool:
 
 
 def _silent(signals: Mapping[str, TaylorScores | GradientSketch]) -> set[str]:
-    """The layers that no gradient says anything of, which are placed at random; with a warning."""
+    """The layers that no gradient says anything of: they keep their placement, or get a random one; with a warning."""
     silent = [key for key, signal in signals.items() if _is_zero(signal)]
     if silent:
         warnings.warn(
             f"the gradient is zero in {len(silent)} of {len(signals)} adapted layers, {silent[0]} among them (an "
-            "expert that no token was routed to?): they are placed at random. Use more or other batches, with labels",
+            "expert that no token was routed to?): they keep the placement they have, or get a "
+            "random one. Use more or other batches, with labels",
             stacklevel=5,
         )
     return set(silent)

@@ -57,7 +57,7 @@ def event(
         place=config.repartition_place if placed else "none",
         rows_moved=sum(rows for rows, _ in moved),
         cols_moved=sum(cols for _, cols in moved),
-        captured_before=_mean([proposal.held_before or 0.0 for proposal in proposals.values()]),
+        captured_before=_mean([_held_before(proposal) for proposal in proposals.values()]),
         captured_after=_mean([proposal.held for proposal in proposals.values()]),
         frozen_rank=config.consolidated_rank,
         joined_norm=joined_norm,
@@ -87,6 +87,11 @@ def _proposals(
 def _moved(old: Partition, new: Partition) -> tuple[int, int]:
     """Rows and columns that changed their label."""
     return int((old.row_labels != new.row_labels).sum()), int((old.col_labels != new.col_labels).sum())
+
+
+def _held_before(proposal: LayerReport) -> float:
+    assert proposal.held_before is not None  # an event has a placement before it
+    return proposal.held_before
 
 
 def _mean(values: list[float]) -> float | None:

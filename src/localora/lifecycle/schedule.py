@@ -43,6 +43,8 @@ class Repartitioner:
         loss_fn: as in :func:`localora.calibrate`.
         adapter_name: default the active adapter.
         done_steps: optimizer steps done already, when training resumes.
+        placed_late: the adapter was placed after these steps only, so that events before them are left out; else an
+            adapter that holds none of them is one whose frozen term was lost.
 
     Raises:
         ArgumentError: an argument of another kind.
@@ -60,6 +62,7 @@ class Repartitioner:
         loss_fn: LossFn | None = None,
         adapter_name: str | None = None,
         done_steps: int = 0,
+        placed_late: bool = False,
     ) -> None:
         check_model("Repartitioner", model)
         check_count("Repartitioner", "total_steps", total_steps)
@@ -73,11 +76,12 @@ class Repartitioner:
         self.layers = dict(adapted_layers(model, self.name))
         self.scheduled = self.config.repartition_steps(total_steps)
         self.due = [step for step in self.scheduled if step > done_steps]
-        if len(self.due) < len(self.scheduled) and not self.config.consolidated_rank:
+        if len(self.due) < len(self.scheduled) and not (self.config.consolidated_rank or placed_late):
             raise ScheduleError(
                 f"{done_steps} steps are done, and an event was scheduled after step {self.scheduled[0]}, but the "
                 "adapter holds nothing of what was learned before it: its frozen term was not loaded. Make the model "
-                "by PeftModel.from_pretrained(base, CHECKPOINT, is_trainable=True), then resume"
+                "by PeftModel.from_pretrained(base, CHECKPOINT, is_trainable=True), then resume; or, if it was trained "
+                "without events so far, schedule later ones"
             )
         self.batches = list(islice(batches, steps)) if self.due else []
         if self.due and not self.batches:

@@ -165,8 +165,8 @@ def _best_path(gains: Array, sources: Mask, targets: Mask, tie: float) -> tuple[
                 before[k], total[k] = last, via[last, k]
         if len(better) == 0:
             break
-    path = _trace(before, int(np.where(targets, total, -np.inf).argmax()))
-    return path[::-1], float(total[path[0]])
+    reached = np.where(targets, total, -np.inf)  # -inf throughout where no cluster may grow
+    return _trace(before, int(reached.argmax()))[::-1], float(reached.max())
 
 
 def _trace(before: NDArray[np.int64], last: int) -> list[int]:

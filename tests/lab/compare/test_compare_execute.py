@@ -127,6 +127,18 @@ def test_a_crash_costs_one_run_and_is_tried_once_more(
     assert {path: seen for path, seen in records(tmp_path).items() if path in made} == made
 
 
+def test_a_plan_that_shares_no_run_with_the_one_before_is_a_change_too(resolved: ResolvedPlan, tmp_path: Path) -> None:
+    run(resolved, tmp_path)
+    other = resolved.plan.model_copy(
+        update={"learning_rates": resolved.plan.learning_rates.model_copy(update={"grid": [2e-3, 2e-2, 2e-1]})}
+    )
+    contenders = [c.model_copy(update={"grid": [2e-3, 2e-2, 2e-1]}) for c in resolved.contenders]
+    run(resolved.model_copy(update={"plan": other, "contenders": contenders}), tmp_path)
+    (change,) = Store(tmp_path).history()
+    assert change.results == 4
+    assert any("learning_rates" in line for line in change.changed)
+
+
 def test_a_run_that_crashes_twice_is_given_up(resolved: ResolvedPlan, tmp_path: Path, acts: dict[str, str]) -> None:
     acts["lora 0.1"] = "nothing"
     _, said = run(resolved, tmp_path)

@@ -177,6 +177,9 @@ def test_a_cluster_node_needs_their_files(model_folder: Path, data: Path, tmp_pa
     mixture = tmp_path / "mixture.jsonl"
     assert local_names(plan_of(model_folder, data, mixture).plan) == [str(model_folder), str(mixture), str(data)]
     assert local_names(plan_of(model_folder, data, mixture, tasks=[]).plan) == [str(model_folder), str(mixture)]
+    plan = plan_of(model_folder, data, mixture, tasks=[]).plan
+    watched = plan.model_copy(update={"watch": {"old": plan.tasks["mixture"].model_copy(update={"path": "old.jsonl"})}})
+    assert local_names(watched) == [str(model_folder), str(mixture), "old.jsonl"]
 
 
 def test_only_final_runs_measure_them(model_folder: Path, data: Path, tmp_path: Path) -> None:

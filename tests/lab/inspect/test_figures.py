@@ -136,6 +136,19 @@ def test_large_matrices_take_the_iterative_path(monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(all_singular_values(M), values, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("rank", [8, 150])
+@pytest.mark.parametrize("scale", [1e-6, 1e-2, 1e3])
+def test_iteration_finds_the_same_of_a_small_update_as_of_a_large_one(
+    monkeypatch: pytest.MonkeyPatch, rank: int, scale: float
+) -> None:
+    generator = torch.Generator().manual_seed(2)
+    M = torch.randn(150, rank, generator=generator) @ torch.randn(rank, 200, generator=generator) * scale
+    exact = float(torch.linalg.svdvals(M.double())[:8].square().sum())
+    monkeypatch.setattr("localora.lab.inspect.leading.EXACT_SIDE", 16)
+    assert leading_energy(M, 8) == pytest.approx(exact, rel=5e-3)
+
+
 def test_iteration_on_a_matrix_of_lower_rank_counts_no_direction_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     M, _, _ = clustered(150, 120, 2, 2)
     monkeypatch.setattr("localora.lab.inspect.leading.EXACT_SIDE", 16)

@@ -20,21 +20,38 @@ from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
+from pydantic import Field, ValidationError
 from transformers import PreTrainedModel
 
 from localora.adapter.config import LocalizedConfig
-from localora.lab.compare.plan import CHOSEN_FOR_ALL, Contender, Plan, PlanError, ResolvedPlan, Role, distinct_grid
+from localora.lab.compare.plan import (
+    CHOSEN_FOR_ALL,
+    Contender,
+    Plan,
+    PlanError,
+    Rate,
+    ResolvedPlan,
+    Role,
+    distinct_grid,
+)
 from localora.lab.cost.shapes import meta_model, model_config
 from localora.lab.model.targets import Target, resolve_targets
-from localora.lab.recipe.file import method_section
+from localora.lab.recipe.file import explain, method_section
 from localora.lab.recipe.peft_methods import BdLoraMethod, FullMethod, LoraMethod, MethodBase, MissMethod
 from localora.lab.recipe.schema import RecipeError, TrainingSection
+from localora.lab.recipe.section import Section
 from localora.lab.training.parameters import all_parameters, trainable_parameters
 from localora.placement.budget import BudgetError
 
 # The budget_label of methods that cannot have the budget of the others, unless the plan gives one.
 OWN_BUDGETS = {"full": "all weights"}
-PLAN_KEYS = ("budget_label", "learning_rates")  # of a method in a plan, beside those of a recipe's method
+
+
+class PlanKeys(Section):
+    """Keys of a method in a plan, beside those of a recipe's method."""
+
+    budget_label: str | None = Field(default=None, min_length=1)
+    learning_rates: list[Rate] | None = None
 
 
 def resolve(plan: Plan, name: str) -> ResolvedPlan:
@@ -115,10 +132,14 @@ def _section(
     for key, place in CHOSEN_FOR_ALL.items():
         if key in values:
             raise ValueError(f"{key} must be the same for all methods; set {place}")
-    own = {key: value for key, value in values.items() if key not in PLAN_KEYS}
-    section = method_section({**where, **own})
-    grid = values.get("learning_rates")
-    rates = distinct_grid([float(rate) for rate in grid]) if grid else plan.learning_rates.grid
+    try:
+        of_plan = PlanKeys.model_validate({key: values[key] for key in PlanKeys.model_fields if key in values})
+    except ValidationError as error:
+        raise RecipeError(label, [explain(problem, problem["loc"], str) for problem in error.errors()]) from error
+    section = method_section(
+        {**where, **{key: value for key, value in values.items() if key not in PlanKeys.model_fields}}
+    )
+    rates = plan.learning_rates.grid if of_plan.learning_rates is None else distinct_grid(of_plan.learning_rates)
     return values.get("budget_label", OWN_BUDGETS.get(values["name"])), rates, section
 
 

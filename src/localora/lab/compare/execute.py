@@ -34,8 +34,8 @@ def execute(resolved: ResolvedPlan, store: Store, pool: Pool, console: Console) 
     try:
         make_folder(store.folder)
         with locked(store.folder):
-            state = schedule(resolved, store.read)  # refuses records of another plan, before that plan is replaced
-            store.save_plan(resolved, results=store.finished_finals() if state.finished else 0)
+            schedule(resolved, store.read)  # refuses records of another plan, before that plan is replaced
+            store.save_plan(resolved, results=store.finished_finals())
             return _loop(resolved, store, pool, console)
     finally:
         pool.close()

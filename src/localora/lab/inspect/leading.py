@@ -13,12 +13,14 @@ import warnings
 
 import numpy as np
 import torch
+from scipy.linalg import LinAlgWarning
 from scipy.sparse.linalg import LinearOperator, lobpcg
 from torch import Tensor
 
 EXACT_SIDE = 1024
 OVERSAMPLING = 8
-ITERATIONS, TOLERANCE = 10, 1e-3
+ITERATIONS, TOLERANCE = 10, 1e-3  # of the largest eigenvalue
+POWER_STEPS = 5
 ROUNDING = 100  # machine epsilons of the largest, under which a singular value is rounding
 
 
@@ -68,9 +70,23 @@ def _leading_subspace(M_mn: Tensor, k: int) -> Tensor:
     if m <= EXACT_SIDE:
         return torch.linalg.eigh(gram(M_mn)).eigenvectors[:, -k:]
     start = np.random.default_rng(0).standard_normal((m, k + OVERSAMPLING))  # not of the caller's seed
-    M = M_mn.numpy()
+    M = (M_mn / _about_largest(M_mn)).numpy()  # scipy's tolerance is absolute
     square = LinearOperator((m, m), matvec=lambda x: M @ (M.T @ x), matmat=lambda x: M @ (M.T @ x), dtype=M.dtype)
-    with warnings.catch_warnings():  # it says when it stops early, as it is asked to
+    with warnings.catch_warnings():  # it says when it stops early, as it is asked to, and where directions are rounding
         warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", LinAlgWarning)
         _, Q_mw = lobpcg(square, start.astype(M.dtype), tol=TOLERANCE, maxiter=ITERATIONS)
     return torch.linalg.qr(torch.from_numpy(Q_mw)).Q
+
+
+def _about_largest(M_mn: Tensor) -> float:
+    """The largest singular value, or somewhat less, by a few power steps; 1 of a matrix of zeros."""
+    unit = torch.randn(M_mn.shape[0], generator=torch.Generator().manual_seed(0), dtype=M_mn.dtype)
+    value = 0.0
+    for _ in range(POWER_STEPS):
+        image = M_mn.T @ (unit / unit.norm())
+        value = float(image.norm())
+        if value == 0:
+            return 1.0
+        unit = M_mn @ (image / value)
+    return value

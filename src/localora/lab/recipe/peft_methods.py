@@ -147,6 +147,7 @@ class GraloraMethod(LoraMethod):
 
     name: Literal["gralora"]  # type: ignore[assignment]
     ranks: dict[str, PositiveInt] = Field(default={}, max_length=0, description="r throughout; leave out")
+    use_rslora: Literal[False] = Field(default=False, description="its scale is alpha / r")
     blocks: PositiveInt = Field(default=2, description="k of the k x k grid; must divide r and the layers' sides")
 
     def peft_config(self, seed: int, steps: int) -> PeftConfig:
@@ -180,6 +181,8 @@ class MissMethod(LoraMethod):
 
     name: Literal["miss"]  # type: ignore[assignment]
     ranks: dict[str, PositiveInt] = Field(default={}, max_length=0, description="one rank for all; see own_rank")
+    alpha: None = Field(default=None, description="it has no scale")
+    use_rslora: Literal[False] = Field(default=False, description="it has no scale")
     own_rank: PositiveInt | None = Field(default=None, description="rows of the trained matrix; r when left out")
 
     def peft_config(self, seed: int, steps: int) -> PeftConfig:
@@ -190,6 +193,8 @@ class HiraMethod(LoraMethod):
     """HiRA: the low-rank product multiplies the frozen weight, entry by entry. Has no scale either."""
 
     name: Literal["hira"]  # type: ignore[assignment]
+    alpha: None = Field(default=None, description="it has no scale")
+    use_rslora: Literal[False] = Field(default=False, description="it has no scale")
 
     def peft_config(self, seed: int, steps: int) -> PeftConfig:
         return HiraConfig(r=self.r, hira_dropout=self.dropout, rank_pattern=dict(self.ranks), **self._common)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -26,7 +27,6 @@ LAYERS = 3  # drawn: the first, the middle and the last
 PIXELS = 384  # larger matrices are thinned evenly to about this many rows and columns
 UNTOUCHED = "#e6e6e6"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by colour-blind readers too
-# None of them is a run's.
 CLUSTER_COLOURS = (
     "#332288",
     "#ddcc77",
@@ -50,7 +50,7 @@ def draw_losses(curves: Mapping[str, Curve], path: Path) -> None:
 
 def plot_losses(axes: Axes, curves: Mapping[str, Curve]) -> None:
     """Thin lines: loss of each training batch; marked lines: loss on held-out (validation) examples."""
-    for colour, (name, curve) in zip(COLOURS, curves.items(), strict=False):
+    for colour, (name, curve) in zip(cycle(COLOURS), curves.items(), strict=False):
         train = [p.step for p in curve.train], [p.loss for p in curve.train]
         held_out = [p.step for p in curve.held_out], [p.loss for p in curve.held_out]
         axes.plot(*train, color=colour, linewidth=0.8, alpha=0.45, label=f"{name}, training batches")

@@ -149,9 +149,9 @@ def _wrong_versions(wanted: dict[str, str]) -> list[str]:
 
 
 def release(package: str) -> str:
-    """The installed version without the build's label (+cu128, +cpu)."""
+    """The installed version, with the build's label (+cu128, +cpu): runs of two builds are not compared either."""
     try:
-        return version(package).split("+")[0]
+        return version(package)
     except PackageNotFoundError:
         return "not installed"
 

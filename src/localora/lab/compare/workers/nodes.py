@@ -71,7 +71,9 @@ def needs_of(plan: Plan) -> Needs:
 
 def local_names(plan: Plan) -> list[str]:
     """Files and folders of this machine that the plan names, as it names them."""
-    data = [name for spec in plan.tasks.values() for files in spec.files.values() for name in files]
+    data = [
+        name for spec in (*plan.tasks.values(), *plan.watch.values()) for files in spec.files.values() for name in files
+    ]
     model = [plan.model.name] if Path(plan.model.name).expanduser().is_dir() else []
     published = [plan.published.data] if plan.published.tasks and plan.published.data else []
     return list(dict.fromkeys(model + data + published))

@@ -66,7 +66,10 @@ def _plain(text: str) -> str:
 
 
 def summary_csv(comparison: Comparison) -> str:
-    """Unrounded: a line a method of each table and a line a pair; `kind` is method, headroom, primary or contrast."""
+    """Unrounded: a line a method of each table and a line a pair.
+
+    `kind` is method or headroom, and of pairs primary, contrast or room (headroom over its method at the plan's r).
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
@@ -83,7 +86,7 @@ def summary_csv(comparison: Comparison) -> str:
             own |= {"trainable": c.trainable, "learning_rate": line.rate, "seeds": len(line.values)}
             own |= {"mean": line.mean, "sd": "" if line.sd is None else line.sd}
             writer.writerow(_inert(of | own | _numbers(line.judged)))
-        for kind, contrasts in (("primary", table.primary), ("contrast", table.contrasts)):
+        for kind, contrasts in (("room", table.headroom), ("primary", table.primary), ("contrast", table.contrasts)):
             for pair in contrasts:
                 own = {"kind": kind, "method": pair.label, "over": pair.base}
                 writer.writerow(_inert(of | own | _numbers(pair.judged)))
