@@ -111,9 +111,10 @@ def test_patterns_that_cannot_be_matched_in_bounded_time_are_refused(pattern: st
 
 
 def test_patterns_without_end_are_refused() -> None:
-    CpsLoraConfig(rank_pattern={f"q{i}": 4 for i in range(1024)})
-    with pytest.raises(ConfigError, match=r"rank_pattern has 1,025 entries; 1,024 may be tried on each layer"):
-        CpsLoraConfig(rank_pattern={f"q{i}": 4 for i in range(1025)})
+    for key in ("rank_pattern", "alpha_pattern"):
+        CpsLoraConfig(**{key: {f"q{i}": 4 for i in range(1024)}})
+        with pytest.raises(ConfigError, match=rf"{key} has 1,025 entries; 1,024 may be tried on each layer"):
+            CpsLoraConfig(**{key: {f"q{i}": 4 for i in range(1025)}})
 
 
 @pytest.mark.parametrize(

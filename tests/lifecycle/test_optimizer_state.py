@@ -21,13 +21,16 @@ def stepped() -> tuple[torch.optim.Adam, list[nn.Parameter]]:
     return adam, parameters
 
 
-def zero(groups: list[list[nn.Parameter]], **options: Any) -> tuple[Any, list[nn.Parameter]]:
-    """As stage 2: one flat tensor a group, which another optimizer trains; in accelerate's wrapper."""
+PARTS = {2: ("bit16_groups", "single_partition_of_fp32_groups"), 3: ("fp16_groups", "fp32_partitioned_groups_flat")}
+
+
+def zero(groups: list[list[nn.Parameter]], stage: int = 2, **options: Any) -> tuple[Any, list[nn.Parameter]]:
+    """One flat tensor a group, which another optimizer trains; in accelerate's wrapper."""
     flats = [nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in group])) for group in groups]
     adam = torch.optim.Adam(flats, lr=0.1)
     sum(flat.sum() for flat in flats).backward()
     adam.step()
-    own = SimpleNamespace(optimizer=adam, bit16_groups=groups, single_partition_of_fp32_groups=flats, **options)
+    own = SimpleNamespace(optimizer=adam, **dict(zip(PARTS[stage], (groups, flats), strict=True)), **options)
     return SimpleNamespace(optimizer=own), flats
 
 
@@ -38,13 +41,16 @@ def test_torch_s_optimizers_forget_these_parameters_and_no_other() -> None:
     assert set(adam.state) == {other}
 
 
-def test_zero_forgets_a_group_as_a_whole_where_it_is() -> None:
+@pytest.mark.parametrize("stage", PARTS)
+def test_zero_forgets_a_group_as_a_whole_where_it_is(stage: int) -> None:
     _, (first, second, other) = stepped()
-    wrapper, (ours, others) = zero([[first, second], [other]])
+    wrapper, (ours, others) = zero([[first, second], [other]], stage)
     check_forgettable(wrapper, {"a": first, "b": second})
     state = wrapper.optimizer.optimizer.state
     kept = dict(state[ours])
+    state[ours]["count"] = 3  # some count their steps by a number
     forget(wrapper, [first, second])
+    assert state[ours].pop("count") == 0
     assert all(state[ours][key] is value for key, value in kept.items())  # DeepSpeed holds views of them
     assert not any(value.any() for value in state[ours].values())
     assert all(value.any() for value in state[others].values())
