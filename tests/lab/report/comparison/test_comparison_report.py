@@ -94,7 +94,11 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def test_losses_agree_with_a_calculation_by_hand(written: tuple[Comparison, Path]) -> None:
     wanted = [row for row in rows(written[1] / "summary.csv") if row["measure"] == "test loss"]
-    found = {row["method"]: row for row in wanted if row["kind"] != "contrast"}
+    found = {row["method"]: row for row in wanted if row["kind"] not in ("contrast", "room")}
+    (room,) = (row for row in wanted if row["kind"] == "room")
+    eight = found["lora-r8"]
+    assert (room["method"], room["over"]) == ("lora-r8", "lora")
+    assert float(room["difference"]) == pytest.approx(float(eight["mean"]) - float(found["lora"]["mean"]))
     assert list(found) == list(DIFFERENCES)
     assert (found["lora-r8"]["kind"], found["g-lora"]["over"]) == ("headroom", "lora")
     ours = found["g-lora"]
@@ -430,7 +434,7 @@ def test_primary_pairs_are_a_family_of_their_own_and_come_first(tmp_path: Path, 
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert page.index("Primary comparisons") < page.index("sums: test loss")
     kinds = [row["kind"] for row in rows(tmp_path / "summary.csv")]
-    assert kinds == ["method"] * 5 + ["headroom"] + ["primary"] * 2
+    assert kinds == ["method"] * 5 + ["headroom", "room"] + ["primary"] * 2
 
 
 def test_what_was_forgotten_stands_beside_what_was_gained(tmp_path: Path, model_folder: Path) -> None:
