@@ -1,11 +1,12 @@
-"""`python -m benchmarks.small_model`: a language model of half a million weights, for comparisons with many runs.
+"""`python -m benchmarks.small_model`: language models of half a million weights, or 3.5, for comparisons with many runs.
 
-A Llama of two layers, 128 wide, with a tokenizer of 512 byte pairs. It is trained in full, from random weights, on one
+A Llama of two layers, 128 wide (four of 256 for the larger), with a tokenizer of 512 byte pairs. It is trained in full, from random weights, on one
 generated task alone, and left in runs/small-model/trained/model. Adapting it to something else asks for many new
 directions at once: more rank is worth having there, so that methods that place rank differently can be told apart.
 
     --task arithmetic    two-step problems; adapted to short Python functions (plans/small-model*.yaml). 4 minutes
     --task by-heart      1,000 facts, then 500 others (benchmarks/when_it_pays.py); runs/small-by-heart. 3 minutes
+    --task by-heart --medium    the same with 3.5 million weights; runs/medium-by-heart. 20 minutes
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from localora.lab.recipe.schema import Recipe
 from localora.lab.run.train import train
 
 VOCABULARY = 512
+SIZES = {  # (width, inner width, layers, heads)
+    "small": (128, 384, 2, 4),
+    "medium": (256, 768, 4, 8),
+}
 RECIPES: dict[str, Any] = {
     "arithmetic": {
         "ending": "model",
@@ -41,27 +46,30 @@ RECIPES: dict[str, Any] = {
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.small_model", description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=RECIPES, default="arithmetic")
+    parser.add_argument("--medium", action="store_true", help="3.5 million weights instead of half a million")
     parser.add_argument("--steps", type=int, help="of full training")
     parser.add_argument("--folder", type=Path, help="default runs/small-model, or runs/small-by-heart")
     arguments = parser.parse_args()
-    folder = arguments.folder or Path(f"runs/small-{RECIPES[arguments.task]['ending']}")
-    untrained(folder / "untrained")
+    size = "medium" if arguments.medium else "small"
+    folder = arguments.folder or Path(f"runs/{size}-{RECIPES[arguments.task]['ending']}")
+    untrained(folder / "untrained", size)
     trained = folder / "trained"
     record = train(recipe(folder / "untrained", trained, arguments.steps, arguments.task), overwrite=True)
     print(f"{trained / 'model'}: test loss {record.before.loss:.3f} -> {record.after.loss:.3f}")
 
 
-def untrained(folder: Path) -> None:
+def untrained(folder: Path, size: str = "small") -> None:
     """Tokenizer and random weights, the same on every call."""
+    width, inner, layers, heads = SIZES[size]
     tokenizer = _tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
         max_position_embeddings=512,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
