@@ -1,12 +1,13 @@
-"""`python -m benchmarks.small_model`: language models of half a million weights, or 3.5, for comparisons with many runs.
+"""`python -m benchmarks.small_model`: a language model of half a million weights, for comparisons with many runs.
 
-A Llama of two layers, 128 wide (four of 256 for the larger), with a tokenizer of 512 byte pairs. It is trained in full, from random weights, on one
-generated task alone, and left in runs/small-model/trained/model. Adapting it to something else asks for many new
-directions at once: more rank is worth having there, so that methods that place rank differently can be told apart.
+A Llama of two layers, 128 wide (with --medium four of 256, 3.5 million weights), with a tokenizer of 512 byte pairs. It
+is trained in full, from random weights, on one generated task alone, and left in runs/small-model/trained/model. Adapting
+it to something else asks for many new directions at once: more rank is worth having there, so that methods that place
+rank differently can be told apart.
 
     --task arithmetic    two-step problems; adapted to short Python functions (plans/small-model*.yaml). 4 minutes
     --task by-heart      1,000 facts, then 500 others (benchmarks/when_it_pays.py); runs/small-by-heart. 3 minutes
-    --task by-heart --medium    the same with 3.5 million weights; runs/medium-by-heart. 20 minutes
+    --task by-heart --medium    the same with 3.5 million weights; runs/medium-by-heart. 14 minutes of one core
 """
 
 from __future__ import annotations
