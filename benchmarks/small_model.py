@@ -1,9 +1,9 @@
 """`python -m benchmarks.small_model`: a language model of half a million weights, for comparisons with many runs.
 
 A Llama of two layers, 128 wide (with --medium four of 256, 3.5 million weights), with a tokenizer of 512 byte pairs. It
-is trained in full, from random weights, on one generated task alone, and left in runs/small-model/trained/model. Adapting
-it to something else asks for many new directions at once: more rank is worth having there, so that methods that place
-rank differently can be told apart.
+is trained in full, from random weights, on one generated task alone, and left in runs/small-model/trained/model.
+Adapting it to something else asks for many new directions at once: more rank is worth having there, so that methods
+that place rank differently can be told apart.
 
     --task arithmetic    two-step problems; adapted to short Python functions (plans/small-model*.yaml). 4 minutes
     --task by-heart      1,000 facts, then 500 others (benchmarks/when_it_pays.py); runs/small-by-heart. 3 minutes
