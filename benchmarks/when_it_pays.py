@@ -3,7 +3,7 @@
 A map: facts to be learned by heart (the generated task `by-heart`), over training steps and rank. In each cell of the
 map every method gets the best of a grid of learning rates, chosen on validation loss with a seed of its own, and is
 then run with fresh seeds: the methods differ in nothing else, and all train LoRA's number of parameters at the cell's
-r. The model is one of `python -m benchmarks.small_model --task by-heart`, or any that a recipe can name.
+r. The model is one of `python -m benchmarks.small_model --task by-heart [--medium]`, or any that a recipe can name.
 
 Every run adds a line to results/when-it-pays/MODEL.jsonl; what is there already is not run again. `--figure` draws the
 map from these lines and prints it as a table. It is for finding a regime: its few seeds decide nothing
@@ -37,11 +37,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora": LORA,
     "lora-events": LORA | {"repartition": EVENTS},
     "cps-lora": CPS | {"placement": "random"},
+    "cps-lora-k4": CPS | {"clusters": 4, "placement": "random"},
     "cps-lora-events": CPS | {"placement": "random", "repartition": EVENTS, "repartition_place": "random"},
     "lora-events-early": LORA | {"repartition": EARLY},
     "cps-lora-events-early": CPS | {"placement": "random", "repartition": EARLY, "repartition_place": "random"},
     "lora-2r": LORA,  # twice the parameters: is there room for rank at all?
 }
+MODELS = {size: f"runs/{size}-by-heart/trained/model" for size in ("small", "medium")}
 RATE_SEED = 1000
 FACTS = 500
 
@@ -230,7 +232,7 @@ def _cell(values: list[tuple[float, float]] | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="small", help="small, or a recipe's model.name")
+    parser.add_argument("--model", default="small", help="small, medium, or a recipe's model.name")
     parser.add_argument("--steps", type=int, nargs="+", default=[100, 400, 1600])
     parser.add_argument("--r", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
@@ -241,9 +243,8 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="draw what is there, and run nothing")
     arguments = parser.parse_args()
     transformers_logging.set_verbosity_error()
-    model = "runs/small-by-heart/trained/model" if arguments.model == "small" else arguments.model
     runs = Map(
-        model,
+        MODELS.get(arguments.model, arguments.model),
         arguments.dtype,
         RESULTS / f"{Path(arguments.model).name}.jsonl",
         arguments.modules,
