@@ -24,7 +24,7 @@ commonsense has two protocols, whose numbers cannot be compared:
     boolq:llm-adapters           the model writes which choice is right
 
 Without --data they come from the Hub. Generated code is not run unless --allow-code-execution says so; then in a
-sandbox (docs/evaluation.md). With --harness lm-eval, tasks are lm-evaluation-harness's own, under its names.
+sandbox (docs/evaluation.md).
 """
 
 
@@ -55,7 +55,6 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer that is generated.")] = 256,
     seed: Annotated[int, typer.Option(help="That draws --examples.")] = 0,
-    harness: Annotated[Literal["localora", "lm-eval"], typer.Option(help="What measures.")] = "localora",
 ) -> None:
     with errors_in_one_line():
         from rich.console import Console
@@ -73,7 +72,6 @@ def evaluate(
             max_new_tokens=max_new_tokens,
             dtype=full_dtype_name(dtype),
             allow_code_execution=allow_code_execution,
-            harness=harness,
         )
         run(model, settings, Console(), base=base, out=out)
 

@@ -95,29 +95,6 @@ def test_settings_reach_the_measurement(base: Path, data: Path, monkeypatch: pyt
     }  # fmt: skip
 
 
-def test_the_other_harness(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("lm_eval")
-    seen: dict[str, Any] = {}
-
-    def measure(model: Any, tokenizer: Any, tasks: Any, **settings: Any) -> dict[str, Any]:
-        seen.update(settings, tasks=tasks)
-        samples = [{"doc_id": i, "acc": 1.0 - i, "doc": object(), "filter": "none"} for i in (0, 1)]
-        metrics = {"alias": "boolq", "acc,none": 0.5, "acc_stderr,none": 0.25}
-        return {"results": {"boolq": metrics}, "samples": {"boolq": samples}, "versions": {"boolq": 2}}
-
-    monkeypatch.setattr(command, "evaluate_with_lm_eval", measure)
-    out = tmp_path / "results.json"
-    result = call(base, "--harness", "lm-eval", "--tasks", "boolq", "--examples", "2", "--out", out)
-    assert result.exit_code == 0, result.output
-    assert seen == {"limit": 2, "batch_size": 16, "tasks": ("boolq",)}
-    (line,) = [line for line in result.stdout.splitlines() if line.startswith("|boolq")]
-    metric, _, value, _, error = (cell.strip() for cell in line.split("|")[5:10])
-    assert (metric, float(value), float(error)) == ("acc", 0.5, 0.25)
-    (task,) = json.loads(out.read_text())["tasks"]
-    assert (task["task"], task["acc,none"]) == ("boolq", 0.5)
-    assert task["items"] == [{"doc_id": 0, "acc": 1.0}, {"doc_id": 1, "acc": 0.0}]
-
-
 @pytest.mark.parametrize("tasks", ["", ",,"])
 def test_no_task_is_an_error(base: Path, data: Path, tasks: str) -> None:
     result = CliRunner().invoke(app, ["evaluate", str(base), "--tasks", tasks, "--data", str(data)])
@@ -132,9 +109,6 @@ def test_errors_name_the_remedy(base: Path, data: Path, tmp_path: Path, monkeypa
     refused(call(base, "--tasks", "piqa", "--data", data), "put it at commonsense/piqa_test.jsonl")
     refused(call(base, "--tasks", "boolq", "--data", tmp_path / "no"), "does not exist")
     refused(call(base, "--tasks", "boolq", "--data", data, "--out", tmp_path), "is the results' file")
-    ours = ("--data", data, "--seed", "1", "--max-new-tokens", "7", "--allow-code-execution")
-    message = "does not use --data, --seed, --max-new-tokens, --allow-code-execution; leave out this or --harness"
-    refused(call(base, "--tasks", "boolq", "--harness", "lm-eval", *ours), message)
     (tmp_path / "file").write_text("")
     unwritable = tmp_path / "file" / "r.json"
     refused(call(base, "--tasks", "boolq", "--data", data, "--out", unwritable), "another folder with --out")

@@ -152,7 +152,7 @@ def test_a_run_without_an_adapter_is_measured_before_its_model_goes(
     seen: list[torch.dtype] = []
     original = other_tasks.measure_task
 
-    def noted(model: Any, *arguments: Any) -> Evaluation:
+    def noted(model: Any, *arguments: Any) -> tuple[Evaluation, list[str]]:
         seen.append(model.dtype)
         return original(model, *arguments)
 

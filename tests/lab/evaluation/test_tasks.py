@@ -141,7 +141,8 @@ def test_a_limit_draws_the_same_items_for_every_model(folder):
 def test_progress_names_what_is_measured(model, tokenizer, folder):
     seen: list[tuple[str, int, int]] = []
     evaluate_tasks(model, tokenizer, load_tasks(["siqa"], folder), batch_size=4, progress=lambda *now: seen.append(now))
-    assert seen == [("siqa:likelihood, references", 2, 2), ("siqa:likelihood", 4, 6), ("siqa:likelihood", 6, 6)]
+    losses, answers = "siqa:likelihood, losses", "siqa:likelihood, answers"
+    assert seen == [(0, 2, losses), (2, 2, losses), (0, 2, answers), (4, 6, answers), (6, 6, answers)]
 
 
 def test_the_data_are_fingerprinted(model, tokenizer, folder, tmp_path):

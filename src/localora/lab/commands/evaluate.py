@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from rich.console import Console
-from transformers import PreTrainedModel
 
 from localora.files import write_file
 from localora.lab.data.example import DataError
-from localora.lab.evaluation.harness import evaluate_with_lm_eval, import_lm_eval, task_values
 from localora.lab.evaluation.tasks import evaluate_tasks, load_tasks
 from localora.lab.machine import describe_machine
 from localora.lab.model.adapted import Loaded, load_adapted
@@ -22,8 +20,6 @@ from localora.lab.progress import Narrator, say
 from localora.lab.report.console import print_results
 from localora.lab.training.folder import FolderError, check_writable
 from localora.lab.training.record import package_versions
-
-Harness = Literal["localora", "lm-eval"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +34,6 @@ class Settings:
     max_new_tokens: int = 256
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     allow_code_execution: bool = False
-    harness: Harness = "localora"
 
 
 def evaluate(
@@ -47,7 +42,7 @@ def evaluate(
     """Measure the base model or adapter folder `model`. What is likely to be wrong is looked at before it is loaded.
 
     Raises:
-        DataError: no tasks, unknown ones, unusable data, no lm-eval, or settings that it would not use.
+        DataError: no tasks, unknown ones, or unusable data.
         FolderError: `out` cannot be written.
         ModelError: the model cannot be loaded.
         SandboxError: code is to be run, and this system cannot contain it.
@@ -59,35 +54,17 @@ def evaluate(
             raise FolderError(f"{out} is a folder; --out is the results' file, such as {out / 'results.json'}")
         check_writable(out.parent)
     narrator = Narrator(console)
-    if settings.harness == "lm-eval":
-        import_lm_eval()
-        _check_harness(settings)
-        dtype, loaded = _load(model, base, settings, narrator)
-        with narrator.phase("measuring"):
-            found = evaluate_with_lm_eval(
-                loaded.model,
-                loaded.tokenizer,
-                settings.tasks,
-                limit=settings.examples,
-                batch_size=settings.batch_size,
-            )
-        from lm_eval.utils import make_table
-
-        say(console, _title(loaded, dtype))
-        say(console, make_table(found))
-        _write(out, loaded, dtype, settings, task_values(found), console)
-        return
     tasks = load_tasks(settings.tasks, settings.data, settings.examples, settings.seed)
     dtype, loaded = _load(model, base, settings, narrator)
     with narrator.phase("measuring") as phase:
         results = evaluate_tasks(
-            cast(PreTrainedModel, loaded.model),
+            loaded.model,
             loaded.tokenizer,
             tasks,
             batch_size=settings.batch_size,
             max_new_tokens=settings.max_new_tokens,
             allow_code_execution=settings.allow_code_execution,
-            progress=lambda what, done, total: phase.tell(done, total, what),
+            progress=phase.tell,
         )
     print_results(results, _title(loaded, dtype), console)
     _write(out, loaded, dtype, settings, [asdict(result) for result in results], console)
@@ -99,19 +76,6 @@ def _load(model: str, base: str | None, settings: Settings, narrator: Narrator) 
         loaded = load_adapted(model, base, dtype.torch)
         phase.result = f"{device_of(loaded.model)} {dtype.name} ({dtype.reason})"
     return dtype, loaded
-
-
-def _check_harness(settings: Settings) -> None:
-    """What lm-evaluation-harness decides by itself must not stand in the results as if it had been used."""
-    ours = {
-        "--data": settings.data is not None,
-        "--seed": settings.seed != Settings.seed,
-        "--max-new-tokens": settings.max_new_tokens != Settings.max_new_tokens,
-        "--allow-code-execution": settings.allow_code_execution,
-    }
-    given = [option for option, is_given in ours.items() if is_given]
-    if given:
-        raise DataError(f"lm-evaluation-harness does not use {', '.join(given)}; leave out this or --harness lm-eval")
 
 
 def _title(loaded: Loaded, dtype: ChosenDtype) -> str:

@@ -14,12 +14,12 @@ from localora.lab.data.batches import encode_examples
 from localora.lab.data.example import Scorer
 from localora.lab.data.load import load_task
 from localora.lab.data.split import subset
+from localora.lab.evaluation.measure import measure_task
 from localora.lab.evaluation.sandbox import Sandbox
 from localora.lab.evaluation.tasks import MAX_LENGTH, load_tasks
 from localora.lab.model.adapted import Loaded, load_adapted
 from localora.lab.recipe.data_spec import DataSpec
 from localora.lab.recipe.schema import Recipe
-from localora.lab.run.setup import measure_task
 from localora.lab.training.folder import RunFolder
 from localora.lab.training.record import Evaluation
 
@@ -38,7 +38,7 @@ def measure_published(recipe: Recipe, folder: RunFolder, published: Published) -
     found = {}
     for task in tasks:
         encoded = encode_examples(task.examples, loaded.tokenizer, MAX_LENGTH)
-        found[str(task.name)] = measure_task(
+        found[str(task.name)], _ = measure_task(
             loaded.model, loaded.tokenizer, encoded, task.examples, task.scorer, evaluation, sandbox
         )
     return Tasks(measured=published, tasks=found)
@@ -85,5 +85,5 @@ def _measure(
         task = load_task(data)
         questions = subset(task.test, recipe.evaluation.examples, data.seed)
         encoded = encode_examples(questions, tokenizer, recipe.training.max_length)
-        found[name] = measure_task(model, tokenizer, encoded, questions, task.scorer, recipe.evaluation)
+        found[name], _ = measure_task(model, tokenizer, encoded, questions, task.scorer, recipe.evaluation)
     return found

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from localora.lab.data.batches import encode_examples
@@ -15,11 +15,11 @@ from localora.lab.data.published.load import load_published
 from localora.lab.data.published.registry import TaskName, parse_tasks
 from localora.lab.data.split import subset
 from localora.lab.evaluation.intervals import bootstrap_ratio, wilson
-from localora.lab.evaluation.likelihood import completion_losses
+from localora.lab.evaluation.measure import Progress, measure_task
 from localora.lab.evaluation.sandbox import Sandbox
-from localora.lab.evaluation.score import CODE_IS_OFF, HOW_TO_ALLOW, evaluate_task
+from localora.lab.evaluation.score import HOW_TO_ALLOW
+from localora.lab.recipe.schema import EvaluationSection
 
-Progress = Callable[[str, int, int], None]  # (what, done, total)
 MAX_LENGTH = 1024  # tokens
 
 
@@ -84,94 +84,72 @@ def load_tasks(
 
 
 def evaluate_tasks(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[LoadedTask],
     *,
     batch_size: int = 16,
     max_new_tokens: int = 256,
-    max_length: int = MAX_LENGTH,
     allow_code_execution: bool = False,
     progress: Progress | None = None,
 ) -> list[TaskResult]:
     """Measure `model` on each task, zero-shot, and leave the model as it was.
 
+    A reference of more than MAX_LENGTH tokens is cut, its prompt first.
+
     Args:
-        max_length: tokens; a longer reference is cut (its prompt first).
         allow_code_execution: run generated code in the sandbox. Without, code tasks have their likelihood alone.
-        progress: `(what, done, total)`: of a task's references first, then of its answers.
+        progress: `(done, total, what)`: of a task's losses first, then of its answers.
 
     Raises:
         DataError: a task without items.
         SandboxError: code is to be run, and this system has not the means to contain it.
     """
+    evaluation = EvaluationSection(batch_size=batch_size, max_new_tokens=max_new_tokens)
     runs_code = allow_code_execution and any(task.scorer is Scorer.code for task in tasks)
     sandbox = Sandbox() if runs_code else None
-    return [
-        _evaluate(model, tokenizer, task, sandbox, batch_size, max_new_tokens, max_length, progress) for task in tasks
-    ]
+    return [_evaluate(model, tokenizer, task, evaluation, sandbox, progress) for task in tasks]
 
 
 def _evaluate(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     task: LoadedTask,
+    evaluation: EvaluationSection,
     sandbox: Sandbox | None,
-    batch_size: int,
-    max_new_tokens: int,
-    max_length: int,
     progress: Progress | None,
 ) -> TaskResult:
-    start = time.perf_counter()
-    encoded = encode_examples(task.examples, tokenizer, max_length)
-    sums, counts = completion_losses(model, encoded, batch_size, _of(f"{task.name}, references", progress))
-    items, metric = _verdicts(
-        model, tokenizer, task, sandbox, batch_size, max_new_tokens, _of(str(task.name), progress)
-    )  # fmt: skip
-    right = [verdict for verdict, _ in items if verdict is not None]
+    encoded = encode_examples(task.examples, tokenizer, MAX_LENGTH)
+    found, answers = measure_task(
+        model,
+        tokenizer,
+        encoded,
+        task.examples,
+        task.scorer,
+        evaluation,
+        sandbox,
+        progress and (lambda done, total, what: progress(done, total, f"{task.name}, {what}")),
+    )
+    assert found.items is not None
+    nats, tokens = found.items.loss_sums, found.items.tokens
+    verdicts: list[tuple[bool | None, str]] = list(zip(found.right, answers, strict=True))
+    not_run: list[tuple[bool | None, str]] = [(None, "")] * len(nats)
     return TaskResult(
         task=str(task.name),
         family=task.name.task.family,
-        metric=metric,
-        value=sum(right) / len(right) if right else None,
-        interval=wilson(sum(right), len(right)) if right else None,
-        reference_loss=sum(sums) / sum(counts),
-        reference_interval=bootstrap_ratio(sums, counts),
+        metric=str(found.score_name),
+        value=found.score,
+        interval=wilson(sum(found.right), len(nats)) if found.right else None,
+        reference_loss=found.loss,
+        reference_interval=bootstrap_ratio(nats, tokens),
         items=[
-            Item(example.id, verdict, output, nats, tokens)
-            for example, (verdict, output), nats, tokens in zip(task.examples, items, sums, counts, strict=True)
+            Item(example.id, right, answer, *reference)
+            for example, (right, answer), reference in zip(
+                task.examples, verdicts or not_run, zip(nats, tokens, strict=True), strict=True
+            )
         ],
         data_hash=content_hash(task.examples),
-        seconds=time.perf_counter() - start,
-        note=None if right else HOW_TO_ALLOW,
+        seconds=found.seconds,
+        note=None if found.right else HOW_TO_ALLOW,
         protections=sandbox.protections if sandbox is not None and task.scorer is Scorer.code else [],
     )
-
-
-def _of(what: str, progress: Progress | None) -> Callable[[int, int], None] | None:
-    return None if progress is None else lambda done, total: progress(what, done, total)
-
-
-def _verdicts(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: LoadedTask,
-    sandbox: Sandbox | None,
-    batch_size: int,
-    max_new_tokens: int,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[list[tuple[bool | None, str]], str]:
-    """(right, output) of each example, and the metric's name."""
-    if task.scorer is Scorer.code and sandbox is None:
-        return [(None, "")] * len(task.examples), CODE_IS_OFF
-    score = evaluate_task(
-        model,
-        tokenizer,
-        task.examples,
-        task.scorer,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        sandbox=sandbox,
-        progress=progress,
-    )
-    return list(zip(score.items, score.outputs, strict=True)), score.name

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from localora.lab.data.batches import Encoded, Sequences, encode_examples
+from localora.lab.data.batches import Sequences, encode_examples
 from localora.lab.data.example import Example, Scorer, TaskData
 from localora.lab.data.load import load_task
 from localora.lab.data.split import subset
-from localora.lab.evaluation.likelihood import completion_losses, mean_loss
+from localora.lab.evaluation.likelihood import mean_loss
+from localora.lab.evaluation.measure import Progress, measure_task
 from localora.lab.evaluation.sandbox import Sandbox
-from localora.lab.evaluation.score import CODE_IS_OFF, evaluate_task
 from localora.lab.model.base import device_of, load_base_model
 from localora.lab.model.dtype import ChosenDtype, choose_dtype, default_device
 from localora.lab.recipe.schema import EvaluationSection, Recipe, TrainingSection
 from localora.lab.training.adaptation.base import Prepared
-from localora.lab.training.record import Evaluation, Items
-from localora.lab.training.trainer import finite
+from localora.lab.training.record import Evaluation
 from localora.lifecycle.processes import decide_once
-
-Progress = Callable[[int, int, str], None]  # (done, total, of what)
 
 CUT_SHARE = 0.05  # of the training examples: a run with more of them cut is warned of
 FEW = 20  # test items: one answer is 5 %
@@ -55,15 +49,8 @@ class Setup(Prepared):
             TrainingError: the loss is not finite.
         """
         return measure_task(
-            model,
-            self.tokenizer,
-            self.test,
-            self.questions,
-            self.task.scorer,
-            self.evaluation,
-            self.sandbox,
-            progress,
-        )
+            model, self.tokenizer, self.test, self.questions, self.task.scorer, self.evaluation, self.sandbox, progress
+        )[0]
 
     def held_out_loss(self, model: torch.nn.Module) -> float:
         """Loss on validation examples, for the curve."""
@@ -90,49 +77,6 @@ class Setup(Prepared):
                 "or more (evaluation.examples, data.test_size)"
             )
         return lines
-
-
-def measure_task(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    encoded: Sequence[Encoded],
-    questions: Sequence[Example],
-    scorer: Scorer,
-    evaluation: EvaluationSection,
-    sandbox: Sandbox | None = None,
-    progress: Progress | None = None,
-) -> Evaluation:
-    """Loss and task score of `model` on `questions`, which `encoded` holds as tokens; without a sandbox no code is run.
-
-    Raises:
-        TrainingError: the loss is not finite.
-    """
-    start = time.perf_counter()
-    count, say = len(encoded), progress or (lambda done, total, what: None)
-    say(0, count, "losses")
-    sums, tokens = completion_losses(
-        model, encoded, evaluation.batch_size, lambda done, total: say(done, total, "losses")
-    )
-    loss = finite(sum(sums) / sum(tokens), "on test examples")
-    result = Evaluation(loss=loss, examples=len(encoded), items=Items.of(questions, sums, tokens))
-    if scorer is Scorer.code and sandbox is None:
-        result.score_name = CODE_IS_OFF
-    elif scorer is not Scorer.none:
-        say(0, count, "answers")
-        score = evaluate_task(
-            cast(PreTrainedModel, model),
-            tokenizer,
-            questions,
-            scorer,
-            batch_size=evaluation.batch_size,
-            max_new_tokens=evaluation.max_new_tokens,
-            sandbox=sandbox,
-            progress=lambda done, total: say(done, total, "answers"),
-        )
-        result.score_name, result.score, result.score_examples = score.name, score.value, score.count
-        result.right = score.items
-    result.seconds = time.perf_counter() - start
-    return result
 
 
 def load_setup(recipe: Recipe, dtype: ChosenDtype | None = None) -> Setup:
