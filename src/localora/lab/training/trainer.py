@@ -142,7 +142,8 @@ def build_trainer(recipe: Recipe, checkpoints: Path, **parts: Any) -> CheckedTra
         max_steps=training.steps,
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.schedule if training.schedule != "constant" else "constant_with_warmup",
-        warmup_steps=math.ceil(training.warmup * training.steps),
+        # The first step of a warm-up has rate 0, so that a run of one step would learn nothing with one.
+        warmup_steps=min(math.ceil(training.warmup * training.steps), training.steps - 1),
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         per_device_train_batch_size=training.batch_size // count,
