@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from benchmarks.small_model import VOCABULARY, recipe, untrained
 
@@ -18,10 +19,12 @@ PLANS = Path(__file__).parents[3] / "plans"
 PLAN = PLANS / "small-model.yaml"
 
 
-def test_untrained_it_knows_nothing_and_tokenizes_every_task(tmp_path: Path) -> None:
-    untrained(tmp_path)
+@pytest.mark.parametrize(("size", "weights"), [("small", 492_160), ("medium", 3_541_248)])
+def test_untrained_it_knows_nothing_and_tokenizes_every_task(tmp_path: Path, size: str, weights: int) -> None:
+    untrained(tmp_path, size)
     model, tokenizer = load_base_model(str(tmp_path))
     assert len(tokenizer) == VOCABULARY == model.config.vocab_size
+    assert model.num_parameters() == weights
     splits, _ = generate_task("functions", 2, {"test": 20}, seed=1)
     texts = [example.prompt + example.completion for example in splits["test"]]
     for text in texts:
@@ -39,6 +42,15 @@ def test_the_plan_adapts_what_is_trained_here_to_a_task_it_has_not_seen() -> Non
     assert Path(plan.model.name) == Path("runs/small-model") / "trained" / "model"
     trained_on = recipe(Path("untrained"), Path("trained"), steps=1).data.task
     assert [task.task for task in plan.tasks.values()] == ["functions"] != [trained_on]
+
+
+@pytest.mark.parametrize("path", sorted(PLANS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_plan_is_one(path: Path, tmp_path: Path) -> None:
+    untrained(tmp_path)
+    model = load_plan(path).model.name
+    modules = [] if model.startswith("runs/") else ["target_modules=[q_proj, v_proj]"]
+    resolved = resolve(load_plan(path, [f"model.name={tmp_path}", *modules]), path.stem)
+    assert {name for pair in resolved.plan.primary for name in pair} <= {c.label for c in resolved.contenders}
 
 
 def test_facts_are_learned_by_heart_on_top_of_others(tmp_path: Path) -> None:
