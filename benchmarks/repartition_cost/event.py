@@ -21,10 +21,7 @@ from localora import CpsLoraConfig
 from localora.lifecycle import planning
 from localora.lifecycle.consolidation import consolidate, start_anew
 
-PARTS = {
-    "_signal_factors": "signal: factors of sketch and update",
-    "plan_coclusters": "co-clusters, from the present ones",
-}
+PARTS = {"plan_coclusters": "co-clusters, from the present ones"}
 MOVE = "consolidate, place at random labels, start anew"
 
 
@@ -35,7 +32,8 @@ def repartition(adapted: Adapted, config: CpsLoraConfig) -> dict[str, Any]:
         mock.patch.object(planning, "gradient_sketches", return_value=adapted.sketches),
     ):
         wall, cpu = time.perf_counter(), time.process_time()
-        planning.propose(None, adapted.layers, NAME, config)  # type: ignore[arg-type]
+        old = {key: planning.partition_of(layer, NAME) for key, layer in adapted.layers.items()}
+        planning.plan_clusters(mock.Mock(batches=[]), adapted.layers, NAME, config, old, None)
         moving = time.perf_counter()
         consolidate(adapted.layers, NAME, config)
         start_anew(adapted.layers, NAME, adapted.optimizer, config.seed, step=1)

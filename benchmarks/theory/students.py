@@ -17,8 +17,8 @@ from sklearn.metrics import adjusted_rand_score
 from torch import nn
 
 from localora import CpsLoraConfig, GLoraConfig, calibrate, calibrate_from_update
-from localora.adapter.adapted import adapted_layers
 from localora.adapter.config import LocalizedConfig
+from localora.adapter.status import adapted_layers
 
 CALIBRATION_BATCHES = 4
 LORA_RATE = 3e-3  # of the LoRA whose update is clustered

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from localora import Partition
-from localora.adapter.adapted import adapted_layers
+from localora.adapter.status import adapted_layers
 
 Batch = dict[str, Tensor]
 

@@ -7,19 +7,17 @@ import os
 
 # A shell that completes a command line waits at every TAB for what is imported: seconds of torch, and no use for it.
 if "_LOCALORA_COMPLETE" not in os.environ:
-    from localora.adapter.adapted import placement_of
     from localora.adapter.config import CpsLoraConfig, GLoraConfig
-    from localora.adapter.held import hold_factors
+    from localora.adapter.factor_cache import hold_factors
     from localora.adapter.layer_state import UnplacedAdapterError
     from localora.adapter.loading import hot_swap, load
     from localora.adapter.registry import register
-    from localora.adapter.size import AdapterSize, adapter_size
+    from localora.adapter.status import AdapterSize, adapter_size, placement_of
     from localora.errors import ScheduleError
     from localora.export.folder import ExportError
     from localora.export.lora import ExportReport, export_lora
-    from localora.lifecycle.calibration import calibrate
+    from localora.lifecycle.calibration import calibrate, calibrate_from_update
     from localora.lifecycle.callback import LocalizationCallback
-    from localora.lifecycle.from_update import calibrate_from_update
     from localora.lifecycle.passes import CalibrationError
     from localora.lifecycle.repartition import RepartitionEvent
     from localora.lifecycle.report import CalibrationReport, LayerReport

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from localora import PlacementError, calibrate, export_lora
-from localora.adapter.adapted import adapted_layers
 from localora.adapter.adapter_file import check_config_file, read_adapter
 from localora.adapter.layer import LocalizedLinear
+from localora.adapter.status import adapted_layers
 from localora.errors import ConfigError, LocaloraError
 from method_table import BY_NAME, Method, every_method, every_placed_method
 from tiny_models import LLAMA_TARGETS, tiny_llama, token_batch

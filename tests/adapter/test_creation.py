@@ -17,7 +17,7 @@ from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 from adapted_models import adapted, differ, logits, unplaced
 from localora import Partition, Placement, PlacementError, calibrate, placement_of
-from localora.adapter.adapted import adapted_layers
+from localora.adapter.status import adapted_layers
 from localora.errors import ConfigError
 from method_table import BY_NAME, METHODS, Method, every_method
 from tiny_models import GPT2_TARGETS, LLAMA_TARGETS, Mlp, tiny_llama, token_batch

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from adapted_models import assert_same_placement, differ, logits
 from localora import CpsLoraConfig, GLoraConfig, Repartitioner, adapter_size, calibrate, export_lora, placement_of
-from localora.adapter.adapted import adapted_layers
 from localora.adapter.experts import LocalizedExperts
 from localora.adapter.layer import LocalizedLinear
+from localora.adapter.status import adapted_layers
 from localora.errors import AdapterError, ConfigError, LayerError
 from localora.placement.taylor import plan_block
 from method_table import BY_NAME, Method, every_method

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from adapted_models import adapted, logits
-from localora.adapter.adapted import adapted_layers
 from localora.adapter.layer import LocalizedLinear
+from localora.adapter.status import adapted_layers
 from method_table import BY_NAME, METHODS, Method, every_method
 from tiny_models import LLAMA_TARGETS, tiny_llama
 

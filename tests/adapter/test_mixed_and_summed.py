@@ -12,8 +12,8 @@ from torch import Tensor
 import localora
 from adapted_models import adapted, after_events, logits
 from localora import hot_swap
-from localora.adapter.adapted import adapted_layers
 from localora.adapter.saved_layers import AdapterFileError
+from localora.adapter.status import adapted_layers
 from localora.errors import AdapterError, LocaloraError
 from method_table import BY_NAME, Method, every_method, every_placed_method
 from tiny_models import LLAMA_TARGETS, tiny_llama, token_batch
@@ -123,6 +123,21 @@ def test_hot_swap_keeps_every_parameter_and_takes_the_scale(method: Method, tmp_
     hot_swap(model, tmp_path)
     assert {name: id(parameter) for name, parameter in model.named_parameters()} == parameters
     assert torch.equal(logits(model), logits(other))
+
+
+def test_fewer_clusters_fit_in_the_place_of_more(tmp_path: Path) -> None:
+    """Their factors have the same shapes: labels that name no cluster of the model's leave that one empty."""
+    model, few = adapted(CPS_LORA, clusters=4), adapted(CPS_LORA, clusters=2, seed=9, alpha=40.0)
+    few.save_pretrained(tmp_path / "few")
+    adapted(CPS_LORA, clusters=4).save_pretrained(tmp_path / "more")
+    hot_swap(model, tmp_path / "few")
+    afresh = logits(PeftModel.from_pretrained(tiny_llama(), str(tmp_path / "few")))
+    torch.testing.assert_close(logits(model), afresh, rtol=1e-4, atol=1e-4)
+    model.save_pretrained(tmp_path / "again")
+    again = PeftModel.from_pretrained(tiny_llama(), str(tmp_path / "again"))
+    torch.testing.assert_close(logits(again), afresh, rtol=1e-4, atol=1e-4)
+    with pytest.raises(AdapterError, match=r"more has 4 clusters, 'default' 2; load it under another name"):
+        hot_swap(few, tmp_path / "more")
 
 
 def test_an_adapter_of_other_shapes_takes_nobodys_place(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from localora.adapter.adapted import adapted_layers
 from localora.adapter.layer import LocalizedLinear
+from localora.adapter.status import adapted_layers
 from localora.placement.partition import Partition
 from method_table import METHODS, Method, every_method
 from tiny_models import GPT2_TARGETS, LLAMA_TARGETS, MLP_TARGETS, Mlp, mlp_batch, tiny_gpt2, tiny_llama, token_batch

@@ -13,7 +13,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 
 from adapted_models import adapted, differ, logits
-from localora.adapter.adapted import adapted_layers
+from localora.adapter.status import adapted_layers
 from localora.placement.random import random_partition
 from method_table import BY_NAME, Method, every_method
 from tiny_models import LLAMA_TARGETS, MLP_TARGETS, Mlp, mlp_batch, tiny_llama, token_batch

@@ -18,7 +18,7 @@ from torch import nn
 
 from adapted_models import adapted, assert_same_placement, logits
 from localora import placement_of
-from localora.adapter.adapted import adapted_layers
+from localora.adapter.status import adapted_layers
 from method_table import BY_NAME, Method, every_method, every_placed_method
 from tiny_models import LLAMA_TARGETS, tiny_llama
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adapted_models import adapted, differ, logits
 from localora import CpsLoraConfig, GLoraConfig, calibrate, placement_of
-from localora.adapter.adapted import adapted_layers
+from localora.adapter.status import adapted_layers
 from method_table import BY_NAME, METHODS, Method, every_method
 from tiny_models import LLAMA_TARGETS, tiny_llama, token_batch
 

@@ -11,7 +11,7 @@ from peft import PeftModel, get_peft_model
 
 from adapted_models import unplaced
 from localora import UnplacedAdapterError, calibrate, export_lora, placement_of
-from localora.adapter.adapted import adapted_layers
+from localora.adapter.status import adapted_layers
 from method_table import METHODS, Method, every_placed_method
 from tiny_models import LLAMA_TARGETS, tiny_llama, token_batch
 

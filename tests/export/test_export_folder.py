@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from adapted_models import adapted
 from localora import ExportError, export_lora
-from localora.adapter.adapted import adapted_layers
 from localora.adapter.saved_layers import AdapterFileError
+from localora.adapter.status import adapted_layers
 from localora.export import lora
 from localora.files import PARTIAL, written_folder
 from method_table import BY_NAME

@@ -17,8 +17,8 @@ from torch import nn
 
 from adapted_models import adapted, after_events, logits
 from localora import calibrate, export_lora
-from localora.adapter.adapted import adapted_layers
-from localora.export.grid import RANK_GRID
+from localora.adapter.status import adapted_layers
+from localora.export.engines import RANK_GRID
 from method_table import BY_NAME, Method, every_method
 from tiny_models import GPT2_TARGETS, LLAMA_TARGETS, MLP_TARGETS, Mlp, tiny_gpt2, tiny_llama, token_batch
 
@@ -282,9 +282,9 @@ def test_a_rank_below_one(tmp_path: Path, rank: int) -> None:
 
 def test_what_is_no_localora_adapter(tmp_path: Path) -> None:
     lora = get_peft_model(tiny_llama(), LoraConfig(target_modules=["q_proj"]))
-    with pytest.raises(ValueError, match="'default' is no localora adapter of this model"):
+    with pytest.raises(ValueError, match="no layer of this model holds a localora adapter named 'default'"):
         export_lora(lora, tmp_path / "out")
-    with pytest.raises(ValueError, match="'x' is no localora adapter of this model"):
+    with pytest.raises(ValueError, match="no layer of this model holds a localora adapter named 'x'"):
         export_lora(adapted(BY_NAME["g-lora"]), tmp_path / "out", adapter_name="x")
     lora.save_pretrained(tmp_path / "lora")
     with pytest.raises(ValueError, match=r"holds an adapter of type .*LORA.*, not a localora adapter"):

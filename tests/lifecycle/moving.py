@@ -7,8 +7,8 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from localora import Partition
-from localora.adapter.adapted import adapted_layers
 from localora.adapter.layer import LocalizedLinear
+from localora.adapter.status import adapted_layers
 from method_table import BY_NAME
 from tiny_models import MLP_TARGETS, Mlp, mlp_batch
 

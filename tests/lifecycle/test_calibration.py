@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from adapted_models import unplaced
 from localora import CalibrationError, CpsLoraConfig, GLoraConfig, calibrate, placement_of
-from localora.adapter.adapted import adapted_layers
+from localora.adapter.status import adapted_layers
 from method_table import BY_NAME, Method, every_placed_method
 from tiny_models import LLAMA_TARGETS, MLP_TARGETS, Mlp, mlp_batch, tiny_gpt2, tiny_llama, token_batch
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from adapted_models import unplaced
 from localora import CalibrationError, calibrate
-from localora.adapter.adapted import adapted_layers
 from localora.adapter.layer import LocalizedLinear
+from localora.adapter.status import adapted_layers
 from method_table import BY_NAME, METHODS, Method, every_placed_method
 from tiny_models import MLP_TARGETS, Mlp, mlp_batch, tiny_llama, token_batch
 

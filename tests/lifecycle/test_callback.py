@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments, se
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from localora import CpsLoraConfig, LocalizationCallback, UnplacedAdapterError, placement_of
-from localora.adapter.adapted import adapted_layers
+from localora.adapter.status import adapted_layers
 from localora.lifecycle import callback as callback_module
 from localora.lifecycle.passes import CalibrationError
 from localora.lifecycle.trainer import calling_trainer

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from localora import CalibrationError, CpsLoraConfig, GLoraConfig, calibrate, calibrate_from_update
-from localora.adapter.adapted import adapted_layers
+from localora.adapter.status import adapted_layers
 from localora.placement.captured import captured_energy
 from tiny_models import tiny_llama
 

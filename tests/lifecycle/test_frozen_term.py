@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from adapted_models import after_events
 from localora import PlacementError, export_lora, placement_of
-from localora.adapter.adapted import adapted_layers
+from localora.adapter.status import adapted_layers
 from method_table import BY_NAME, Method, every_method
 from tiny_models import LLAMA_TARGETS, tiny_llama, token_batch
 

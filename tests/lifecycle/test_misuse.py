@@ -127,7 +127,7 @@ def test_a_module_to_save_that_the_file_lacks_is_named(tmp_path: Path) -> None:
 def test_an_unloaded_adapter_has_nothing_to_export(tmp_path: Path) -> None:
     model = placed()
     model.unload()
-    with pytest.raises(ValueError, match="no layer of this model holds the adapter"):
+    with pytest.raises(ValueError, match="no layer of this model holds a localora adapter"):
         localora.export_lora(model, tmp_path / "out")
     with pytest.raises(ValueError, match="modelfile is empty"):
         localora.export_lora(placed(), tmp_path / "out", modelfile=" ")

@@ -16,8 +16,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from localora import CalibrationError, Repartitioner, ScheduleError, calibrate
-from localora.adapter.adapted import adapted_layers
 from localora.adapter.factors import whole
+from localora.adapter.status import adapted_layers
 from localora.lifecycle.processes import ProcessError
 from tiny_models import mlp_batch
 

@@ -12,8 +12,8 @@ from moving import adapted_mlp, partition, swapped, train, trainable
 from torch import nn
 
 from localora import CpsLoraConfig, Partition, Repartitioner, RepartitionEvent, ScheduleError
-from localora.adapter.adapted import adapted_layers
-from localora.lifecycle import repartition
+from localora.adapter.status import adapted_layers
+from localora.lifecycle import planning
 from localora.lifecycle.report import LayerReport
 from tiny_models import mlp_batch
 
@@ -30,7 +30,7 @@ def propose(monkeypatch: pytest.MonkeyPatch, partitions: Callable[[str, Partitio
             for key, (new, captured) in found.items()
         }
 
-    monkeypatch.setattr(repartition, "propose", planned)
+    monkeypatch.setitem(planning.PLANNERS, "coclustering", planning.Planner(planned, 0, None))
 
 
 def run(steps: int, total: int | None = None, method: str = "cps-lora", **options: object) -> Repartitioner:

@@ -18,7 +18,7 @@ from test_callback import trainer, unplaced
 
 from localora import LocalizationCallback, Partition
 from localora.adapter.model import adapted_layers
-from localora.lifecycle.picture import GAP, HEIGHT, UNCOVERED, WIDTH, labels_picture
+from localora.lifecycle.trainer import GAP, HEIGHT, UNCOVERED, WIDTH, labels_picture
 from method_table import BY_NAME
 from patience import PATIENCE
 

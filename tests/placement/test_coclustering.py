@@ -17,8 +17,13 @@ from torch.utils._pytree import tree_leaves
 
 from localora.placement import coclustering
 from localora.placement.captured import captured_energy, subspace_correlation, unit_svd
-from localora.placement.coclustering import _alternate, plan_coclusters, size_bounds
-from localora.placement.numbering import number_by_first_mention, number_like
+from localora.placement.coclustering import (
+    _alternate,
+    number_by_first_mention,
+    number_like,
+    plan_coclusters,
+    size_bounds,
+)
 from localora.placement.partition import Partition, PlacementError
 
 F64 = torch.float64

@@ -18,7 +18,7 @@ from benchmarks.theory.teacher import DIRECTIONS, plant
 from peft import get_peft_model
 
 from localora import CpsLoraConfig
-from localora.adapter.adapted import adapted_layers
+from localora.adapter.status import adapted_layers
 
 
 @pytest.mark.parametrize("clusters", [2, 4, 8])

@@ -95,7 +95,7 @@ class LocalizedLinear(LayerDelta):
         if rate or torch.is_grad_enabled() or torch.compiler.is_compiling():
             A, B = self.live_factors(name, dtype)
         else:
-            A, B = self.hold.factors((id(self), name, dtype), lambda: self.factors_beside(name, dtype))
+            A, B = self.factor_cache.factors((id(self), name, dtype), lambda: self.factors_beside(name, dtype))
             frozen = None
         return add_update(y, x, A, B, rate, self._origin(name, dtype), W, frozen)
 
@@ -155,7 +155,7 @@ class LocalizedLinear(LayerDelta):
         learning = self.training and torch.is_grad_enabled()
         if self.is_unplaced(name) and (self.calibrating or not learning):
             # An unplaced adapter adds its global term only; harmless until something is learned or kept.
-            if not self.calibrating and self.hold.again(("unplaced", id(self), name)):
+            if not self.calibrating and self.factor_cache.again(("unplaced", id(self), name)):
                 warnings.warn(f"generating with the adapter {name!r}, {UNPLACED_ADDS}", stacklevel=2)
             return
         self._verify(name)

@@ -17,8 +17,8 @@ from peft.utils import resolve_quantization_backend
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from localora.adapter.factor_cache import FactorCache
 from localora.adapter.factors import ColumnFactor, Factors, RowFactor, write_whole
-from localora.adapter.held import FactorHold
 from localora.adapter.zero import whole_shape
 from localora.errors import LocaloraError
 from localora.placement.budget import LayerBudget
@@ -87,7 +87,7 @@ class LayerState(nn.Module, BaseTunerLayer):
         # Labels are checked once per adapter, at its first use: reading them costs a device synchronisation.
         self.localized_verified: dict[str, bool] = {}
         self.calibrating = False  # the gradient is being observed, so an unplaced adapter is no mistake
-        self.hold = FactorHold()  # the model's own, once the layer is part of one
+        self.factor_cache = FactorCache()  # the model's own, once the layer is part of one
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True

@@ -9,12 +9,12 @@ import transformers
 from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 from torch import nn
 
-from localora.adapter.adapted import adapted_layers
 from localora.adapter.adapter_file import read_adapter, read_config
 from localora.adapter.card import LOADERS
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.saved_layers import OURS, PEFT_PREFIX
 from localora.adapter.state_check import check_layers
+from localora.adapter.status import adapter_in
 from localora.arguments import check_model, check_path
 from localora.errors import AdapterError, AdapterMissingError, LocaloraError
 
@@ -64,9 +64,11 @@ def _config_of(where: str) -> PeftConfig:
 def hot_swap(model: nn.Module, folder: str | Path, adapter_name: str = "default") -> None:
     """Put a saved adapter in the place of one of the same shapes: no parameter is made anew, whatever its scale.
 
+    Its clusters may be fewer than those of the one it replaces, of which some are empty then.
+
     Raises:
-        AdapterError: the model has no adapter of that name, it is merged, or one of both has modules_to_save; nothing
-            has changed then.
+        AdapterError: the model has no adapter of that name, it is merged, one of both has modules_to_save, or the saved
+            one has more clusters; nothing has changed then.
         ConfigError, AdapterFileError, UnplacedAdapterError: the saved adapter is damaged, sits on other layers, has
             other shapes, or was never placed; nothing has changed then.
     """
@@ -74,10 +76,7 @@ def hot_swap(model: nn.Module, folder: str | Path, adapter_name: str = "default"
     check_path("hot_swap", "folder", folder)
     saved = read_adapter(folder)
     saved.check_placed()
-    layers = adapted_layers(model, adapter_name)
-    config = getattr(model, "peft_config", {}).get(adapter_name)
-    if not (layers and isinstance(config, LocalizedConfig)):
-        raise AdapterError(f"no layer of this model holds a localora adapter named {adapter_name!r}")
+    config, layers = adapter_in(model, adapter_name)
     if any(adapter_name in layer.merged_adapters for _, layer in layers):
         raise AdapterError(
             f"{adapter_name!r} is merged into the base weights, which another adapter could not undo; call "
@@ -86,6 +85,9 @@ def hot_swap(model: nn.Module, folder: str | Path, adapter_name: str = "default"
     for where, has_modules in ((folder, saved.others), (f"the adapter {adapter_name!r}", config.modules_to_save)):
         if has_modules:
             raise AdapterError(f"{where} has modules_to_save, which are not swapped; load {folder} under another name")
+    clusters, room = (getattr(each, "clusters", 1) for each in (saved.config, config))
+    if clusters > room:
+        raise AdapterError(f"{folder} has {clusters} clusters, {adapter_name!r} {room}; load it under another name")
     by_layer = {name: layer.tensors for name, layer in saved.layers.items()}
     check_layers(model, saved.config, adapter_name, by_layer)  # before anything changes
     for name, layer in layers:

@@ -13,28 +13,31 @@ import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, init_empty_weights  # type: ignore[attr-defined, unused-ignore]
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, _get_submodules
-from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
+from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from localora.adapter.adapted import adapted_layers
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.experts import LocalizedExperts, match_stacks, warn_of_stacks_left_out
-from localora.adapter.held import FactorHold
+from localora.adapter.factor_cache import FactorCache
 from localora.adapter.layer import UNPLACED_ADDS, LocalizedLinear
 from localora.adapter.mixed_batch import samples_use
 from localora.adapter.peft_0_20 import NoMatchingPeftModuleError
-from localora.adapter.quantized import keep_readable
 from localora.adapter.state_check import FirstUse, check_state, match_frozen
-from localora.adapter.targets import TargetError, linear_layers_of, tell_of_targets
+from localora.adapter.status import adapted_layers
+from localora.adapter.targets import (
+    TargetError,
+    check_not_fused,
+    check_supported,
+    keep_readable,
+    linear_layers_of,
+    tell_of_targets,
+)
 from localora.adapter.weighted import rank_of_sum, weighted_config, weighted_factors
-from localora.errors import AdapterError, LayerError, LocaloraError
+from localora.errors import AdapterError, LocaloraError
 from localora.placement.partition import Partition
 from localora.placement.random import contiguous_partition, random_partition
 
 FSDP1 = "_fsdp_wrapped_module."  # in the name of a module inside one that FSDP1 wraps
-MAMBA_TYPES = {"falcon_h1", "mamba", "mamba2", "falcon_mamba"}
-MAMBA_FUSED = {"conv1d", "out_proj"}
 
 
 class LocalizedModel(BaseTuner):
@@ -45,9 +48,9 @@ class LocalizedModel(BaseTuner):
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # type: ignore[assignment]
 
     @cached_property
-    def hold(self) -> FactorHold:
+    def factor_cache(self) -> FactorCache:
         """One of all layers, so that opening a block costs nothing."""
-        return FactorHold()
+        return FactorCache()
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         config = self.peft_config[adapter_name]
@@ -84,10 +87,10 @@ class LocalizedModel(BaseTuner):
             layer = target
         else:
             quantization = get_quantization_kwargs(self)
-            _check_supported(target, current_key, quantization)
+            check_supported(target, current_key, quantization)
             layer = LocalizedLinear(target, **quantization)
             layer._active_adapter = self.active_adapter
-            layer.hold = self.hold
+            layer.factor_cache = self.factor_cache
         self._add_to_layer(layer, adapter_name, peft_config, current_key)
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
@@ -106,7 +109,7 @@ class LocalizedModel(BaseTuner):
                 new = parameter not in experts.localized_stacks
                 for index, layer in enumerate(experts.add_stack(parameter)):
                     if new:
-                        layer._active_adapter, layer.hold = self.active_adapter, self.hold
+                        layer._active_adapter, layer.factor_cache = self.active_adapter, self.factor_cache
                     self._add_to_layer(layer, adapter_name, peft_config, f"{key}.{index}")
             setattr(parent, target_name, experts)
         return list(found)
@@ -173,25 +176,20 @@ class LocalizedModel(BaseTuner):
             layer.place(name, random_partition(m, n, local, seed))
 
     def _check_target_module_compatiblity(self, peft_config: PeftConfig, model: nn.Module, target_name: str) -> None:
-        # Mamba's fused kernels read these weights directly and would bypass the adapter.
-        model_type = getattr(getattr(model, "config", None), "model_type", None)
-        if model_type in MAMBA_TYPES and target_name in MAMBA_FUSED:
-            raise LayerError(
-                f"the module {target_name!r} of a {model_type} model cannot be adapted: its fused kernel reads the "
-                "weight directly. Leave it out of target_modules"
-            )
+        check_not_fused(model, target_name)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         names = kwargs.get("adapter_names")
         if names is not None:
-            with samples_use(self, names, kwargs.get("num_beams")), self.hold.opened():
+            with samples_use(self, names, kwargs.get("num_beams")), self.factor_cache.opened():
                 yield
             return
         if torch.compiler.is_compiling():
             yield
             return
-        with self.hold.opened():  # PEFT enters here for a forward pass, of which nothing is held, and for `generate`
+        # PEFT enters here for a forward pass, of which nothing is kept, and for `generate`.
+        with self.factor_cache.opened():
             yield
 
     def add_weighted_adapter(
@@ -266,20 +264,3 @@ class LocalizedModel(BaseTuner):
         """Make room for a saved frozen term, and refuse tensors that are not the whole of this adapter."""
         match_frozen(model, config, adapter_name, state_dict)
         check_state(model, config, adapter_name, state_dict)
-
-
-def _check_supported(target: nn.Module, key: str, quantization: dict[str, Any]) -> None:
-    if isinstance(target, nn.modules.linear.NonDynamicallyQuantizableLinear):
-        raise LayerError(
-            f"layer {key} is the output projection of a torch.nn.MultiheadAttention, which reads its weight directly "
-            "and would bypass the adapter. Leave it out of target_modules"
-        )
-    backend = resolve_quantization_backend(target, **quantization)
-    linear_backend = backend is not None and backend.layer_type == "linear"
-    if not (isinstance(target, (nn.Linear, Conv1D)) or linear_backend):
-        gguf = type(target).__name__ == "GgufLinear"
-        remedy = "Load the model with GgufConfig(dequantize=True)" if gguf else "Leave it out of target_modules"
-        raise LayerError(
-            f"layer {key} is a {type(target).__name__}; localora adapts torch.nn.Linear, transformers' Conv1D and "
-            f"linear layers of PEFT's quantization backends. {remedy}"
-        )

@@ -14,7 +14,6 @@ import torch
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from localora.adapter.adapted import adapted_layers
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.layer import LocalizedLinear
 from localora.adapter.saved_layers import (
@@ -27,6 +26,7 @@ from localora.adapter.saved_layers import (
     check_layer,
     split,
 )
+from localora.adapter.status import adapted_layers
 
 OF_THE_BASE = "_localora_base"  # on a tensor: it was here before the adapter
 BY_TRANSFORMERS = "_is_hf_initialized"  # on a tensor: their loader put it here

@@ -1,27 +1,85 @@
-"""Which layers `target_modules` hit: the ones it names in vain, and the ones too small for what was asked of them."""
+"""Which layers get an adapter: those that cannot have one, names that hit nothing, layers too small for what was asked.
+
+All of it is said, by name, when the adapter is made.
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.quantization_utils import resolve_quantization_backend
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from localora.adapter.adapted import adapted_layers
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.layer import LocalizedLinear
 from localora.adapter.options import nearest
 from localora.adapter.peft_0_20 import NoMatchingPeftModuleError
-from localora.errors import ConfigError
+from localora.adapter.status import adapted_layers
+from localora.errors import ConfigError, LayerError
 
 SHOWN = 12  # names in a message
+MAMBA_TYPES = {"falcon_h1", "mamba", "mamba2", "falcon_mamba"}
+MAMBA_FUSED = {"conv1d", "out_proj"}
 
 
 class TargetError(ConfigError, NoMatchingPeftModuleError):
     """`target_modules` and what narrows it down match no layer."""
+
+
+def check_supported(target: nn.Module, key: str, quantization: dict[str, Any]) -> None:
+    """Raise LayerError unless the module called `key` is a linear layer that is used as one."""
+    if isinstance(target, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        raise LayerError(
+            f"layer {key} is the output projection of a torch.nn.MultiheadAttention, which reads its weight directly "
+            "and would bypass the adapter. Leave it out of target_modules"
+        )
+    backend = resolve_quantization_backend(target, **quantization)
+    linear_backend = backend is not None and backend.layer_type == "linear"
+    if not (isinstance(target, (nn.Linear, Conv1D)) or linear_backend):
+        gguf = type(target).__name__ == "GgufLinear"
+        remedy = "Load the model with GgufConfig(dequantize=True)" if gguf else "Leave it out of target_modules"
+        raise LayerError(
+            f"layer {key} is a {type(target).__name__}; localora adapts torch.nn.Linear, transformers' Conv1D and "
+            f"linear layers of PEFT's quantization backends. {remedy}"
+        )
+
+
+def check_not_fused(model: nn.Module, target_name: str) -> None:
+    """Raise LayerError for a weight that Mamba's fused kernels read directly, bypassing the adapter."""
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type in MAMBA_TYPES and target_name in MAMBA_FUSED:
+        raise LayerError(
+            f"the module {target_name!r} of a {model_type} model cannot be adapted: its fused kernel reads the "
+            "weight directly. Leave it out of target_modules"
+        )
+
+
+def keep_readable(model: nn.Module) -> None:
+    """Keep bitsandbytes from packing 4-bit weights anew on a CPU, as it does at the first pass in eval mode.
+
+    Through a weight packed so no gradient flows, and it can no longer be read (bitsandbytes 0.50, on processors with
+    AVX512-BF16): training after an evaluation would go wrong without a word. Of all layers, since gradients flow
+    through those without an adapter too.
+
+    Raises:
+        LayerError: one is packed already.
+    """
+    for name, module in model.named_modules():
+        if not hasattr(module, "support_avx512bf16_for_cpu"):
+            continue
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if getattr(state, "packing_format_for_cpu", False):
+            raise LayerError(
+                f"the 4-bit weight of {name} was packed for inference on this CPU when the model ran in eval mode, and "
+                "bitsandbytes can neither train through it nor give it back. Load the model again, and add the adapter "
+                "before the model is run"
+            )
+        module.support_avx512bf16_for_cpu = False
 
 
 def linear_layers_of(model: nn.Module) -> str:

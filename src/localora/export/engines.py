@@ -18,7 +18,6 @@ from safetensors import safe_open
 from localora.adapter.adapter_file import WEIGHTS
 from localora.export.folder import ExportError
 from localora.export.gguf_file import GGUF
-from localora.export.grid import RANK_GRID, on_grid
 
 CONFIG, MODELFILE = "adapter_config.json", "Modelfile"
 VLLM_HELPER = "vLLM, vllm/lora/peft_helper.py"
@@ -27,6 +26,9 @@ SGLANG_CONFIG = "SGLang, python/sglang/srt/lora/lora_config.py"
 SGLANG_TOKENS = "SGLang pull request 14105"
 LLAMA_CPP = "llama.cpp, src/llama-adapter.cpp"
 OLLAMA_IMPORT = "Ollama, docs/import.mdx and convert/convert.go"
+# The ranks that vLLM builds kernels for: it refuses any other `--max-lora-rank` but 1, and reserves memory for the one
+# it is given. SGLang, llama.cpp and Ollama take any rank.
+RANK_GRID = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,11 @@ def check_engines(folder: str | Path, base: str | None = None) -> list[Engine]:
         "Ollama": ["ollama", "create", name, "-f", str(folder / MODELFILE)],
     }  # fmt: skip
     return [Engine(name, tuple(rules(read)), shlex.join(commands[name])) for name, rules in _RULES.items()]
+
+
+def on_grid(rank: int) -> int:
+    """The smallest rank of the grid that holds `rank`; above the grid, `rank` itself."""
+    return next((step for step in RANK_GRID if step >= rank), rank)
 
 
 def write_modelfile(folder: Path, model: str) -> None:

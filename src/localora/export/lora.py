@@ -26,11 +26,10 @@ from localora.adapter.adapter_file import WEIGHTS
 from localora.adapter.card import hub_id, training_rows, write_export_card
 from localora.adapter.saved_layers import PEFT_PREFIX
 from localora.arguments import check_count, check_kind, check_path
-from localora.export.engines import write_modelfile
+from localora.export.engines import RANK_GRID, on_grid, write_modelfile
 from localora.export.experts import expert_tensors, factors_in_file, linear_layers
 from localora.export.folder import ExportError, check_reachable, check_target, written_whole
 from localora.export.gguf_file import check_gguf, write_gguf
-from localora.export.grid import RANK_GRID, on_grid
 from localora.export.sources import Adapter, read_folder, read_model
 from localora.placement.thin import padded, relative_difference, truncate_factors
 

@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from localora.adapter.adapted import adapted_layers
 from localora.adapter.adapter_file import read_adapter
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.saved_layers import PEFT_PREFIX
-from localora.errors import AdapterError
+from localora.adapter.status import adapter_in
 
 
 @dataclass(frozen=True)
@@ -32,14 +31,9 @@ def read_model(model: nn.Module, adapter_name: str) -> Adapter:
 
     Raises:
         UnplacedAdapterError: the adapter was never placed.
-        ValueError: the model has no localora adapter of that name.
+        AdapterError: the model has no localora adapter of that name, or no more.
     """
-    config = getattr(model, "peft_config", {}).get(adapter_name)
-    if not isinstance(config, LocalizedConfig):
-        raise AdapterError(f"{adapter_name!r} is no localora adapter of this model")
-    layers = adapted_layers(model, adapter_name)
-    if not layers:
-        raise AdapterError(f"no layer of this model holds the adapter {adapter_name!r} any more; was it unloaded?")
+    config, layers = adapter_in(model, adapter_name)
     factors = {}
     with torch.no_grad():
         for name, layer in layers:

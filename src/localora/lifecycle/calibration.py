@@ -1,22 +1,37 @@
-"""Calibration: a few ordinary batches show where the gradient lives, and a planner turns that into labels."""
+"""Calibration: where an adapter acts is planned from the gradients of a few batches, or from another LoRA's update.
+
+The gradient of a layer is the update it needs seen through the layers around it, which mix its rows and columns; what
+training makes of many gradients is not. So clusters that no gradient shows can be found in the update of a plain LoRA
+that was trained before on the same task, and is then of no further use.
+
+Shape legend
+    m, n   rows and columns of W      R   rank of that LoRA      s B (m, R), A (R, n)   its factors, dW = s B A
+"""
 
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from localora.adapter.adapted import active_adapters, adapted_layers
 from localora.adapter.config import LocalizedConfig
-from localora.arguments import check_callable, check_count, check_model
+from localora.adapter.lora_file import lora_factors, read_lora_folder
+from localora.adapter.saved_layers import PEFT_PREFIX
+from localora.adapter.status import active_adapters, adapted_layers
+from localora.arguments import check_callable, check_count, check_model, check_path
 from localora.lifecycle.passes import CalibrationError, Layers, LossFn, Passes
 from localora.lifecycle.planning import PLANNERS
-from localora.lifecycle.processes import check_placement
-from localora.lifecycle.report import CalibrationReport
+from localora.lifecycle.processes import check_placement, decide_once
+from localora.lifecycle.report import CalibrationReport, LayerReport
+from localora.placement.threads import over_threads
+
+Updates = dict[str, tuple[Tensor, Tensor]]  # name of a layer -> s B and A
 
 
 def calibrate(
@@ -62,24 +77,55 @@ def calibrate(
     check_callable("calibrate", "progress", progress, "(done, total)")
     started = time.perf_counter()
     name, config = adapter_config(model, adapter_name)
-    layers = layers_to_place(model, name, replace)
+    layers = _layers_to_place(model, name, replace)
     passes = Passes(model, batches, steps, loss_fn)
     count = len(passes.batches)
     planner = PLANNERS[config.planner]
     if progress:
         total = count + planner.more_passes
         passes.progress = lambda done: progress(done, total)
-    reports = planner.plan(passes, layers, name, config, {})
-    for layer_name, layer in layers.items():
-        layer.place(name, reports[layer_name].partition)
-    check_placement(report.partition for report in reports.values())
-    return CalibrationReport(
-        method=config.method,
-        layers=tuple(reports.values()),
-        batches=count,
-        loss=sum(passes.losses[:count]) / count,
-        seconds=time.perf_counter() - started,
-    )
+    reports = planner.plan(passes, layers, name, config, {}, None)
+    loss = sum(passes.losses[:count]) / count
+    return _placed(layers, name, config, reports, batches=count, loss=loss, started=started)
+
+
+def calibrate_from_update(
+    model: nn.Module, lora: str | Path, *, adapter_name: str | None = None, replace: bool = False
+) -> CalibrationReport:
+    """Place a CPS-LoRA adapter (or the hybrid) by the co-clusters of another LoRA's update; no batch is looked at.
+
+    Args:
+        model: a PEFT model (or a model with injected adapters) whose adapter is to be placed.
+        lora: folder of a plain LoRA that PEFT saved: trained on the task at hand, on the same base model, covering the
+            adapted layers. Its rank should exceed r; twice K r showed the planted clusters in our experiments.
+        adapter_name, replace: as in :func:`localora.calibrate`.
+
+    Returns:
+        CalibrationReport: per layer what the placement captures of that update; no batches and no loss.
+
+    Raises:
+        CalibrationError: G-LoRA, whose block is chosen by Taylor scores; layers that the LoRA lacks, or of another
+            shape; an update that is zero everywhere; an adapter that is placed already.
+        AdapterError: a folder that holds no plain LoRA, or a damaged one.
+    """
+    check_model("calibrate_from_update", model)
+    check_path("calibrate_from_update", "lora", lora)
+    started = time.perf_counter()
+    name, config = adapter_config(model, adapter_name)
+    planned = PLANNERS[config.planner].from_update
+    if planned is None:
+        raise CalibrationError(
+            f"{name!r} is a {config.method} adapter, whose block is chosen by Taylor scores of a gradient; "
+            "use localora.calibrate(model, batches)"
+        )
+    layers = _layers_to_place(model, name, replace)
+
+    def plan() -> dict[str, LayerReport]:
+        updates = _updates_of(layers, Path(lora))
+        each = over_threads(lambda key: planned(key, layers[key], name, config, *updates.pop(key)), layers)
+        return dict(zip(layers, each, strict=True))
+
+    return _placed(layers, name, config, decide_once(plan), batches=0, loss=None, started=started)
 
 
 def adapter_config(model: nn.Module, adapter_name: str | None) -> tuple[str, LocalizedConfig]:
@@ -108,19 +154,19 @@ def adapter_config(model: nn.Module, adapter_name: str | None) -> tuple[str, Loc
     return adapter_name, config
 
 
-def layers_to_place(model: nn.Module, name: str, replace: bool) -> Layers:
+def _layers_to_place(model: nn.Module, name: str, replace: bool) -> Layers:
     """The layers that wait for a placement; with `replace`, all that can have one.
 
     Raises:
         CalibrationError: there are none, or the adapter is merged.
     """
-    merged = [key for key, layer in adapted_layers(model, name) if name in layer.merged_adapters]
-    if merged:
+    layers = dict(adapted_layers(model, name))
+    if any(name in layer.merged_adapters for layer in layers.values()):
         raise CalibrationError(
             f"the adapter {name!r} is merged into the base weights, which other labels would no longer undo; call "
             "unmerge_adapter() first"
         )
-    with_local = {key: layer for key, layer in adapted_layers(model, name) if layer.localized_layout[name].budget.local}
+    with_local = {key: layer for key, layer in layers.items() if layer.localized_layout[name].budget.local}
     if not with_local:
         raise CalibrationError(f"the adapter {name!r} has no local term on any layer, so there is nothing to place")
     if replace:
@@ -129,3 +175,49 @@ def layers_to_place(model: nn.Module, name: str, replace: bool) -> Layers:
     if not unplaced:
         raise CalibrationError(f"the adapter {name!r} is placed already; pass replace=True to place it anew")
     return unplaced
+
+
+def _placed(
+    layers: Layers,
+    name: str,
+    config: LocalizedConfig,
+    reports: dict[str, LayerReport],
+    *,
+    batches: int,
+    loss: float | None,
+    started: float,
+) -> CalibrationReport:
+    """Place each layer as planned, on every process alike."""
+    for key, layer in layers.items():
+        layer.place(name, reports[key].partition)
+    check_placement(report.partition for report in reports.values())
+    return CalibrationReport(config.method, tuple(reports.values()), batches, loss, time.perf_counter() - started)
+
+
+def _updates_of(layers: Layers, folder: Path) -> Updates:
+    """The update that a saved LoRA has for each layer to place, by its name in the model."""
+    factors, _ = lora_factors(*read_lora_folder(folder))
+    absent = [key for key in layers if key.removeprefix(PEFT_PREFIX) not in factors]
+    if absent:
+        raise CalibrationError(
+            f"the LoRA in {folder} has no update for {len(absent)} of {len(layers)} adapted layers, {absent[0]} "
+            "among them; train it on the same target_modules, or place with localora.calibrate(model, batches)"
+        )
+    updates = {key: factors[key.removeprefix(PEFT_PREFIX)] for key in layers}
+    for key, (B, A) in updates.items():
+        m, n = layers[key].out_features, layers[key].in_features
+        if (B.shape[0], A.shape[1]) != (m, n):
+            raise CalibrationError(
+                f"{key} is {m} x {n} and the update in {folder} is {B.shape[0]} x {A.shape[1]}; was that LoRA trained "
+                "on another base model?"
+            )
+    silent = [key for key, (B, A) in updates.items() if not (B.any() and A.any())]
+    if len(silent) == len(updates):
+        raise CalibrationError("the update is zero in every layer: that LoRA has not been trained")
+    if silent:
+        warnings.warn(
+            f"the update is zero in {len(silent)} of {len(updates)} layers, {silent[0]} among them; their placement is "
+            "arbitrary",
+            stacklevel=3,
+        )
+    return updates

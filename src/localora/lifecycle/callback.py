@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from localora.adapter.adapted import active_adapters, adapted_layers
+from localora.adapter.status import active_adapters, adapted_layers
 from localora.lifecycle.calibration import calibrate
 from localora.lifecycle.passes import CalibrationError, LossFn, ZeroGradientError
-from localora.lifecycle.random_state import random_state_kept
 from localora.lifecycle.report import CalibrationReport
 from localora.lifecycle.schedule import Repartitioner
 from localora.lifecycle.trainer import before_training_losses, calling_trainer, log, loss_of, makes_its_batches, show
@@ -166,6 +167,20 @@ class _FirstBatches:
         if self.kept is None:
             self.kept = list(islice(self.loader, self.count))
         return iter(self.kept)
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Python's, NumPy's and torch's generators are, after the body, as they were before it."""
+    python, numpy_state = random.getstate(), np.random.get_state()
+    # Of this process's own GPU: to ask for the state of another would start a context on it.
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy_state)
 
 
 def _autocast(args: TrainingArguments) -> Any:

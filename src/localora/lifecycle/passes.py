@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from localora.adapter.layer import LocalizedLinear
 from localora.arguments import check_batches
 from localora.errors import LocaloraError
-from localora.lifecycle.evaluating import evaluating
 from localora.lifecycle.observe import Observer, watch_gradients
 from localora.lifecycle.processes import failing_together
 
@@ -110,6 +110,19 @@ class Passes:
         if not torch.isfinite(loss).all():
             raise CalibrationError(f"the loss of calibration batch {number} is {loss.item()}; {remedy}")
         return loss
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards each module has the mode it had."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _default_loss(model: nn.Module, batch: Any) -> Tensor:

@@ -40,52 +40,39 @@ class Planner:
     """How a method places.
 
     Attributes:
-        plan: from batches; at an event from the partitions in use, so that the reports say what those held.
-        measure: what partitions in use, and ones given to take their place, hold of one batch's gradient.
+        plan: from batches, and at an event from the partitions in use, so that the reports say what those held.
+            Partitions that are given to take their place are not planned: one batch shows what they hold.
         more_passes: how many backward passes `plan` makes beyond one for each batch.
         from_update: from another LoRA's update, if the method can.
     """
 
-    plan: Callable[[Passes, Layers, str, Any, Partitions], dict[str, LayerReport]]
-    measure: Callable[[Passes, Layers, str, Any, Partitions, Partitions], dict[str, LayerReport]]
+    plan: Callable[[Passes, Layers, str, Any, Partitions, Partitions | None], dict[str, LayerReport]]
     more_passes: int
     from_update: Callable[[str, LocalizedLinear, str, Any, Tensor, Tensor], LayerReport] | None
 
 
-def propose(
-    passes: Passes, layers: Layers, name: str, config: LocalizedConfig, given: Partitions | None = None
-) -> dict[str, LayerReport]:
-    """Each placed layer's next partition, by the planner of its method, beside what the present one holds.
-
-    Partitions that are `given` are not planned: one batch shows what they hold.
-    """
-    planner = PLANNERS[config.planner]
-    old = {key: partition_of(layer, name) for key, layer in layers.items()}
-    if given is None:
-        return planner.plan(passes, layers, name, config, old)
-    return planner.measure(passes, layers, name, config, old, given)
-
-
 def plan_blocks(
-    passes: Passes, layers: Layers, name: str, config: GLoraConfig, old: Partitions
+    passes: Passes, layers: Layers, name: str, config: GLoraConfig, old: Partitions, given: Partitions | None
 ) -> dict[str, LayerReport]:
     """G-LoRA: Taylor scores, then the block of the highest."""
     before = _shares(passes, layers, old) if old else {}
-    scores = _taylor_scores(passes, layers, {}, passes.batches)
-    silent = _silent(scores)
+    silent: set[str] = set()
+    if given is None:
+        scores = _taylor_scores(passes, layers, {}, passes.batches)
+        silent = _silent(scores)
 
-    def choose(key: str) -> Partition:
-        if key in silent:
-            return old.get(key) or _at_random(key, layers[key], name, config)
-        local = local_shape(layers[key], name)
-        return plan_block(scores[key].rows, scores[key].cols, local.rows, local.cols)
+        def choose(key: str) -> Partition:
+            if key in silent:
+                return old.get(key) or _at_random(key, layers[key], name, config)
+            local = local_shape(layers[key], name)
+            return plan_block(scores[key].rows, scores[key].cols, local.rows, local.cols)
 
-    blocks = decide_once(lambda: {key: choose(key) for key in layers})
-    inside = _shares(passes, layers, blocks)  # known only after the block is chosen: one more pass
+        given = decide_once(lambda: {key: choose(key) for key in layers})
+    inside = _shares(passes, layers, given)  # known only after the block is chosen: one more pass
     return {
         key: LayerReport(
             key,
-            blocks[key],
+            given[key],
             importance_share=inside[key],
             held_before=before.get(key),
             at_random=key in silent - old.keys(),
@@ -94,19 +81,12 @@ def plan_blocks(
     }
 
 
-def measure_blocks(
-    passes: Passes, layers: Layers, name: str, config: GLoraConfig, old: Partitions, given: Partitions
-) -> dict[str, LayerReport]:
-    before, after = _shares(passes, layers, old), _shares(passes, layers, given)
-    return {key: LayerReport(key, given[key], importance_share=after[key], held_before=before[key]) for key in layers}
-
-
 def plan_clusters(
-    passes: Passes, layers: Layers, name: str, config: CpsLoraConfig, old: Partitions
+    passes: Passes, layers: Layers, name: str, config: CpsLoraConfig, old: Partitions, given: Partitions | None
 ) -> dict[str, LayerReport]:
     """CPS-LoRA: a sketch of the summed gradient, then its co-clusters."""
-    sketches = gradient_sketches(passes, layers, config)
-    silent = _silent(sketches)
+    sketches = gradient_sketches(passes, layers, config, passes.batches if given is None else passes.batches[:1])
+    silent = _silent(sketches) if given is None else set()
 
     def plan_one(key: str) -> LayerReport:
         if key in silent:
@@ -114,35 +94,25 @@ def plan_clusters(
             held_before = 0.0 if key in old else None
             return LayerReport(key, partition, captured_energy=0.0, held_before=held_before, at_random=key not in old)
         left, right = sketches.pop(key).factors()  # popped: the memory of a sketch is free once it is planned on
-        return cocluster(key, layers[key], name, config, left, right, old.get(key))
-
-    return decide_once(lambda: dict(zip(layers, over_threads(plan_one, layers), strict=True)))
-
-
-def measure_clusters(
-    passes: Passes, layers: Layers, name: str, config: CpsLoraConfig, old: Partitions, given: Partitions
-) -> dict[str, LayerReport]:
-    sketches = gradient_sketches(passes, layers, config, passes.batches[:1])
-
-    def measure_one(key: str) -> LayerReport:
-        left, right = sketches.pop(key).factors()
+        if given is None:
+            return cocluster(key, layers[key], name, config, left, right, old.get(key))
         rank = local_shape(layers[key], name).rank
         before, after = (captured_energy(left, right, partition, rank) for partition in (old[key], given[key]))
         return LayerReport(key, given[key], captured_energy=after, held_before=before)
 
-    return decide_once(lambda: dict(zip(layers, over_threads(measure_one, layers), strict=True)))
+    return decide_once(lambda: dict(zip(layers, over_threads(plan_one, layers), strict=True)))
 
 
 def gradient_sketches(
-    passes: Passes, layers: Layers, config: CpsLoraConfig, batches: list[Any] | None = None
+    passes: Passes, layers: Layers, config: CpsLoraConfig, batches: list[Any]
 ) -> dict[str, GradientSketch]:
-    """Sketches of each layer's gradient, summed over the batches (default all) and the processes."""
+    """Sketches of each layer's gradient, summed over the batches and the processes."""
     sketches = {
         key: GradientSketch(layer.out_features, layer.in_features, config.sketch, config.seed)
         for key, layer in layers.items()
     }
     observers = {key: sketch.observe for key, sketch in sketches.items()}
-    passes.run(layers, observers, passes.batches if batches is None else batches)
+    passes.run(layers, observers, batches)
     sum_signals(sketches)
     return sketches
 
@@ -264,6 +234,6 @@ def _weight_mn(layer: LocalizedLinear) -> Tensor:
 
 
 PLANNERS = {
-    "taylor": Planner(plan_blocks, measure_blocks, 1, None),
-    "coclustering": Planner(plan_clusters, measure_clusters, 0, cocluster),
+    "taylor": Planner(plan_blocks, 1, None),
+    "coclustering": Planner(plan_clusters, 0, cocluster),
 }

@@ -21,7 +21,7 @@ from typing import Any
 from localora.adapter.config import LocalizedConfig
 from localora.lifecycle.consolidation import check_finite, consolidate, event_seed, start_anew
 from localora.lifecycle.passes import Layers, Passes
-from localora.lifecycle.planning import local_shape, partition_of, propose
+from localora.lifecycle.planning import PLANNERS, local_shape, partition_of
 from localora.lifecycle.processes import check_placement, failing_together
 from localora.lifecycle.report import LayerReport
 from localora.placement.partition import Partition
@@ -81,7 +81,7 @@ def _proposals(
             )
             for key, layer in placed.items()
         }
-    return propose(passes, placed, name, config, given)
+    return PLANNERS[config.planner].plan(passes, placed, name, config, old, given)
 
 
 def _moved(old: Partition, new: Partition) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from localora.adapter.adapted import adapted_layers
+from localora.adapter.status import adapted_layers
 from localora.arguments import check_batches, check_callable, check_count, check_model
 from localora.errors import ScheduleError
 from localora.lifecycle.calibration import adapter_config

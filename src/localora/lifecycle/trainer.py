@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import colorsys
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,15 @@ from torch import Tensor, nn
 from transformers import TrainerState
 
 from localora.lifecycle.passes import CalibrationError, Layers, LossFn
-from localora.lifecycle.picture import labels_picture
 from localora.lifecycle.planning import partition_of
+from localora.placement.partition import Partition
 
 if TYPE_CHECKING:  # slow to import; where a Trainer calls, it is imported already
     from transformers import Trainer
+
+WIDTH, HEIGHT, GAP = 256, 6, 8  # pixels: rows or columns of a layer, a layer, between rows and columns
+UNCOVERED = (40, 40, 40)
+GOLDEN = 0.618034  # of the circle of hues: any few clusters in a row differ
 
 
 def calling_trainer(state: TrainerState) -> Trainer:
@@ -101,6 +106,28 @@ def show(trainer: Trainer, what: str, adapter: str, layers: Layers) -> None:
             partitions = [partition_of(layer, adapter) for layer in placed]
             tag = f"train/{what}/{adapter}/labels"  # where transformers puts the numbers
             writer.add_image(tag, labels_picture(partitions), trainer.state.global_step)
+
+
+def labels_picture(partitions: Iterable[Partition]) -> Tensor:
+    """uint8 `(3, layers * HEIGHT, 2 * WIDTH + GAP)`: a stripe a layer, rows left and columns right.
+
+    A colour a cluster, grey what the local term does not cover.
+    """
+    stripes = []
+    for partition in partitions:
+        gap = torch.full((3, GAP), 255, dtype=torch.uint8)
+        stripe = torch.cat([_colours(partition.row_labels), gap, _colours(partition.col_labels)], dim=1)
+        stripes.append(stripe[:, None].expand(3, HEIGHT, -1))
+    return torch.cat(stripes, dim=1)
+
+
+def _colours(labels: Tensor) -> Tensor:
+    """uint8 `(3, WIDTH)`: the label nearest to each pixel."""
+    labels = labels.long()
+    hues = [colorsys.hsv_to_rgb(k * GOLDEN % 1, 0.75, 0.95) for k in range(int(labels.max()) + 1)]
+    colours = torch.tensor([UNCOVERED, *([round(255 * part) for part in rgb] for rgb in hues)], dtype=torch.uint8)
+    shown = labels[torch.arange(WIDTH) * len(labels) // WIDTH]
+    return colours[shown + 1].T
 
 
 @contextmanager

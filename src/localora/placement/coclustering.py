@@ -33,7 +33,6 @@ from localora.placement.captured import (
     subspace_correlation,
     unit_svd,
 )
-from localora.placement.numbering import number_by_first_mention, number_like
 from localora.placement.partition import MAX_CLUSTERS, Partition, PlacementError
 from localora.placement.random import contiguous_partition
 from localora.placement.spectral_start import spectral_start
@@ -214,6 +213,25 @@ def _by_energy(points_Nq: Tensor, clusters: int, bounds: Bounds) -> Tensor:
     first = N - (clusters - 1) * low
     place = points_Nq.square().sum(1).argsort(descending=True, stable=True).argsort()
     return torch.where(place < first, 0, 1 + (place - first).div(max(low, 1), rounding_mode="floor"))
+
+
+def number_by_first_mention(rows: Tensor, cols: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
+    """Cluster numbers in the order in which the rows, then the columns, first mention them."""
+    both = torch.cat([rows, cols])
+    first = torch.full((clusters,), len(both)).scatter_reduce(0, both, torch.arange(len(both)), "amin")
+    number = first.argsort(stable=True).argsort()
+    return number[rows], number[cols]
+
+
+def number_like(start: Partition, rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
+    """Cluster numbers that leave the most rows and columns with the label they have in `start`.
+
+    A number stands for trained factors: renumbering would look like moving every row and column.
+    """
+    old, new = torch.cat([start.row_labels, start.col_labels]).long(), torch.cat([rows, cols])
+    shared = torch.bincount(old * start.clusters + new, minlength=start.clusters**2)
+    number = assign(shared.view(start.clusters, start.clusters).double(), 1, 1)
+    return number[rows], number[cols]
 
 
 def _check_clusters(clusters: int, m: int, n: int) -> None:

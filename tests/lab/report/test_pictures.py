@@ -13,7 +13,7 @@ from PIL import Image
 
 import tiny_models
 from localora import CpsLoraConfig
-from localora.adapter.adapted import adapted_layers
+from localora.adapter.status import adapted_layers
 from localora.lab.report.pictures import (
     draw_losses,
     draw_placements,

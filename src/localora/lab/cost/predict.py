@@ -17,14 +17,13 @@ from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, get_peft_mode
 from peft.tuners.lora import LoraLayer
 from transformers import PretrainedConfig
 
-from localora.adapter.adapted import adapted_layers
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.expert import Expert
-from localora.adapter.size import frozen_rank_after
+from localora.adapter.status import adapted_layers, frozen_rank_after
 from localora.arguments import check_count, check_kind
 from localora.errors import ConfigError
+from localora.export.engines import on_grid
 from localora.export.experts import expert_tensors
-from localora.export.grid import on_grid
 from localora.lab.cost.calibration import PLANNER_BYTES, CalibrationBytes, Observed
 from localora.lab.cost.report import CostReport
 from localora.lab.cost.shapes import meta_model, model_config

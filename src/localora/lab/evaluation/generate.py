@@ -19,7 +19,7 @@ from transformers import (
 from localora.lab.data.batches import prompt_ids
 from localora.lab.data.example import Example
 from localora.lab.model.base import device_of
-from localora.lifecycle.evaluating import evaluating
+from localora.lifecycle.passes import evaluating
 
 
 def generate(

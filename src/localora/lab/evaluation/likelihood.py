@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from localora.lab.data.batches import IGNORED, Collator, Encoded, prompt_ids, token_ids
 from localora.lab.data.example import DataError, Example
 from localora.lab.model.base import device_of
-from localora.lifecycle.evaluating import evaluating
+from localora.lifecycle.passes import evaluating
 
 Progress = Callable[[int, int], None]  # (done, total)
 

@@ -1,4 +1,4 @@
-"""Dense factors held over forward passes between which no weight changes, as those of one generation.
+"""Dense factors kept over forward passes between which no weight changes, as those of one generation.
 
 One token's forward pass is too short to scatter the packed factors in: at batch 4 that took longer than the update.
 They are not kept beyond a block that somebody opens, since a weight can be written where no version counter sees it.
@@ -14,40 +14,40 @@ from torch import nn
 from localora.adapter.factors import Factors
 
 
-class FactorHold:
-    """What one model's layers hold while a block is open: from its second pass on, so a single pass holds nothing."""
+class FactorCache:
+    """What one model's layers keep while a block is open: from its second pass on, so a single pass keeps nothing."""
 
     def __init__(self) -> None:
-        self._held: dict[Hashable, Factors | None] | None = None
+        self._kept: dict[Hashable, Factors | None] | None = None
 
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Blocks nest: the outermost drops everything at its end."""
-        if self._held is not None:
+        if self._kept is not None:
             yield
             return
-        self._held = {}
+        self._kept = {}
         try:
             yield
         finally:
-            self._held = None
+            self._kept = None
 
     def again(self, key: Hashable) -> bool:
         """Whether the block that is open has met the key before: in a generation, from its second token on."""
-        if self._held is None:
+        if self._kept is None:
             return False
-        met = key in self._held
-        self._held.setdefault(key, None)
+        met = key in self._kept
+        self._kept.setdefault(key, None)
         return met
 
     def factors(self, key: Hashable, make: Callable[[], Factors]) -> Factors:
-        held = self._held  # once: another thread may close the block meanwhile
-        if held is None:
+        kept = self._kept  # once: another thread may close the block meanwhile
+        if kept is None:
             return make()
-        found = held.get(key)
+        found = kept.get(key)
         if found is None:
             found = make()
-            held[key] = found if key in held else None
+            kept[key] = found if key in kept else None
         return found
 
 
@@ -56,12 +56,12 @@ def hold_factors(model: nn.Module) -> Iterator[None]:
     """Inside, from the second forward pass without gradient on, no layer makes its dense factors again.
 
     They take K r (m + n) numbers a layer, of the activations' dtype. What is written to adapter weights or labels
-    inside may show only after the block. Passes with gradient never use held factors. `generate` of a PEFT model opens
+    inside may show only after the block. Passes with gradient never use kept factors. `generate` of a PEFT model opens
     a block by itself; open one around a decoding loop of your own, or around `generate` of a model whose adapter was
     injected.
     """
-    holds = [hold for module in model.modules() if isinstance(hold := getattr(module, "hold", None), FactorHold)]
+    caches = [c for module in model.modules() if isinstance(c := getattr(module, "factor_cache", None), FactorCache)]
     with ExitStack() as stack:
-        for hold in holds:  # mostly one and the same, and blocks nest
-            stack.enter_context(hold.opened())
+        for cache in caches:  # mostly one and the same, and blocks nest
+            stack.enter_context(cache.opened())
         yield

@@ -1,4 +1,4 @@
-"""Dense factors are made once a generation, and never outlive the block they are held in."""
+"""Dense factors are made once a generation, and never outlive the block they are kept in."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 
 from adapted_models import adapted, differ, logits
 from localora import hold_factors
-from localora.adapter.adapted import adapted_layers
 from localora.adapter.layer import LocalizedLinear
+from localora.adapter.status import adapted_layers
 from method_table import BY_NAME, Method, every_method
 from tiny_models import token_batch
 
@@ -98,7 +98,7 @@ def test_an_error_inside_closes_the_block() -> None:
     model = adapted(BY_NAME["cps-lora"])
     with pytest.raises(RuntimeError, match="stop"), hold_factors(model):
         raise RuntimeError("stop")
-    assert model.base_model.hold._held is None
+    assert model.base_model.factor_cache._kept is None
     with counted() as made:
         for _ in range(3):
             logits(model)  # each a block of its own
@@ -108,7 +108,7 @@ def test_an_error_inside_closes_the_block() -> None:
 def test_copies_and_injected_adapters_hold_their_own() -> None:
     model = adapted(BY_NAME["cps-lora"])
     twin = copy.deepcopy(model)
-    assert twin.base_model.hold is not model.base_model.hold
+    assert twin.base_model.factor_cache is not model.base_model.factor_cache
     bare = twin.base_model.model
     with counted() as made, hold_factors(bare):
         for _ in range(4):
