@@ -77,11 +77,11 @@ def fill(
     store.folder.mkdir(parents=True, exist_ok=True)
     store.save_plan(resolved)
     for task in resolved.plan.tasks:
-        for contender in resolved.contenders:
-            for rate in contender.grid:
-                for spec in sweep_runs(resolved, task, contender, rate):
+        for entry in resolved.entries:
+            for rate in entry.grid:
+                for spec in sweep_runs(resolved, task, entry, rate):
                     leave(store, spec, record_of(spec, validation=1.0 if rate == BEST else 1.5))
             for place, seed in enumerate(resolved.plan.seeds):
-                spec = final_run(resolved, task, contender, BEST, seed)
-                answers = right[contender.label][place] if right else ()
-                leave(store, spec, record_of(spec, 1.0, losses[contender.label][place], answers))
+                spec = final_run(resolved, task, entry, BEST, seed)
+                answers = right[entry.label][place] if right else ()
+                leave(store, spec, record_of(spec, 1.0, losses[entry.label][place], answers))

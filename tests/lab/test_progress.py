@@ -9,7 +9,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from localora.lab.progress import Narrator, Phase, duration_text
+from localora.lab.progress import Phase, Reporter, duration_text
 from patience import PATIENCE
 
 
@@ -57,33 +57,33 @@ def test_counting_begins_anew_where_something_else_is_counted() -> None:
 
 def test_a_log_gets_a_line_a_phase_and_one_every_while() -> None:
     log = Log()
-    narrator = Narrator(Console(file=log, width=80), every=0.01)
-    with narrator.phase("training", "step") as phase:
+    reporter = Reporter(Console(file=log, width=80), every=0.01)
+    with reporter.phase("training", "step") as phase:
         phase.tell(3, 8, "loss 1.230")
         log.expect("\nstep 3/8  loss 1.230  0 s", times=2)
-        with narrator.phase("measuring held-out loss", brief=True):
+        with reporter.phase("measuring held-out loss", brief=True):
             log.expect("\nmeasuring held-out loss  0 s")
         phase.result = "8 steps"
     lines = log.getvalue().splitlines()
     assert lines[0] == "training"
     assert re.fullmatch(r"training: 8 steps, \d+ s", lines[-1])
-    assert not any(thread.name.startswith("narrator") for thread in threading.enumerate())
+    assert not any(thread.name.startswith("reporter") for thread in threading.enumerate())
 
 
 def test_a_short_phase_is_two_lines_and_a_failed_one_has_no_result() -> None:
     log = Log()
-    narrator = Narrator(Console(file=log, width=80), every=1e6)
-    with narrator.phase("loading"), narrator.phase("within", brief=True):
+    reporter = Reporter(Console(file=log, width=80), every=1e6)
+    with reporter.phase("loading"), reporter.phase("within", brief=True):
         pass
-    with pytest.raises(KeyError), narrator.phase("failing"):
+    with pytest.raises(KeyError), reporter.phase("failing"):
         raise KeyError
     assert log.getvalue().splitlines() == ["loading", "loading: 0 s", "failing"]
 
 
 def test_a_terminal_has_one_live_line_that_goes_away() -> None:
     terminal = Log()
-    narrator = Narrator(Console(file=terminal, width=100, force_terminal=True, legacy_windows=False))
-    with narrator.phase("training", "step") as phase:
+    reporter = Reporter(Console(file=terminal, width=100, force_terminal=True, legacy_windows=False))
+    with reporter.phase("training", "step") as phase:
         phase.tell(3, 8, "loss 1.230")
         terminal.expect("step 3/8  loss 1.230")
         phase.result = "8 steps"
@@ -93,7 +93,7 @@ def test_a_terminal_has_one_live_line_that_goes_away() -> None:
 
 def test_nothing_is_said_on_a_quiet_console() -> None:
     log = Log()
-    with Narrator(Console(file=log, quiet=True), every=0.0).phase("training"):
+    with Reporter(Console(file=log, quiet=True), every=0.0).phase("training"):
         pass
     assert log.getvalue() == ""
 

@@ -144,9 +144,9 @@ def inspect(
         from rich.console import Console
 
         from localora.lab.inspect.microscope import inspect_delta
-        from localora.lab.progress import Narrator
+        from localora.lab.progress import Reporter
 
-        with Narrator(Console()).phase("looking", "layer") as phase:
+        with Reporter(Console()).phase("looking", "layer") as phase:
             report = inspect_delta(
                 source,
                 base=base,

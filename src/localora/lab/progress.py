@@ -64,7 +64,7 @@ class Phase:
         return "  ".join(part for part in parts if part)
 
 
-class Narrator:
+class Reporter:
     """Says on `console` what is going on. Phases may lie within each other; the innermost is the one told of."""
 
     def __init__(self, console: Console, every: float = EVERY) -> None:
@@ -126,7 +126,7 @@ class Narrator:
                 if phases and time.monotonic() - self._said >= self.every:
                     self.say(phases[0].line(time.monotonic()))
 
-        thread = threading.Thread(target=keep_telling, name="narrator", daemon=True)
+        thread = threading.Thread(target=keep_telling, name="reporter", daemon=True)
         thread.start()
         try:
             yield

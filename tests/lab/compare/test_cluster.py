@@ -20,7 +20,7 @@ import pytest
 from rich.console import Console
 
 from localora.lab.compare.execute import execute
-from localora.lab.compare.plan import Contender, Plan, PlanError, ResolvedPlan
+from localora.lab.compare.plan import Entry, Plan, PlanError, ResolvedPlan
 from localora.lab.compare.runs import RunSpec, job_text, sweep_run
 from localora.lab.compare.store import Store
 from localora.lab.compare.workers import nodes as connection
@@ -115,11 +115,11 @@ class Scene:
                 "training": {"steps": 5},
             }
         )
-        contenders = [
-            Contender(label=name, method=method_section({"name": name}), grid=[1e-3, 2e-3, 4e-3], trainable=9, budget=9)
+        entries = [
+            Entry(label=name, method=method_section({"name": name}), grid=[1e-3, 2e-3, 4e-3], trainable=9, budget=9)
             for name in plan.methods
         ]
-        return ResolvedPlan(name="plan", plan=plan, contenders=contenders)
+        return ResolvedPlan(name="plan", plan=plan, entries=entries)
 
     def order(self, **orders: Any) -> None:
         (self.folder / "orders.json").write_text(json.dumps(orders), encoding="utf-8")
@@ -133,7 +133,7 @@ class Scene:
         return [note for note in found if all(note.get(key) == value for key, value in wanted.items())]
 
     def spec(self, rate: float) -> RunSpec:
-        return sweep_run(self.resolved, "sums", self.resolved.contenders[0], rate, 1000)
+        return sweep_run(self.resolved, "sums", self.resolved.entries[0], rate, 1000)
 
     def pool(self, cluster: Any, **arguments: Any) -> ClusterPool:
         return ClusterPool(self.store, cluster.address, self.resolved.plan, module="fake_run", **arguments)

@@ -67,7 +67,7 @@ def test_collecting_again_keeps_what_has_no_folder_any_more(store: Store) -> Non
 def test_a_folder_stands_for_its_run(store: Store, resolved: ResolvedPlan) -> None:
     """A run that is made anew is not what was collected of it."""
     collect(store.folder)
-    spec = final_run(resolved, "sums", resolved.contender("lora"), BEST, 0)
+    spec = final_run(resolved, "sums", resolved.entry("lora"), BEST, 0)
     again = without_folders(store.folder)
     again.path(spec).mkdir(parents=True)
     assert again.read(spec).status == "missing"
@@ -82,7 +82,7 @@ def test_a_folder_stands_for_its_run(store: Store, resolved: ResolvedPlan) -> No
 
 
 def test_what_is_missing_is_still_due(store: Store, resolved: ResolvedPlan) -> None:
-    spec = final_run(resolved, "sums", resolved.contender("g-lora"), BEST, 1)
+    spec = final_run(resolved, "sums", resolved.entry("g-lora"), BEST, 1)
     (store.path(spec) / "update.json").unlink()  # it was killed before its end
     collect(store.folder)
     state = schedule(resolved, without_folders(store.folder).read)
@@ -91,7 +91,7 @@ def test_what_is_missing_is_still_due(store: Store, resolved: ResolvedPlan) -> N
 
 
 def test_a_failure_is_collected_too(store: Store, resolved: ResolvedPlan) -> None:
-    spec = final_run(resolved, "sums", resolved.contender("g-lora"), BEST, 1)
+    spec = final_run(resolved, "sums", resolved.entry("g-lora"), BEST, 1)
     shutil.rmtree(store.path(spec))
     store.fail(spec, "the loss became nan", diverged=True)
     collect(store.folder)

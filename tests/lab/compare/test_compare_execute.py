@@ -112,7 +112,7 @@ def test_a_crash_costs_one_run_and_is_tried_once_more(
 ) -> None:
     acts["lora 0.1"] = "crash"
     state, said = run(resolved, tmp_path)
-    crashed = sweep_run(resolved, "sums", resolved.contender("lora"), 1e-1, 1000)
+    crashed = sweep_run(resolved, "sums", resolved.entry("lora"), 1e-1, 1000)
     assert state.failed == [crashed]
     assert state.due == [crashed]
     assert len(state.finished) == 2 + 5  # all of g-lora; of lora what does not wait for the crashed one
@@ -132,8 +132,8 @@ def test_a_plan_that_shares_no_run_with_the_one_before_is_a_change_too(resolved:
     other = resolved.plan.model_copy(
         update={"learning_rates": resolved.plan.learning_rates.model_copy(update={"grid": [2e-3, 2e-2, 2e-1]})}
     )
-    contenders = [c.model_copy(update={"grid": [2e-3, 2e-2, 2e-1]}) for c in resolved.contenders]
-    run(resolved.model_copy(update={"plan": other, "contenders": contenders}), tmp_path)
+    entries = [c.model_copy(update={"grid": [2e-3, 2e-2, 2e-1]}) for c in resolved.entries]
+    run(resolved.model_copy(update={"plan": other, "entries": entries}), tmp_path)
     (change,) = Store(tmp_path).history()
     assert change.results == 4
     assert any("learning_rates" in line for line in change.changed)
@@ -456,7 +456,7 @@ def test_a_killed_comparison_of_real_runs_continues(model_folder: Path, tmp_path
 
 def test_a_plan_json_with_a_budget_of_nothing_is_refused(resolved: ResolvedPlan, tmp_path: Path) -> None:
     values = resolved.model_dump(mode="json")
-    values["contenders"][0]["budget"] = 0
+    values["entries"][0]["budget"] = 0
     (tmp_path / "plan.json").write_text(json.dumps(values))
-    with pytest.raises(PlanError, match=r"is no plan of this version \(contenders\.0\.budget: .* equal to 1"):
+    with pytest.raises(PlanError, match=r"is no plan of this version \(entries\.0\.budget: .* equal to 1"):
         Store(tmp_path).load_plan()

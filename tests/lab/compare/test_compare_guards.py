@@ -26,7 +26,7 @@ def at_full_size() -> ResolvedPlan:
 def test_ranks_are_solved_until_budgets_agree(at_full_size: ResolvedPlan) -> None:
     check_budgets(at_full_size)
     lora = 8 * SUM_OF_SIDES
-    counts = {c.label: c.trainable for c in at_full_size.contenders}
+    counts = {c.label: c.trainable for c in at_full_size.entries}
     assert counts["lora"] == lora
     for name in ("dora", "bd-lora"):
         assert counts[name] == pytest.approx(lora, rel=0.001)
@@ -37,17 +37,17 @@ def test_ranks_are_solved_until_budgets_agree(at_full_size: ResolvedPlan) -> Non
 
 
 def test_miss_comes_within_one_percent_at_some_ranks_only(at_full_size: ResolvedPlan) -> None:
-    unlabelled = at_full_size.contender("miss").model_copy(update={"budget_label": None})
+    unlabelled = at_full_size.entry("miss").model_copy(update={"budget_label": None})
     with pytest.raises(
         PlanError, match=r"methods\.miss: trains 2,488,320 parameters, \+1\.9% of LoRA's 2,442,240 at r 8"
     ):
-        check_budgets(at_full_size.model_copy(update={"contenders": [unlabelled]}))
+        check_budgets(at_full_size.model_copy(update={"entries": [unlabelled]}))
     methods = {"lora": None, "miss": None}
     check_budgets(resolved_plan("smollm2-135m", r=32, methods=methods, target_modules="all-linear"))
 
 
 def test_headroom_is_lora_at_higher_ranks_and_says_so(at_full_size: ResolvedPlan) -> None:
-    runs = [c for c in at_full_size.contenders if c.role == "headroom"]
+    runs = [c for c in at_full_size.entries if c.role == "headroom"]
     assert [(c.label, c.trainable, c.budget_label) for c in runs] == [
         ("lora-r16", 16 * SUM_OF_SIDES, "2 r"),
         ("lora-r32", 32 * SUM_OF_SIDES, "4 r"),
@@ -70,11 +70,11 @@ def test_another_budget_is_refused_unless_it_has_a_label(model_folder: Path) -> 
 
 def test_one_percent_is_the_most(model_folder: Path) -> None:
     resolved = resolved_plan(model_folder)
-    lora = resolved.contenders[0].model_copy(update={"budget": 1000})
+    lora = resolved.entries[0].model_copy(update={"budget": 1000})
     for trainable in (990, 1010):
-        check_budgets(resolved.model_copy(update={"contenders": [lora.model_copy(update={"trainable": trainable})]}))
+        check_budgets(resolved.model_copy(update={"entries": [lora.model_copy(update={"trainable": trainable})]}))
     for trainable in (989, 1011):
-        changed = resolved.model_copy(update={"contenders": [lora.model_copy(update={"trainable": trainable})]})
+        changed = resolved.model_copy(update={"entries": [lora.model_copy(update={"trainable": trainable})]})
         with pytest.raises(PlanError, match=f"trains {trainable:,} parameters"):
             check_budgets(changed)
 

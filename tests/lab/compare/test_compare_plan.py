@@ -128,11 +128,11 @@ def test_events_of_every_method_can_be_compared(model_folder: Path) -> None:
     }
     resolved = resolved_plan(model_folder, methods=methods)
     check_budgets(resolved)
-    ours = final_run(resolved, "sums", resolved.contender("random"), 1e-2, 1).recipe.method
+    ours = final_run(resolved, "sums", resolved.entry("random"), 1e-2, 1).recipe.method
     config = ours.peft_config(seed=1, steps=200)
     assert isinstance(config, CpsLoraConfig)
     assert (config.repartition, config.repartition_place, config.frozen_rank) == ([0.25, 0.5], "random", 40)
-    lora = resolved.contender("lora-events").method.peft_config(seed=1, steps=200)
+    lora = resolved.entry("lora-events").method.peft_config(seed=1, steps=200)
     assert isinstance(lora, GLoraConfig)
     assert lora.layer_budget(32, 32, 4).local is None
 
@@ -167,7 +167,7 @@ def test_a_file_that_holds_no_plan(tmp_path: Path, text: str, message: str) -> N
 
 def test_all_else_is_the_same_for_all(model_folder: Path) -> None:
     resolved = resolved_plan(model_folder)
-    lora, ours = (final_run(resolved, "sums", c, 1e-2, 1).recipe.resolved() for c in resolved.contenders)
+    lora, ours = (final_run(resolved, "sums", c, 1e-2, 1).recipe.resolved() for c in resolved.entries)
     assert {key for key in lora if lora[key] != ours[key]} == {"method", "output"}  # PEFT's LoRA needs no export
     assert (lora["training"]["learning_rate"], lora["training"]["seed"], lora["training"]["steps"]) == (1e-2, 1, 4)
     assert lora["evaluation"]["examples"] == 4
@@ -175,7 +175,7 @@ def test_all_else_is_the_same_for_all(model_folder: Path) -> None:
 
 def test_a_run_that_chooses_a_rate_sees_one_test_example_and_no_final_seed(model_folder: Path) -> None:
     resolved = resolved_plan(model_folder)
-    recipe = sweep_run(resolved, "sums", resolved.contender("g-lora"), 1e-2, 1001).recipe
+    recipe = sweep_run(resolved, "sums", resolved.entry("g-lora"), 1e-2, 1001).recipe
     assert (recipe.evaluation.examples, recipe.evaluation.curve_examples) == (1, 4)
     assert recipe.training.seed == 1001
     assert not recipe.output.export
@@ -197,7 +197,7 @@ def test_the_plan_in_the_documentation_is_valid() -> None:
     block = text.split("```yaml\n")[1].split("```")[0]
     resolved = resolve(validate_plan(yaml.safe_load(block)), "documented")
     check_budgets(resolved)
-    assert [c.label for c in resolved.contenders if c.role == "method"] == [
+    assert [c.label for c in resolved.entries if c.role == "method"] == [
         "lora", "dora", "cps-lora", "cps-random", "gralora",
     ]  # fmt: skip
-    assert resolved.contender("gralora").grid == [1e-3, 3e-3, 1e-2]
+    assert resolved.entry("gralora").grid == [1e-3, 3e-3, 1e-2]

@@ -19,7 +19,7 @@ HASHES = {"train": "a", "validation": "b", "test": "c"}
 
 
 def finals(resolved: ResolvedPlan) -> list[RunSpec]:
-    return [final_run(resolved, "sums", c, BEST, seed) for c in resolved.contenders for seed in (0, 1)]
+    return [final_run(resolved, "sums", c, BEST, seed) for c in resolved.entries for seed in (0, 1)]
 
 
 def on(spec: RunSpec, **hashes: str) -> Outcome:

@@ -26,7 +26,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def sweeps(resolved: ResolvedPlan, label: str) -> list[RunSpec]:
-    return [spec for rate in GRID for spec in sweep_runs(resolved, "sums", resolved.contender(label), rate)]
+    return [spec for rate in GRID for spec in sweep_runs(resolved, "sums", resolved.entry(label), rate)]
 
 
 def test_at_first_all_sweeps_are_due_and_the_rest_is_foreseen(resolved: ResolvedPlan, store: Store) -> None:
@@ -40,7 +40,7 @@ def test_a_chosen_rate_makes_the_final_runs_of_that_method_due(resolved: Resolve
     for spec in sweeps(resolved, "lora"):
         leave(store, spec, record_of(spec, validation=1.0 if spec.rate == BEST else 1.5))
     state = schedule(resolved, store.read)
-    lora = resolved.contender("lora")
+    lora = resolved.entry("lora")
     assert state.choices["sums", "lora"].rate == BEST
     finals = [final_run(resolved, "sums", lora, BEST, seed) for seed in (0, 1)]
     assert state.due == [*finals, *sweeps(resolved, "g-lora")]
@@ -124,14 +124,14 @@ def test_a_folder_without_a_plan_or_with_an_old_one(resolved: ResolvedPlan, stor
     store.save_plan(resolved)
     assert store.load_plan() == resolved
     path = store.folder / "plan.json"
-    path.write_text(path.read_text().replace('"contenders"', '"methods"'))
+    path.write_text(path.read_text().replace('"entries"', '"methods"'))
     with pytest.raises(PlanError, match="is no plan of this version"):
         store.load_plan()
 
 
 def test_the_estimate_prefers_the_method_itself(resolved: ResolvedPlan) -> None:
-    lora, ours = (sweep_run(resolved, "sums", c, BEST, 1000) for c in resolved.contenders)
-    last = final_run(resolved, "sums", resolved.contenders[1], BEST, 0)
+    lora, ours = (sweep_run(resolved, "sums", c, BEST, 1000) for c in resolved.entries)
+    last = final_run(resolved, "sums", resolved.entries[1], BEST, 0)
 
     def taking(spec: RunSpec, train: float, after: float) -> tuple[RunSpec, object]:
         seconds = {"load": 1.0, "before": 2.0, "train": train, "calibrate": 3.0, "after": after, "save": 0.5}
@@ -202,8 +202,8 @@ def test_a_loss_that_is_no_number_is_a_diverged_run_and_an_empty_curve_is_named(
 def test_a_plan_without_a_budget_is_refused(resolved: ResolvedPlan, store: Store) -> None:
     store.save_plan(resolved)
     path = store.folder / "plan.json"
-    path.write_text(path.read_text().replace(f'"budget": {resolved.contenders[0].budget}', '"budget": 0'))
-    with pytest.raises(PlanError, match=r"contenders\.0\.budget: Input should be greater than or equal to 1"):
+    path.write_text(path.read_text().replace(f'"budget": {resolved.entries[0].budget}', '"budget": 0'))
+    with pytest.raises(PlanError, match=r"entries\.0\.budget: Input should be greater than or equal to 1"):
         store.load_plan()
 
 

@@ -75,7 +75,7 @@ def trained(model_folder: Path, data: Path, tmp_path_factory: pytest.TempPathFac
 
 
 def final(resolved: ResolvedPlan, label: str = "lora", seed: int = 0) -> RunSpec:
-    return final_run(resolved, "mixture", resolved.contender(label), BEST, seed)
+    return final_run(resolved, "mixture", resolved.entry(label), BEST, seed)
 
 
 def test_each_published_task_is_scored_on_the_kept_adapter(
@@ -184,7 +184,7 @@ def test_a_cluster_node_needs_their_files(model_folder: Path, data: Path, tmp_pa
 
 def test_only_final_runs_measure_them(model_folder: Path, data: Path, tmp_path: Path) -> None:
     resolved = plan_of(model_folder, data, tmp_path / "mixture.jsonl")
-    sweep = sweep_run(resolved, "mixture", resolved.contender("lora"), BEST, 1000)
+    sweep = sweep_run(resolved, "mixture", resolved.entry("lora"), BEST, 1000)
     assert json.loads(job_text(sweep))["published"]["tasks"] == []
     assert json.loads(job_text(final(resolved)))["published"]["tasks"] == ["boolq:likelihood", NAMES[1]]
 
@@ -216,7 +216,7 @@ def test_the_report_compares_them_item_by_item(data: Path, tmp_path: Path, model
     assert set(tables) == {
         "test loss", "boolq:likelihood multiple choice accuracy", "boolq:likelihood reference loss",
     }  # fmt: skip
-    lines = {line.contender.label: line for line in tables["boolq:likelihood multiple choice accuracy"].lines}
+    lines = {line.entry.label: line for line in tables["boolq:likelihood multiple choice accuracy"].lines}
     assert lines["lora"].values == (0.5, 0.5)
     assert lines["g-lora"].values == (0.7, 0.75)
     judged = lines["g-lora"].judged

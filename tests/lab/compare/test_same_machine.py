@@ -28,7 +28,7 @@ def filled(folder: Path, model: Path, changed: dict[str, Any], **plan: Any) -> S
     for path in folder.rglob("run.json"):
         record = RunRecord.read(path)
         record.model_copy(update={"machine": OURS, "dtype": "float32", "versions": {"torch": "2.9"}}).write(path)
-    spec = final_run(resolved, "sums", resolved.contender("rslora"), BEST, 1)
+    spec = final_run(resolved, "sums", resolved.entry("rslora"), BEST, 1)
     known = {"machine": OURS, "dtype": "float32", "versions": {"torch": "2.9"}}
     leave(store, spec, record_of(spec, 1.0, 1.1).model_copy(update=known | changed))
     return store
@@ -74,7 +74,7 @@ def test_alike_and_unknown_ones_may_be_compared_and_the_unknown_are_counted(tmp_
 
 def test_this_machine_is_held_against_the_runs_that_are_there(model_folder: Path) -> None:
     resolved = resolved_plan(model_folder, **PLAN)
-    spec = final_run(resolved, "sums", resolved.contenders[0], BEST, 0)
+    spec = final_run(resolved, "sums", resolved.entries[0], BEST, 0)
     record = record_of(spec, 1.0).model_copy(update={"machine": OURS})
     here = made_on(record) | {"processor": "Mine (AVX2)"}
     with pytest.raises(PlanError, match=rf"One 9000.*{NOW} with processor Mine \(AVX2\)"):

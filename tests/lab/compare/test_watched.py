@@ -27,7 +27,7 @@ WATCH = {"names": {"task": "facts", "test_size": 6}}
 
 
 def final(resolved: ResolvedPlan, seed: int = 0) -> RunSpec:
-    return final_run(resolved, "sums", resolved.contender("lora"), BEST, seed)
+    return final_run(resolved, "sums", resolved.entry("lora"), BEST, seed)
 
 
 def test_the_change_is_that_of_the_saved_adapter(

@@ -71,6 +71,6 @@ def test_a_run_trains_experts_and_records_what_it_trained(mixture: Path, method:
 
 def test_a_plan_counts_experts_in_the_budget(mixture: Path) -> None:
     plan = resolved_plan(mixture, **ON_EXPERTS)
-    assert {contender.budget for contender in plan.contenders} == {OF_LORA}
-    assert next(c.trainable for c in plan.contenders if c.label == "lora") == OF_LORA
+    assert {entry.budget for entry in plan.entries} == {OF_LORA}
+    assert next(c.trainable for c in plan.entries if c.label == "lora") == OF_LORA
     check_budgets(plan)

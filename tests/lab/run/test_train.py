@@ -159,9 +159,9 @@ def test_a_given_evaluation_is_not_measured_again(
     measured: list[str] = []
     original = run_module._measure
 
-    def noted(setup: Any, model: Any, what: str, narrator: Any) -> Any:
+    def noted(setup: Any, model: Any, what: str, reporter: Any) -> Any:
         measured.append(what)
-        return original(setup, model, what, narrator)
+        return original(setup, model, what, reporter)
 
     monkeypatch.setattr(run_module, "_measure", noted)
     first = train(recipe(model_folder, tmp_path / "a", "lora"), console=quiet())

@@ -271,5 +271,5 @@ def test_full_fine_tuning_has_no_settings_of_adapters(model_folder: Path, tmp_pa
         method_section({"name": "full", "alpha": 3})
     with pytest.raises(ValueError, match="full has no adapter"):
         method_section({"name": "full"}).peft_config(seed=0, steps=200)
-    with pytest.raises(RecipeError, match=r"method: no linear layer is named query"):
+    with pytest.raises(RecipeError, match=r"method: Target modules {'query'} not found"):
         train(recipe(model_folder, tmp_path / "run", "full", {"target_modules": ["query"]}), console=quiet())

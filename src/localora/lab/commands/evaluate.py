@@ -16,7 +16,7 @@ from localora.lab.machine import describe_machine
 from localora.lab.model.adapted import Loaded, load_adapted
 from localora.lab.model.base import device_of
 from localora.lab.model.dtype import ChosenDtype, choose_dtype
-from localora.lab.progress import Narrator, say
+from localora.lab.progress import Reporter, say
 from localora.lab.report.console import print_results
 from localora.lab.training.folder import FolderError, check_writable
 from localora.lab.training.record import package_versions
@@ -53,10 +53,10 @@ def evaluate(
         if out.is_dir():
             raise FolderError(f"{out} is a folder; --out is the results' file, such as {out / 'results.json'}")
         check_writable(out.parent)
-    narrator = Narrator(console)
+    reporter = Reporter(console)
     tasks = load_tasks(settings.tasks, settings.data, settings.examples, settings.seed)
-    dtype, loaded = _load(model, base, settings, narrator)
-    with narrator.phase("measuring") as phase:
+    dtype, loaded = _load(model, base, settings, reporter)
+    with reporter.phase("measuring") as phase:
         results = evaluate_tasks(
             loaded.model,
             loaded.tokenizer,
@@ -70,9 +70,9 @@ def evaluate(
     _write(out, loaded, dtype, settings, [asdict(result) for result in results], console)
 
 
-def _load(model: str, base: str | None, settings: Settings, narrator: Narrator) -> tuple[ChosenDtype, Loaded]:
+def _load(model: str, base: str | None, settings: Settings, reporter: Reporter) -> tuple[ChosenDtype, Loaded]:
     dtype = choose_dtype(settings.dtype)
-    with narrator.phase(f"loading {model}") as phase:
+    with reporter.phase(f"loading {model}") as phase:
         loaded = load_adapted(model, base, dtype.torch)
         phase.result = f"{device_of(loaded.model)} {dtype.name} ({dtype.reason})"
     return dtype, loaded

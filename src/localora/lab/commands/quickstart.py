@@ -15,7 +15,7 @@ from localora.lab.data.load import load_task
 from localora.lab.evaluation.generate import generate
 from localora.lab.evaluation.score import ANSWER_COMPLETE
 from localora.lab.model.adapted import load_adapted
-from localora.lab.progress import Narrator, say
+from localora.lab.progress import Reporter, say
 from localora.lab.recipe.file import validate_recipe
 from localora.lab.recipe.schema import Recipe
 from localora.lab.report.console import comparison_table, export_line
@@ -76,7 +76,7 @@ def same_answers(record: RunRecord, folder: Path, console: Console) -> int:
     recipe = Recipe.model_validate(record.recipe)
     examples = load_task(recipe.data).test[:QUESTIONS]
     answers = {}
-    with Narrator(console).phase("asking the adapter and its export", brief=True):
+    with Reporter(console).phase("asking the adapter and its export", brief=True):
         for kind in ("adapter", "lora"):
             loaded = load_adapted(str(folder / kind), recipe.model.name, getattr(torch, str(record.dtype)))
             answers[kind] = generate(

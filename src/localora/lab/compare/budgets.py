@@ -1,4 +1,4 @@
-"""From a plan to its contenders: sections validated, own ranks solved, parameters counted without weights.
+"""From a plan to its entries: sections validated, own ranks solved, parameters counted without weights.
 
 Shape legend
     m   rows of W (outputs)
@@ -6,27 +6,28 @@ Shape legend
     r   LoRA-equivalent rank: the budget is r (m + n) a matrix
     q   the method's own rank of that matrix
 
-Most methods cost the budget at q = r. DoRA, BD-LoRA and MiSS do not: each costs `fixed + per_rank * q`, and q is solved
-for. AdaLoRA costs it at its start, which is what counts: those parameters have gradients and optimizer state, although
-not all are left at the end. Full fine-tuning has no rank and is far over, so it has a label. Where ranks may differ
-by layer, what one layer is over or under is carried to the next, so that the sum is right.
+Most methods cost the budget at q = r. DoRA, BD-LoRA and MiSS do not, and q is solved for. AdaLoRA costs it at its
+start, which is what counts: those parameters have gradients and optimizer state, although not all are left at the end.
+Full fine-tuning has no rank and is far over, so it has a label. Where ranks may differ by layer, what one layer is over
+or under is carried to the next, so that the sum is right.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import Field, ValidationError
 from transformers import PreTrainedModel
 
 from localora.adapter.config import LocalizedConfig
 from localora.lab.compare.plan import (
     CHOSEN_FOR_ALL,
-    Contender,
+    Entry,
     Plan,
     PlanError,
     Rate,
@@ -35,7 +36,6 @@ from localora.lab.compare.plan import (
     distinct_grid,
 )
 from localora.lab.cost.shapes import meta_model, model_config
-from localora.lab.model.targets import Target, resolve_targets
 from localora.lab.recipe.file import explain, method_section
 from localora.lab.recipe.peft_methods import BdLoraMethod, FullMethod, LoraMethod, MethodBase, MissMethod
 from localora.lab.recipe.schema import RecipeError, TrainingSection
@@ -45,6 +45,7 @@ from localora.placement.budget import BudgetError
 
 # The budget_label of methods that cannot have the budget of the others, unless the plan gives one.
 OWN_BUDGETS = {"full": "all weights"}
+OWN_RANKS = ("dora", "bd-lora", "miss")  # which have more or fewer parameters than LoRA at the same rank
 
 
 class PlanKeys(Section):
@@ -64,21 +65,20 @@ def resolve(plan: Plan, name: str) -> ResolvedPlan:
     base = meta_model(*model_config(plan.model.name), torch.float32)
     experts = {"target_parameters": plan.target_parameters} if plan.target_parameters else {}
     where = {"r": plan.r, "target_modules": plan.target_modules, **experts}
-    targets = resolve_targets(base, plan.target_modules) if plan.target_modules or not experts else []
     budget = count_trainable(base, method_section({"name": "lora", **where}))
-    contenders: list[Contender] = []
+    entries: list[Entry] = []
     problems: list[str] = []
-    for label, role, values in _entries(plan):
+    for label, role, values in _wanted(plan):
         try:
             budget_label, grid, section = _section(plan, label, values, where)
-            section = match_budget(section, targets)
+            section = match_budget(base, section)
             trainable = count_trainable(base, section, plan.training.steps)
         except (RecipeError, BudgetError, ValueError) as error:
             lines = error.problems if isinstance(error, RecipeError) else [str(error)]
             problems += [f"methods.{label}: {line.removeprefix('method.')}" for line in lines]
             continue
-        contenders.append(
-            Contender(
+        entries.append(
+            Entry(
                 label=label,
                 role=role,
                 method=section,  # type: ignore[arg-type]  # a member of the union, as the base class
@@ -90,7 +90,7 @@ def resolve(plan: Plan, name: str) -> ResolvedPlan:
         )
     if problems:
         raise PlanError(name, problems)
-    return ResolvedPlan(name=name, plan=plan, contenders=contenders)
+    return ResolvedPlan(name=name, plan=plan, entries=entries)
 
 
 def count_trainable(base: PreTrainedModel, method: MethodBase, steps: int = TrainingSection().steps) -> int:
@@ -101,12 +101,17 @@ def count_trainable(base: PreTrainedModel, method: MethodBase, steps: int = Trai
     """
     if isinstance(method, FullMethod):
         return all_parameters(base)
+    return trainable_parameters(_adapted(base, method, steps))
+
+
+def _adapted(base: PreTrainedModel, method: MethodBase, steps: int) -> PeftModel:
     config = _for_meta(method.peft_config(seed=0, steps=steps))
     model = get_peft_model(copy.deepcopy(base), config, low_cpu_mem_usage=True)
+    assert isinstance(model, PeftModel)
     for name, parameter in model.named_parameters():
         if ".ranknum." in name:  # AdaLoRA's note of a layer's rank, which PEFT forgets to freeze on the meta device
             parameter.requires_grad_(False)
-    return trainable_parameters(model)
+    return model
 
 
 def _for_meta(config: PeftConfig) -> PeftConfig:
@@ -118,7 +123,7 @@ def _for_meta(config: PeftConfig) -> PeftConfig:
     return config
 
 
-def _entries(plan: Plan) -> Iterator[tuple[str, Role, dict[str, Any]]]:
+def _wanted(plan: Plan) -> Iterator[tuple[str, Role, dict[str, Any]]]:
     for label, values in plan.methods.items():
         yield label, "method", {"name": label, **(values or {})}
     for label, (base, multiple) in plan.headroom_labels.items():
@@ -143,51 +148,36 @@ def _section(
     return values.get("budget_label", OWN_BUDGETS.get(values["name"])), rates, section
 
 
-class Cost(NamedTuple):
-    """Trainable parameters of one matrix: fixed + per_rank * q, for q a multiple of step."""
+def match_budget(base: PreTrainedModel, method: MethodBase) -> MethodBase:
+    """The same method with the rank of its own that comes nearest to r (m + n) parameters over its layers.
 
-    fixed: int
-    per_rank: int
-    step: int = 1
-
-
-def _dora(method: MethodBase, target: Target) -> Cost:
-    return Cost(fixed=target.m, per_rank=target.m + target.n)  # one magnitude an output
-
-
-def _bd_lora(method: MethodBase, target: Target) -> Cost:
-    assert isinstance(method, BdLoraMethod)
-    b = method.blocks
-    short = target.name.rpartition(".")[2]
-    row_sharded = any(name in short for name in method.row_sharded)
-    per_rank = target.m + target.n // b if row_sharded else target.m // b + target.n
-    return Cost(fixed=0, per_rank=per_rank, step=b)
-
-
-def _miss(method: MethodBase, target: Target) -> Cost:
-    return Cost(fixed=0, per_rank=target.m)
-
-
-COSTS: dict[str, Callable[[MethodBase, Target], Cost]] = {"dora": _dora, "bd-lora": _bd_lora, "miss": _miss}
-
-
-def match_budget(method: MethodBase, targets: Sequence[Target]) -> MethodBase:
-    """The same method with the rank of its own that comes nearest to r (m + n) parameters over `targets`."""
-    cost = COSTS.get(method.name)
-    if cost is None or not isinstance(method, LoraMethod):
+    What a layer costs, fixed + per_step * steps, is read off PEFT's adapter at two ranks.
+    """
+    if not isinstance(method, LoraMethod) or method.name not in OWN_RANKS or _given(method):
         return method
-    costs = [cost(method, target) for target in targets]
+    step = method.blocks if isinstance(method, BdLoraMethod) else 1
+    once, twice = (_by_layer(base, method.model_copy(update={"r": q})) for q in (step, 2 * step))
+    per_step = {layer: twice[layer] - once[layer] for layer in once}
+    wanted = _by_layer(base, LoraMethod(name="lora", r=method.r, target_modules=method.target_modules))
     if isinstance(method, MissMethod):
-        budget = sum(method.r * (target.m + target.n) for target in targets)
-        per_rank = sum(c.per_rank for c in costs)
-        return method.model_copy(update={"own_rank": method.own_rank or max(1, round(budget / per_rank))})
-    if method.ranks:
-        return method
-    ranks, carried = {}, 0.0
-    for target, c in zip(targets, costs, strict=True):
-        wanted = method.r * (target.m + target.n) + carried
-        q = max(c.step, c.step * round((wanted - c.fixed) / (c.per_rank * c.step)))
-        carried = wanted - c.fixed - c.per_rank * q
-        if q != method.r:
-            ranks[target.name] = q
+        nearest = round(sum(wanted.values()) / sum(per_step.values()))
+        return method.model_copy(update={"own_rank": max(1, nearest)})
+    ranks, carried = {}, 0
+    for layer in once:
+        left = wanted[layer] + carried - (once[layer] - per_step[layer])
+        steps = max(1, round(left / per_step[layer]))
+        carried = left - steps * per_step[layer]
+        if steps * step != method.r:
+            ranks[layer] = steps * step
     return method.model_copy(update={"ranks": ranks})
+
+
+def _given(method: LoraMethod) -> bool:
+    return bool(method.own_rank if isinstance(method, MissMethod) else method.ranks)
+
+
+def _by_layer(base: PreTrainedModel, method: MethodBase) -> dict[str, int]:
+    """Trainable parameters of each adapted layer."""
+    modules = _adapted(base, method, TrainingSection().steps).get_base_model().named_modules()
+    layers: list[tuple[str, Any]] = [(name, module) for name, module in modules if isinstance(module, BaseTunerLayer)]
+    return {name: trainable_parameters(layer) for name, layer in layers}

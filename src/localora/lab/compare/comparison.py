@@ -9,7 +9,7 @@ from statistics import mean, median, stdev
 from localora.lab.compare.guards import check_same_data
 from localora.lab.compare.learning_rates import Choice
 from localora.lab.compare.measures import change_of_loss, measures
-from localora.lab.compare.plan import Contender, ResolvedPlan
+from localora.lab.compare.plan import Entry, ResolvedPlan
 from localora.lab.compare.runs import RunSpec, final_run
 from localora.lab.compare.same_machine import check_same_machine, describe, made_on
 from localora.lab.compare.schedule import Schedule, schedule
@@ -25,7 +25,7 @@ class Costs:
     and the exact rank of its plain-LoRA copy; `padded_rank` is that of the file, where it is padded with zeros.
     """
 
-    contender: Contender
+    entry: Entry
     task: str
     train_seconds: float
     calibrate_seconds: float | None
@@ -47,7 +47,7 @@ class Balance:
         changes: watched task -> by how much its loss grew.
     """
 
-    contender: Contender
+    entry: Entry
     task: str
     gain: tuple[float, float | None]
     changes: Mapping[str, tuple[float, float | None]]
@@ -109,7 +109,7 @@ def compare_records(store: Store) -> Comparison:
         task: {label: choice.rate for (of, label), choice in state.choices.items() if of == task and choice.rate}
         for task in finals
     }
-    methods = [(resolved.contender(label), task, runs) for task in finals for label, runs in finals[task].items()]
+    methods = [(resolved.entry(label), task, runs) for task in finals for label, runs in finals[task].items()]
     balances = [balance_of(*parts) for parts in methods]
     records = [outcome.record for outcome in outcomes.values() if outcome.record is not None]
     return Comparison(
@@ -129,18 +129,16 @@ def compare_records(store: Store) -> Comparison:
 def _finals(resolved: ResolvedPlan, state: Schedule, store: Store, task: str) -> dict[str, dict[int, Outcome]]:
     """label -> seed -> finished run at the chosen rate."""
     finals: dict[str, dict[int, Outcome]] = {}
-    for contender in resolved.contenders:
-        choice = state.choices.get((task, contender.label))
+    for entry in resolved.entries:
+        choice = state.choices.get((task, entry.label))
         if choice is None or choice.rate is None:
             continue
-        runs = {
-            seed: store.read(final_run(resolved, task, contender, choice.rate, seed)) for seed in resolved.plan.seeds
-        }
-        finals[contender.label] = {seed: outcome for seed, outcome in runs.items() if outcome.status == "finished"}
+        runs = {seed: store.read(final_run(resolved, task, entry, choice.rate, seed)) for seed in resolved.plan.seeds}
+        finals[entry.label] = {seed: outcome for seed, outcome in runs.items() if outcome.status == "finished"}
     return finals
 
 
-def costs_of(contender: Contender, task: str, runs: Mapping[int, Outcome]) -> Costs:
+def costs_of(entry: Entry, task: str, runs: Mapping[int, Outcome]) -> Costs:
     records = [outcome.record for outcome in runs.values() if outcome.record is not None]
     calibrations = [record.seconds["calibrate"] for record in records if "calibrate" in record.seconds]
     updates = [outcome.update for outcome in runs.values() if outcome.update is not None]
@@ -148,17 +146,17 @@ def costs_of(contender: Contender, task: str, runs: Mapping[int, Outcome]) -> Co
     stable = [update.stable_rank for update in updates if update.stable_rank is not None]
     exports = [record.export for record in records if record.export is not None]
     ranks = [record.parameters.rank for record in records if record.parameters.rank is not None]
-    plain = contender.method.r if contender.method.name in ("lora", "rslora") else None
+    plain = entry.method.r if entry.method.name in ("lora", "rslora") else None
     # Older records know only the rank of the file.
     exact = max(ranks, default=max((int(export["rank"]) for export in exports), default=plain))
     padded = max((int(export["rank"]) for export in exports), default=None)
     return Costs(
-        contender=contender,
+        entry=entry,
         task=task,
         train_seconds=mean(record.seconds.get("attach", 0.0) + record.seconds.get("train", 0.0) for record in records),
         calibrate_seconds=mean(calibrations) if calibrations else None,
         peak_memory_mib=mean(record.peak_memory_mib for record in records),
-        trainable=contender.trainable,
+        trainable=entry.trainable,
         stored=max(record.parameters.stored or record.parameters.trainable for record in records),
         exported_rank=exact,
         padded_rank=padded if padded != exact else None,
@@ -167,7 +165,7 @@ def costs_of(contender: Contender, task: str, runs: Mapping[int, Outcome]) -> Co
     )
 
 
-def balance_of(contender: Contender, task: str, runs: Mapping[int, Outcome]) -> Balance | None:
+def balance_of(entry: Entry, task: str, runs: Mapping[int, Outcome]) -> Balance | None:
     """None where nothing is watched."""
     watched = [outcome for outcome in runs.values() if outcome.watched is not None]
     if not watched:
@@ -179,7 +177,7 @@ def balance_of(contender: Contender, task: str, runs: Mapping[int, Outcome]) -> 
         name: _mean_and_spread([measures(outcome)[change_of_loss(name)].value for outcome in watched])
         for name in dict.fromkeys(names)
     }
-    return Balance(contender, task, _mean_and_spread(gains), changes)
+    return Balance(entry, task, _mean_and_spread(gains), changes)
 
 
 def _mean_and_spread(values: list[float]) -> tuple[float, float | None]:

@@ -12,7 +12,7 @@ from localora.lab.compare.same_machine import check_same_machine
 from localora.lab.compare.schedule import Schedule, schedule, seconds_left
 from localora.lab.compare.store import Store
 from localora.lab.compare.workers.local import Done, Pool
-from localora.lab.progress import Narrator, duration_text
+from localora.lab.progress import Reporter, duration_text
 from localora.lab.training.lock import check_there, locked
 from localora.lab.training.record import Evaluation, RunRecord
 
@@ -44,8 +44,8 @@ def execute(resolved: ResolvedPlan, store: Store, pool: Pool, console: Console) 
 def _loop(resolved: ResolvedPlan, store: Store, pool: Pool, console: Console) -> Schedule:
     tried: set[RunSpec] = set()
     running: set[RunSpec] = set()
-    narrator = Narrator(console)
-    with narrator.phase("runs", "run", brief=True) as phase:
+    reporter = Reporter(console)
+    with reporter.phase("runs", "run", brief=True) as phase:
         while True:
             state = schedule(resolved, store.read)
             for spec in state.due:
@@ -62,23 +62,23 @@ def _loop(resolved: ResolvedPlan, store: Store, pool: Pool, console: Console) ->
             check_there(store.folder)  # or it would be made anew
             for done in over:
                 running.remove(done.spec)
-                _note(done, store, narrator)
+                _note(done, store, reporter)
                 # At once, not with the report: on a cluster the next runs may go to the same odd node.
                 finished = {spec: store.read(spec) for spec in (*state.finished, done.spec)}
                 check_same_machine(finished, mixed=resolved.plan.allow_mixed_machines)
 
 
-def _note(done: Done, store: Store, narrator: Narrator) -> None:
+def _note(done: Done, store: Store, reporter: Reporter) -> None:
     outcome = store.read(done.spec)
     if outcome.status == "finished" and outcome.record is not None:
         seconds = duration_text(sum(outcome.record.seconds.values()))
-        narrator.say(f"{done.spec.folder}: {_loss(done.spec, outcome.record)}, {seconds}")
+        reporter.say(f"{done.spec.folder}: {_loss(done.spec, outcome.record)}, {seconds}")
         return
     diverged = done.code == DIVERGED_EXIT
     error = done.error if done.code else "ended without a finished record"
     failure = store.fail(done.spec, error, diverged)
     said = "diverged" if diverged else f"FAILED (try {failure.attempts})"
-    narrator.say(f"{done.spec.folder}: {said}: {failure.reason}")
+    reporter.say(f"{done.spec.folder}: {said}: {failure.reason}")
 
 
 def _loss(spec: RunSpec, record: RunRecord) -> str:

@@ -31,7 +31,7 @@ def check_budgets(resolved: ResolvedPlan) -> None:
         f"methods.{c.label}: trains {c.trainable:,} parameters, {c.budget_ratio - 1:+.1%} of LoRA's {c.budget:,} at r "
         f"{resolved.plan.r}; the most is {BUDGET_TOLERANCE:.0%}. Change its rank, or give it a budget_label, which "
         "every table then shows"
-        for c in resolved.contenders
+        for c in resolved.entries
         if abs(c.trainable - c.budget) > BUDGET_TOLERANCE * c.budget and c.budget_label is None
     ]
     if problems:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StrictBool, StrictInt, field_serializer, field_validator, model_validator
+from pydantic import AliasChoices, Field, StrictBool, StrictInt, field_serializer, field_validator, model_validator
 
 from localora.lab.data.published.registry import parse_tasks
 from localora.lab.recipe.data_spec import DataSpec
@@ -191,7 +191,7 @@ class Plan(Section):
         }
 
 
-class Contender(Section):
+class Entry(Section):
     """One line of the comparison, its own rank solved and its parameters counted."""
 
     label: str
@@ -212,15 +212,15 @@ class ResolvedPlan(Section):
 
     name: str
     plan: Plan
-    contenders: list[Contender]
+    entries: list[Entry] = Field(validation_alias=AliasChoices("entries", "contenders"))  # the older name
 
-    def contender(self, label: str) -> Contender:
-        return next(contender for contender in self.contenders if contender.label == label)
+    def entry(self, label: str) -> Entry:
+        return next(entry for entry in self.entries if entry.label == label)
 
     @property
-    def rivals(self) -> list[Contender]:
+    def rivals(self) -> list[Entry]:
         """Those whose verdict is wanted: every method but the baseline, without the headroom runs."""
-        return [c for c in self.contenders if c.role == "method" and c.label != self.plan.baseline]
+        return [c for c in self.entries if c.role == "method" and c.label != self.plan.baseline]
 
 
 def distinct_grid(grid: list[float]) -> list[float]:

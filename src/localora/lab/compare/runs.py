@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from localora.lab.compare.plan import Contender, Published, ResolvedPlan
+from localora.lab.compare.plan import Entry, Published, ResolvedPlan
 from localora.lab.recipe.data_spec import DataSpec
 from localora.lab.recipe.file import validate_recipe
 from localora.lab.recipe.methods import LocalizedMethod
@@ -70,35 +70,35 @@ def job_text(
     return job.model_dump_json(indent=2) + "\n"
 
 
-def sweep_runs(resolved: ResolvedPlan, task: str, contender: Contender, rate: float) -> list[RunSpec]:
+def sweep_runs(resolved: ResolvedPlan, task: str, entry: Entry, rate: float) -> list[RunSpec]:
     """Those that help to choose the rate, one a seed of `learning_rates.seeds`."""
-    return [sweep_run(resolved, task, contender, rate, seed) for seed in resolved.plan.learning_rates.seeds]
+    return [sweep_run(resolved, task, entry, rate, seed) for seed in resolved.plan.learning_rates.seeds]
 
 
-def sweep_run(resolved: ResolvedPlan, task: str, contender: Contender, rate: float, seed: int) -> RunSpec:
+def sweep_run(resolved: ResolvedPlan, task: str, entry: Entry, rate: float, seed: int) -> RunSpec:
     """A run that helps to choose the rate. Its validation loss counts; of the test split it sees one example."""
     rates = resolved.plan.learning_rates
     evaluation = {"examples": 1, "curve_points": 1, "curve_examples": rates.validation_examples}
-    recipe = _recipe(resolved, task, contender, rate, seed, evaluation)
-    return RunSpec("sweep", task, contender.label, resolved.plan.training.steps, rate, seed, recipe)
+    recipe = _recipe(resolved, task, entry, rate, seed, evaluation)
+    return RunSpec("sweep", task, entry.label, resolved.plan.training.steps, rate, seed, recipe)
 
 
-def final_run(resolved: ResolvedPlan, task: str, contender: Contender, rate: float, seed: int) -> RunSpec:
-    recipe = _recipe(resolved, task, contender, rate, seed, {})
+def final_run(resolved: ResolvedPlan, task: str, entry: Entry, rate: float, seed: int) -> RunSpec:
+    recipe = _recipe(resolved, task, entry, rate, seed, {})
     plan = resolved.plan
-    return RunSpec("final", task, contender.label, plan.training.steps, rate, seed, recipe, plan.published, plan.watch)
+    return RunSpec("final", task, entry.label, plan.training.steps, rate, seed, recipe, plan.published, plan.watch)
 
 
 def _recipe(
-    resolved: ResolvedPlan, task: str, contender: Contender, rate: float, seed: int, evaluation: dict[str, Any]
+    resolved: ResolvedPlan, task: str, entry: Entry, rate: float, seed: int, evaluation: dict[str, Any]
 ) -> Recipe:
     plan = resolved.plan
-    export = plan.export and seed in plan.seeds and isinstance(contender.method, LocalizedMethod)
+    export = plan.export and seed in plan.seeds and isinstance(entry.method, LocalizedMethod)
     return validate_recipe(
         {
             "model": plan.model.model_dump(),
             "data": plan.tasks[task].model_dump(),
-            "method": contender.method.model_dump(),
+            "method": entry.method.model_dump(),
             "training": plan.training.model_dump() | {"learning_rate": rate, "seed": seed},
             "evaluation": plan.evaluation.model_dump() | evaluation,
             "output": {"export": export, "plots": False},

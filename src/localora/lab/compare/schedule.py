@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import mean
 
 from localora.lab.compare.learning_rates import DIVERGED, Choice, choose_rate
-from localora.lab.compare.plan import Contender, ResolvedPlan
+from localora.lab.compare.plan import Entry, ResolvedPlan
 from localora.lab.compare.runs import RunSpec, final_run, sweep_runs
 from localora.lab.compare.store import MAX_ATTEMPTS, Outcome
 from localora.lab.training.record import RunRecord
@@ -47,33 +47,33 @@ def schedule(resolved: ResolvedPlan, read: Read, retry_failed: bool = True) -> S
     """Look at every run the plan has need of by now. With `retry_failed`, failed ones are due while tries are left."""
     state = Schedule()
     for task in resolved.plan.tasks:
-        for contender in resolved.contenders:
-            choice = _sweep(resolved, task, contender, read, state, retry_failed)
+        for entry in resolved.entries:
+            choice = _sweep(resolved, task, entry, read, state, retry_failed)
             if choice is not None and choice.rate is not None:
                 for seed in resolved.plan.seeds:
-                    _note(final_run(resolved, task, contender, choice.rate, seed), read, state, retry_failed)
+                    _note(final_run(resolved, task, entry, choice.rate, seed), read, state, retry_failed)
     return state
 
 
 def _sweep(
-    resolved: ResolvedPlan, task: str, contender: Contender, read: Read, state: Schedule, retry_failed: bool
+    resolved: ResolvedPlan, task: str, entry: Entry, read: Read, state: Schedule, retry_failed: bool
 ) -> Choice | None:
     seen: dict[float, list[RunSpec]] = {}
 
     def loss(rate: float) -> float | None:
         """Mean over the seeds; one that diverged is enough to pass a rate over."""
-        specs = seen.setdefault(rate, sweep_runs(resolved, task, contender, rate))
+        specs = seen.setdefault(rate, sweep_runs(resolved, task, entry, rate))
         losses = [validation_loss(read(spec)) for spec in specs]
         return None if None in losses else mean(loss for loss in losses if loss is not None)
 
-    result = choose_rate(contender.grid, resolved.plan.learning_rates.widen, loss)
+    result = choose_rate(entry.grid, resolved.plan.learning_rates.widen, loss)
     for specs in seen.values():
         for spec in specs:
             _note(spec, read, state, retry_failed)
     if isinstance(result, Choice):
-        state.choices[task, contender.label] = result
+        state.choices[task, entry.label] = result
         return result
-    state.later[task, contender.label] = len(resolved.plan.seeds)
+    state.later[task, entry.label] = len(resolved.plan.seeds)
     return None
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import mean, stdev
 
 from localora.lab.compare.measures import BySeed, Measure, mcnemar_by_seed, measures, paired_difference
-from localora.lab.compare.plan import Contender, ResolvedPlan
+from localora.lab.compare.plan import Entry, ResolvedPlan
 from localora.lab.compare.statistics.paired import Difference
 from localora.lab.compare.statistics.verdict import Case, Judged, judge
 from localora.lab.compare.store import Outcome
@@ -21,7 +21,7 @@ Pair = tuple[str, str]  # the first over the second
 class Line:
     """A method in a table. `judged` is None for the baseline, headroom runs, and where fewer than 2 seeds pair up."""
 
-    contender: Contender
+    entry: Entry
     rate: float
     values: tuple[float, ...]  # one a seed
     judged: Judged | None
@@ -93,7 +93,7 @@ def make_tables(resolved: ResolvedPlan, finals: Mapping[str, Finals], rates: Map
     """
     plan = resolved.plan
     drafts = [_draft(resolved, task, name, runs, rates[task]) for task, runs in finals.items() for name in _names(runs)]
-    rivals = [(contender.label, plan.baseline) for contender in resolved.rivals]
+    rivals = [(entry.label, plan.baseline) for entry in resolved.rivals]
     headroom = [(label, base) for label, (base, _) in plan.headroom_labels.items()]
     wanted: list[Pair] = list(dict.fromkeys([*rivals, *headroom, *plan.contrasts]))
     for draft in drafts:
@@ -136,14 +136,14 @@ def _judge(by_table: list[dict[Pair, Case]], resolved: ResolvedPlan) -> list[dic
 def _finish(resolved: ResolvedPlan, draft: _Draft, primary: dict[Pair, Judged], judged: dict[Pair, Judged]) -> Table:
     plan = resolved.plan
     baseline = draft.found.get(plan.baseline, {})
-    rivals = {contender.label for contender in resolved.rivals}
+    rivals = {entry.label for entry in resolved.rivals}
     lines = []
     for label, by_seed in draft.found.items():
         verdict = judged.get((label, plan.baseline)) if label in rivals else None
         answers = draft.higher and not draft.watched and verdict is not None
         lines.append(
             Line(
-                contender=resolved.contender(label),
+                entry=resolved.entry(label),
                 rate=draft.rates[label],
                 values=tuple(measure.value for measure in by_seed.values()),
                 judged=verdict,
@@ -153,7 +153,7 @@ def _finish(resolved: ResolvedPlan, draft: _Draft, primary: dict[Pair, Judged], 
 
     def contrasts(pairs: Iterable[Pair], found: dict[Pair, Judged]) -> list[Contrast]:
         known = [pair for pair in pairs if pair in found]
-        return [Contrast(*pair, resolved.contender(pair[0]).method.r, found[pair]) for pair in known]
+        return [Contrast(*pair, resolved.entry(pair[0]).method.r, found[pair]) for pair in known]
 
     return Table(
         task=draft.task,

@@ -17,7 +17,6 @@ from localora.export.sources import Adapter, read_folder, read_model
 from localora.lab.inspect import InspectionError
 from localora.lab.inspect.checkpoints import CheckpointPair
 from localora.lab.inspect.matrix import Dense, Factors, Matrix
-from localora.lab.model.targets import depth_order
 
 Inspectable = nn.Module | str | Path | Mapping[str, Tensor]
 
@@ -137,3 +136,8 @@ def _chosen(names: Sequence[str], layers: Sequence[str] | None) -> tuple[str, ..
             raise InspectionError(f"no layer matches {pattern!r}; there are {len(names)}, such as {shown}")
     matching = [name for name in names if not layers or any(fnmatchcase(name, pattern) for pattern in layers)]
     return tuple(sorted(matching, key=depth_order))
+
+
+def depth_order(name: str) -> list[tuple[int, str]]:
+    """The key that sorts layers by depth: layers.9 comes before layers.10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]

@@ -1,4 +1,4 @@
-"""Base models, and the weight matrices in them that adapters are put on. Nothing is trained or measured here."""
+"""Base models, and adapters on them, loaded. Nothing is trained or measured here."""
 
 from localora.errors import LocaloraError
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from localora.adapter.adapter_file import is_localized, read_adapter
 from localora.lab.inspect.pictures import short_name
+from localora.lab.inspect.source import depth_order
 from localora.lab.inspect.thumbnails import by_cluster
-from localora.lab.model.targets import depth_order
 from localora.lab.training.record import Curve, RunRecord
 from localora.placement.partition import UNCOVERED, Partition
 

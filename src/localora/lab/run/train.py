@@ -17,7 +17,7 @@ from localora.adapter.card import note_training
 from localora.files import StorageError, storage_reason, written_folder
 from localora.lab.data.batches import Collator
 from localora.lab.model.dtype import ChosenDtype
-from localora.lab.progress import Narrator
+from localora.lab.progress import Reporter
 from localora.lab.recipe.methods import LocalizedMethod
 from localora.lab.recipe.schema import Recipe, differences
 from localora.lab.run.facts import facts_of
@@ -68,7 +68,7 @@ def train(
     console = console or Console(quiet=not is_main_process())
     with ExitStack() as held, all_at_work():
         folder, earlier = decide_once(lambda: _open(recipe, held, overwrite=overwrite, resume=resume))
-        return _run(recipe, folder, earlier, before, Narrator(console), overwrite=overwrite)
+        return _run(recipe, folder, earlier, before, Reporter(console), overwrite=overwrite)
 
 
 def _run(
@@ -76,24 +76,24 @@ def _run(
     folder: RunFolder,
     earlier: RunRecord | None,
     before: Evaluation | None,
-    narrator: Narrator,
+    reporter: Reporter,
     *,
     overwrite: bool,
 ) -> RunRecord:
     check_trackers(recipe)
     adaptation = adaptation_of(recipe, folder)
     with PeakMemory() as memory:
-        record, setup, model = _prepare(recipe, adaptation, earlier, before, narrator)
+        record, setup, model = _prepare(recipe, adaptation, earlier, before, reporter)
         check_space(folder.path, record.parameters.trainable * BYTES_PER_PARAMETER)
         if overwrite and is_main_process():
             folder.clear()
         _write(record, folder)
         try:
-            _train(recipe, record, setup, adaptation, model, folder, narrator)
+            _train(recipe, record, setup, adaptation, model, folder, reporter)
             with _timed(record, "after"):
-                record.after = _measure(setup, model, "measuring after", narrator)
+                record.after = _measure(setup, model, "measuring after", reporter)
             if is_main_process():
-                with narrator.phase("saving"):
+                with reporter.phase("saving"):
                     _save(recipe, record, setup, adaptation, model, folder)
         except Exception as raised:
             error = explained(raised)
@@ -135,30 +135,30 @@ def _prepare(
     adaptation: Adaptation,
     earlier: RunRecord | None,
     before: Evaluation | None,
-    narrator: Narrator,
+    reporter: Reporter,
 ) -> tuple[RunRecord, Setup, Trainee]:
     start = time.perf_counter()
     dtype = None
     if earlier is not None and earlier.dtype and recipe.model.dtype == "auto":
         dtype = ChosenDtype(earlier.dtype, earlier.dtype_reason or "as it was before")
-    with narrator.phase(f"loading {recipe.model.name}"):
+    with reporter.phase(f"loading {recipe.model.name}"):
         setup = load_setup(recipe, dtype)
     check_same(
         {"recipe": str(recipe.resolved()), **{f"{split} data": h for split, h in setup.task.hashes.items()}},
         "give all processes the same recipe and files (and the same versions of them on every machine)",
     )
     for line in setup.header(recipe.training):
-        narrator.say(line)
+        reporter.say(line)
     loaded = time.perf_counter()
     if earlier is not None:
         before = earlier.before
     if before is None:
-        before = _measure(setup, setup.model, "measuring before", narrator)
+        before = _measure(setup, setup.model, "measuring before", reporter)
     measured = time.perf_counter()
     base = all_parameters(setup.model)
     set_seed(recipe.training.seed)  # so that every method draws the same order of examples
     attaching = time.perf_counter()
-    with narrator.phase(f"attaching {recipe.method.name}", brief=True):
+    with reporter.phase(f"attaching {recipe.method.name}", brief=True):
         model = adaptation.attach(setup, resume=earlier is not None)
     attached = time.perf_counter()
     task = setup.task
@@ -192,10 +192,10 @@ def _train(
     adaptation: Adaptation,
     model: Trainee,
     folder: RunFolder,
-    narrator: Narrator,
+    reporter: Reporter,
 ) -> None:
     def measure(model: nn.Module) -> float:
-        with narrator.phase("measuring held-out loss", brief=True):
+        with reporter.phase("measuring held-out loss", brief=True):
             return setup.held_out_loss(model)
 
     held_out = HeldOutLoss(measure, recipe.evaluation.curve_points)
@@ -210,22 +210,22 @@ def _train(
     checkpoint = decide_once(folder.last_checkpoint)
     if checkpoint is not None:
         record.resumed_at.append(steps_of(checkpoint))
-    with narrator.phase("training", "step") as phase:
+    with reporter.phase("training", "step") as phase:
         trainer = build_trainer(
             recipe,
             folder.checkpoints,
             model=model,
             train_dataset=setup.train,
             data_collator=Collator(setup.pad_id),
-            callbacks=[Steps(phase), *adaptation.callbacks(record, narrator), held_out, Checkpoints(folder, keep)],
+            callbacks=[Steps(phase), *adaptation.callbacks(record, reporter), held_out, Checkpoints(folder, keep)],
         )
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         phase.result = f"{trainer.state.global_step} steps  {last_losses(trainer.state)}"
     keep(trainer.state)
 
 
-def _measure(setup: Setup, model: Trainee, name: str, narrator: Narrator) -> Evaluation:
-    with narrator.phase(name) as phase:
+def _measure(setup: Setup, model: Trainee, name: str, reporter: Reporter) -> Evaluation:
+    with reporter.phase(name) as phase:
         found = decide_once(lambda: setup.measure(model, phase.tell))
         phase.result = f"loss {found.loss:.3f}"
         if found.score is not None:

@@ -119,7 +119,7 @@ def test_losses_agree_with_a_calculation_by_hand(written: tuple[Comparison, Path
 
 
 def test_every_verdict_occurs(written: tuple[Comparison, Path]) -> None:
-    judged = {line.contender.label: line.judged for line in table(written[0], "test loss").lines}
+    judged = {line.entry.label: line.judged for line in table(written[0], "test loss").lines}
     assert {label: found.verdict for label, found in judged.items() if found} == {
         "g-lora": "better",
         "tied": "tie",
@@ -130,7 +130,7 @@ def test_every_verdict_occurs(written: tuple[Comparison, Path]) -> None:
 
 
 def test_scores_are_paired_by_item(written: tuple[Comparison, Path]) -> None:
-    found = {line.contender.label: line for line in table(written[0], "exact match").lines}
+    found = {line.entry.label: line for line in table(written[0], "exact match").lines}
     ours = found["g-lora"]
     assert (ours.mean, found["lora"].mean) == (1.0, 0.5)
     # Items differ by 0 or 1, five each, in all seeds alike: MS_N = 3 * 10 * 0.25 / 9, Var = MS_N / 30, t = 3, df = 9
@@ -220,9 +220,9 @@ def test_what_is_missing_is_said(tmp_path: Path, model_folder: Path) -> None:
     plan = resolved_plan(model_folder, methods={"lora": None, "rslora": None}, seeds=[0, 1])
     store = Store(tmp_path)
     fill(store, plan, {"lora": [1.0, 1.1], "rslora": [1.0, 1.1]})
-    gone = final_run(plan, "sums", plan.contender("rslora"), BEST, 1)
+    gone = final_run(plan, "sums", plan.entry("rslora"), BEST, 1)
     shutil.rmtree(store.path(gone))
-    diverged = sweep_run(plan, "sums", plan.contender("lora"), 0.1, 1000)
+    diverged = sweep_run(plan, "sums", plan.entry("lora"), 0.1, 1000)
     shutil.rmtree(store.path(diverged))
     store.fail(diverged, "the loss became nan", diverged=True)
     comparison = compare_records(Store(tmp_path))
@@ -253,7 +253,7 @@ def test_published_tasks_get_tables_of_their_own(tmp_path: Path, model_folder: P
                 loss=sum(losses) / 4, examples=4, score_name="accuracy", score=sum(right) / 4, score_examples=4,
                 right=right, items=items,
             )  # fmt: skip
-            path = store.path(final_run(plan, "sums", plan.contender(label), BEST, seed)) / "tasks.json"
+            path = store.path(final_run(plan, "sums", plan.entry(label), BEST, seed)) / "tasks.json"
             path.write_text(Tasks(measured=plan.plan.published, tasks={"boolq": found}).model_dump_json())
     comparison = compare_records(Store(tmp_path))
     score, loss = (table(comparison, name) for name in ("boolq accuracy", "boolq reference loss"))
@@ -268,7 +268,7 @@ def test_a_folder_without_a_final_run_still_has_a_report(tmp_path: Path, model_f
     plan = resolved_plan(model_folder, methods={"lora": None})
     store = Store(tmp_path)
     store.save_plan(plan)
-    spec = sweep_run(plan, "sums", plan.contender("lora"), BEST, 1000)
+    spec = sweep_run(plan, "sums", plan.entry("lora"), BEST, 1000)
     leave(store, spec, record_of(spec, 1.25))
     write_report(tmp_path)
     assert not rows(tmp_path / "summary.csv")
@@ -345,7 +345,7 @@ def test_what_comes_from_outside_is_inert(tmp_path: Path, model_folder: Path) ->
     plan = resolved_plan(model_folder, methods=methods, seeds=[0, 1])
     store = Store(tmp_path)
     fill(store, plan, {"lora": [1.0, 1.1], "rslora": [1.0, 1.1]})
-    gone = final_run(plan, "sums", plan.contender("rslora"), BEST, 1)
+    gone = final_run(plan, "sums", plan.entry("rslora"), BEST, 1)
     shutil.rmtree(store.path(gone))
     store.fail(gone, "<script>alert(2)</script> [x](javascript:alert(3))", diverged=False)
     values = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
@@ -366,7 +366,7 @@ def with_items(store: Store, plan: ResolvedPlan, losses: dict[str, list[list[flo
     """Final runs whose items have these nats, a list a seed; the first item is of three tokens, the others of one."""
     for label, by_seed in losses.items():
         for seed, nats in zip(plan.plan.seeds, by_seed, strict=True):
-            spec = final_run(plan, "sums", plan.contender(label), BEST, seed)
+            spec = final_run(plan, "sums", plan.entry(label), BEST, seed)
             tokens = [3] + [1] * (len(nats) - 1)
             record = record_of(spec, 1.0, sum(nats) / sum(tokens))
             assert record.after is not None
@@ -402,7 +402,7 @@ def test_records_without_items_beside_some_with_them_are_compared_by_seed(tmp_pa
     fill(store, plan, {"lora": [1.0, 1.1], "rslora": [1.0, 1.2], "dora": [1.0, 1.1]})
     with_items(store, plan, {"lora": [[3.0, 1.0, 2.0]] * 2, "dora": [[3.0, 1.0, 2.0]] * 2})
     (found,) = compare_records(store).tables
-    by_label = {line.contender.label: line.judged for line in found.lines}
+    by_label = {line.entry.label: line.judged for line in found.lines}
     assert by_label["rslora"] is not None
     assert by_label["rslora"].difference.mean == pytest.approx(1.1 - 6 / 5)
     assert found.items is None
@@ -421,7 +421,7 @@ def test_primary_pairs_are_a_family_of_their_own_and_come_first(tmp_path: Path, 
     comparison = write_report(tmp_path)
     (found,) = comparison.tables
     first, second = found.primary
-    main = next(line.judged for line in found.lines if line.contender.label == "g-lora")
+    main = next(line.judged for line in found.lines if line.entry.label == "g-lora")
     assert main is not None
     assert first.judged.difference == main.difference
     assert second.judged.difference.mean == pytest.approx(-0.03)  # a headroom run may be one of the two
@@ -446,7 +446,7 @@ def test_what_was_forgotten_stands_beside_what_was_gained(tmp_path: Path, model_
         for seed in (0, 1):
             before, after = (Evaluation(loss=2.0 + d, examples=6) for d in (0.0, changed[seed]))
             watched = Watched(tasks=plan.plan.watch, before={"names": before}, after={"names": after})
-            spec = final_run(plan, "sums", plan.contender(label), BEST, seed)
+            spec = final_run(plan, "sums", plan.entry(label), BEST, seed)
             (store.path(spec) / "watched.json").write_text(watched.model_dump_json())
     comparison = write_report(tmp_path)
     lora, _ = comparison.balances
@@ -480,8 +480,8 @@ def test_every_method_has_a_colour_of_its_own() -> None:
     for theme in ("light", "dark"):
         assert len(set(figures.COLOURS[theme])) == 16
     labels = [f"m{i}" for i in range(20)]
-    contenders = [SimpleNamespace(label=label) for label in labels]
-    comparison: Any = SimpleNamespace(resolved=SimpleNamespace(contenders=contenders))
+    entries = [SimpleNamespace(label=label) for label in labels]
+    comparison: Any = SimpleNamespace(resolved=SimpleNamespace(entries=entries))
     assert len({figures._colour(comparison, label, "light") for label in labels}) == 20
 
 
@@ -490,7 +490,7 @@ def test_trainable_stored_and_exported_rank_are_three_columns(tmp_path: Path, mo
     store = Store(tmp_path)
     fill(store, plan, {"lora": [1.0, 1.1], "g-lora": [1.0, 1.1]})
     for seed, (stored, rank) in enumerate([(900, 7), (880, 6)]):
-        spec = final_run(plan, "sums", plan.contender("g-lora"), BEST, seed)
+        spec = final_run(plan, "sums", plan.entry("g-lora"), BEST, seed)
         record = record_of(spec, 1.0)
         record.parameters.stored, record.parameters.rank, record.export = stored, rank, {"rank": 8}
         leave(store, spec, record)

@@ -58,10 +58,10 @@ def draw_differences(comparison: Comparison, theme: Theme) -> Figure:
         for place, line in enumerate(lines):
             assert line.judged is not None
             d = line.judged.difference
-            colour = _colour(comparison, line.contender.label, theme)
+            colour = _colour(comparison, line.entry.label, theme)
             axes.plot([d.low, d.high], [place, place], color=colour, linewidth=2)
             axes.plot(d.mean, place, "o", color=colour)
-        axes.set_yticks(range(len(lines)), [line.contender.label for line in lines])
+        axes.set_yticks(range(len(lines)), [line.entry.label for line in lines])
         axes.set_ylim(len(lines) - 0.5, -0.5)
         axes.set_title(f"{table.task}: {table.measure}", fontsize="medium")
         axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -81,7 +81,7 @@ def draw_rates(comparison: Comparison, theme: Theme) -> Figure:
                 continue
             sound = {rate: loss for rate, loss in choice.tried.items() if math.isfinite(loss)}
             colour = _colour(comparison, label, theme)
-            dashed = "--" if comparison.resolved.contender(label).role == "headroom" else "-"
+            dashed = "--" if comparison.resolved.entry(label).role == "headroom" else "-"
             marker = _marker(comparison, label)
             axes.plot(list(sound), list(sound.values()), dashed, marker=marker, color=colour, ms=5, lw=1.4, label=label)
             if choice.rate is not None:
@@ -109,7 +109,7 @@ def draw_frontier(comparison: Comparison, theme: Theme) -> Figure:
         for balance in comparison.balances:
             if balance.task != task or name not in balance.changes:
                 continue
-            label, (lost, lost_sd), (gain, gain_sd) = balance.contender.label, balance.changes[name], balance.gain
+            label, (lost, lost_sd), (gain, gain_sd) = balance.entry.label, balance.changes[name], balance.gain
             axes.errorbar(
                 lost,
                 gain,
@@ -133,7 +133,7 @@ def draw_costs(comparison: Comparison, theme: Theme) -> Figure:
     """Seconds of training and peak memory of each method, the first task's."""
     first = comparison.costs[0].task
     costs = [c for c in comparison.costs if c.task == first]
-    names = [c.contender.label for c in costs]
+    names = [c.entry.label for c in costs]
     colours = [_colour(comparison, name, theme) for name in names]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 1.2 + 0.3 * len(costs)), layout="constrained", sharey=True)
     left.barh(names, [c.train_seconds for c in costs], color=colours)
@@ -161,7 +161,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def _place(comparison: Comparison, label: str) -> int:
-    return [contender.label for contender in comparison.resolved.contenders].index(label)
+    return [entry.label for entry in comparison.resolved.entries].index(label)
 
 
 def _colour(comparison: Comparison, label: str, theme: Theme) -> str:
@@ -169,7 +169,7 @@ def _colour(comparison: Comparison, label: str, theme: Theme) -> str:
     place, known = _place(comparison, label), COLOURS[theme]
     if place < len(known):
         return known[place]
-    hue = (place - len(known)) / max(1, len(comparison.resolved.contenders) - len(known))
+    hue = (place - len(known)) / max(1, len(comparison.resolved.entries) - len(known))
     return to_hex(hls_to_rgb(hue, 0.4 if theme == "light" else 0.7, 0.55))
 
 

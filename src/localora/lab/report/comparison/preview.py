@@ -27,14 +27,14 @@ def print_preview(resolved: ResolvedPlan, state: Schedule, store: Store, slots: 
     table.add_column("learning rates")
     for name in ("parameters", "of LoRA", "done", "now", "later"):
         table.add_column(name, justify="right", no_wrap=True)
-    for contender in resolved.contenders:
-        label = contender.label
+    for entry in resolved.entries:
+        label = entry.label
         over = sum(spec.label == label for spec in (*state.finished, *state.diverged))
         due = sum(spec.label == label for spec in state.due)
         later = sum(runs for (_, of), runs in state.later.items() if of == label)
-        rates = ", ".join(f"{rate:g}" for rate in contender.grid)
+        rates = ", ".join(f"{rate:g}" for rate in entry.grid)
         counts = map(str, (over, due, later))
-        table.add_row(name_of(contender), rates, f"{contender.trainable:,}", share_of(contender), *counts)
+        table.add_row(name_of(entry), rates, f"{entry.trainable:,}", share_of(entry), *counts)
     console.print(table)
     for name, text in _facts(resolved, state, store, slots).items():
         say(console, f"{name:8}{text}")
@@ -60,7 +60,7 @@ def _list(seeds: Sequence[int]) -> str:
 
 def _title(resolved: ResolvedPlan) -> str:
     plan = resolved.plan
-    return f"{resolved.name}: {plan.model.name}, {resolved.contenders[0].budget:,} parameters (LoRA r {plan.r})"
+    return f"{resolved.name}: {plan.model.name}, {resolved.entries[0].budget:,} parameters (LoRA r {plan.r})"
 
 
 def _time(state: Schedule, store: Store, slots: int | None) -> str:

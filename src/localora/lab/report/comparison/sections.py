@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from localora.lab.compare.comparison import Comparison
-from localora.lab.compare.plan import Contender
+from localora.lab.compare.plan import Entry
 from localora.lab.compare.statistics.verdict import Judged
 from localora.lab.compare.tables import Contrast, Line, Table
 from localora.lab.pages.shell import Cell
@@ -59,7 +59,7 @@ def sections(comparison: Comparison) -> list[Section]:
 
 
 def _line(table: Table, line: Line, baseline: str) -> list[Cell]:
-    c, judged, digits = line.contender, line.judged, _digits(table)
+    c, judged, digits = line.entry, line.judged, _digits(table)
     if judged is None:
         verdict = "baseline" if c.label == baseline else "headroom" if c.role == "headroom" else "too few seeds"
         compared: list[Cell] = [("-", None)] * 5
@@ -98,7 +98,7 @@ def _balances(comparison: Comparison) -> Grid:
     rows = [
         [
             _word(balance.task),
-            (name_of(balance.contender), balance.contender.label),
+            (name_of(balance.entry), balance.entry.label),
             _with_spread(balance.gain),
             *(_with_spread(balance.changes[name]) if name in balance.changes else ("-", None) for name in watched),
         ]
@@ -113,7 +113,7 @@ def _rates(comparison: Comparison) -> Grid:
         plateau = comparison.plateau(task, label) if choice.rate is not None else []
         width = max(plateau) / min(plateau) if plateau else None
         shown = "-" if width is None else f"{min(plateau):g} to {max(plateau):g} (x {width:.3g})"
-        name = name_of(comparison.resolved.contender(label))
+        name = name_of(comparison.resolved.entry(label))
         rows.append([_word(task), (name, label), _optional(choice.rate, "g"), (shown, width), _word(choice.sentence())])
     return Grid(("task", "method", "chosen", "plateau", "how"), rows)
 
@@ -122,7 +122,7 @@ def _costs(comparison: Comparison) -> Grid:
     rows = [
         [
             _word(costs.task),
-            (name_of(costs.contender), costs.contender.label),
+            (name_of(costs.entry), costs.entry.label),
             (f"{costs.train_seconds:.1f}", costs.train_seconds),
             _optional(costs.calibrate_seconds, ".1f"),
             (f"{costs.peak_memory_mib:.0f}", costs.peak_memory_mib),
@@ -189,13 +189,13 @@ def headroom_sentence(found: list[Contrast], planned: bool) -> str:
     return f"Headroom, against the same method at the table's r: {'; '.join(parts)}: {end}."
 
 
-def name_of(contender: Contender) -> str:
-    label = contender.budget_label
-    return contender.label if label is None or contender.role == "headroom" else f"{contender.label} [{label}]"
+def name_of(entry: Entry) -> str:
+    label = entry.budget_label
+    return entry.label if label is None or entry.role == "headroom" else f"{entry.label} [{label}]"
 
 
-def share_of(contender: Contender) -> str:
-    return f"{contender.budget_ratio:.1%}"
+def share_of(entry: Entry) -> str:
+    return f"{entry.budget_ratio:.1%}"
 
 
 def problems(comparison: Comparison) -> list[str]:

@@ -76,7 +76,7 @@ def summary_csv(comparison: Comparison) -> str:
     for table in comparison.tables:
         of = {"task": table.task, "measure": table.measure}
         for line in table.lines:
-            c, over = line.contender, comparison.resolved.plan.baseline if line.judged else ""
+            c, over = line.entry, comparison.resolved.plan.baseline if line.judged else ""
             own: dict[str, Any] = {
                 "kind": c.role,
                 "method": c.label,

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from localora.lab.progress import Narrator
+from localora.lab.progress import Reporter
 from localora.lab.training.adaptation.base import Adaptation, Prepared, Trainee
 from localora.lab.training.record import RunRecord
 from localora.lab.training.trainer import TrainingError
@@ -41,7 +41,7 @@ class AdaLora(Adaptation):
         config.orth_reg_weight /= self.recipe.training.gradient_accumulation * processes()[1]
         return self._with_adapter(prepared, config)
 
-    def callbacks(self, record: RunRecord, narrator: Narrator) -> list[TrainerCallback]:
+    def callbacks(self, record: RunRecord, reporter: Reporter) -> list[TrainerCallback]:
         self._allocation = RankAllocation()
         return [self._allocation]
 

@@ -11,11 +11,10 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from localora.lab.data.batches import Sequences
-from localora.lab.model.targets import resolve_targets
-from localora.lab.progress import Narrator
+from localora.lab.progress import Reporter
 from localora.lab.recipe.schema import Recipe, RecipeError
 from localora.lab.training.folder import RunFolder
-from localora.lab.training.parameters import lora_parameters
+from localora.lab.training.parameters import lora_of_shapes, lora_parameters
 from localora.lab.training.record import RunRecord
 
 Trainee = PreTrainedModel | PeftModel
@@ -59,7 +58,7 @@ class Adaptation:
         """Where in the run's folder the result belongs."""
         return self.folder.adapter
 
-    def callbacks(self, record: RunRecord, narrator: Narrator) -> list[TrainerCallback]:
+    def callbacks(self, record: RunRecord, reporter: Reporter) -> list[TrainerCallback]:
         """What must act during training; `record` holds what an interrupted run did so far."""
         return []
 
@@ -99,13 +98,14 @@ class FullFineTuning(Adaptation):
 
     def attach(self, prepared: Prepared, *, resume: bool) -> Trainee:
         with unfit_methods_named():
-            self._targets = resolve_targets(prepared.model, self.recipe.method.target_modules)
+            method = self.recipe.method
+            self._beside = lora_of_shapes(prepared.model, method.r, method.target_modules)
         model = prepared.model.float()
         model.requires_grad_(True)
         return model
 
     def lora_same_r(self, model: Trainee) -> int:
-        return sum(self.recipe.method.r * (target.m + target.n) for target in self._targets)
+        return super().lora_same_r(self._beside)
 
     @property
     def result(self) -> Path:

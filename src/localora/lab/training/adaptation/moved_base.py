@@ -23,11 +23,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from localora.lab.data.batches import Collator
 from localora.lab.model.base import device_of
-from localora.lab.model.targets import resolve_targets
-from localora.lab.progress import Narrator
+from localora.lab.progress import Reporter
 from localora.lab.recipe.peft_methods import LoraGaMethod
 from localora.lab.training.adaptation.base import Adaptation, Prepared, Trainee, unfit_methods_named
 from localora.lab.training.folder import FolderError, RunFolder
+from localora.lab.training.parameters import lora_of_shapes
 from localora.lab.training.record import RunRecord
 from localora.lab.training.trainer import finite
 from localora.lifecycle.processes import processes
@@ -48,7 +48,7 @@ class MovedBaseAdapter(Adaptation):
             move_base(model, start_folder(self.folder))
         return model
 
-    def callbacks(self, record: RunRecord, narrator: Narrator) -> list[TrainerCallback]:
+    def callbacks(self, record: RunRecord, reporter: Reporter) -> list[TrainerCallback]:
         return [_KeepStart(start_folder(self.folder))]
 
     def save(self, prepared: Prepared, model: Trainee, to: Path) -> None:
@@ -75,7 +75,7 @@ class MovedBaseAdapter(Adaptation):
 
         chosen = copy.copy(config)
         if config.target_modules == "all-linear":  # get_peft_model would write them out, but comes later
-            chosen.target_modules = [target.name for target in resolve_targets(model, "all-linear")]
+            chosen.target_modules = lora_of_shapes(model, 1, "all-linear").base_model.targeted_module_names  # type: ignore[assignment]
         with warnings.catch_warnings(), unfit_methods_named():
             # PEFT counts batches in hooks, and torch remarks that nothing below the first layer needs a gradient.
             warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
