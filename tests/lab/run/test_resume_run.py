@@ -85,7 +85,7 @@ def exporting(patch: pytest.MonkeyPatch) -> None:
 
 
 def saving(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(run_module, "_save", pulled)
+    patch.setattr(run_module._Run, "save", pulled)
 
 
 ALL_STEPS = {  # 11 steps of 2 in 24 examples end within an epoch, so that Trainer finds another batch; at one rate

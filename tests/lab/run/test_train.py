@@ -157,13 +157,13 @@ def test_a_given_evaluation_is_not_measured_again(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[str] = []
-    original = run_module._measure
+    original = run_module._Run.measure
 
-    def noted(setup: Any, model: Any, what: str, reporter: Any) -> Any:
+    def noted(run: Any, what: str) -> Any:
         measured.append(what)
-        return original(setup, model, what, reporter)
+        return original(run, what)
 
-    monkeypatch.setattr(run_module, "_measure", noted)
+    monkeypatch.setattr(run_module._Run, "measure", noted)
     first = train(recipe(model_folder, tmp_path / "a", "lora"), console=quiet())
     assert measured.pop(0) == "measuring before"
     after = measured.copy()

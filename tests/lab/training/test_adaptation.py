@@ -51,13 +51,13 @@ def quiet() -> Console:
 
 def trained_logits(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """A list that receives the logits of the trained model, just before it is saved."""
-    original, kept = run_module._save, []
+    original, kept = run_module._Run.save, []
 
-    def noted(recipe: Any, record: Any, setup: Any, adaptation: Any, model: Any, folder: Any) -> None:
-        kept.append(adapted_models.logits(model.eval()))
-        original(recipe, record, setup, adaptation, model, folder)
+    def noted(run: Any) -> None:
+        kept.append(adapted_models.logits(run.model.eval()))
+        original(run)
 
-    monkeypatch.setattr(run_module, "_save", noted)
+    monkeypatch.setattr(run_module._Run, "save", noted)
     return kept
 
 

@@ -20,10 +20,9 @@ from localora.lab.model.dtype import ChosenDtype
 from localora.lab.progress import Reporter
 from localora.lab.recipe.methods import LocalizedMethod
 from localora.lab.recipe.schema import Recipe, differences
-from localora.lab.run.facts import facts_of
 from localora.lab.run.setup import Setup, load_setup
 from localora.lab.run.verification import export_and_verify
-from localora.lab.training.adaptation import Adaptation, adaptation_of
+from localora.lab.training.adaptation import adaptation_of
 from localora.lab.training.adaptation.base import Trainee
 from localora.lab.training.callbacks import Checkpoints, HeldOutLoss, Steps, curve_of, last_losses
 from localora.lab.training.folder import FolderError, RunFolder, check_space, open_run_folder, remove, steps_of
@@ -68,49 +67,7 @@ def train(
     console = console or Console(quiet=not is_main_process())
     with ExitStack() as held, all_at_work():
         folder, earlier = decide_once(lambda: _open(recipe, held, overwrite=overwrite, resume=resume))
-        return _run(recipe, folder, earlier, before, Reporter(console), overwrite=overwrite)
-
-
-def _run(
-    recipe: Recipe,
-    folder: RunFolder,
-    earlier: RunRecord | None,
-    before: Evaluation | None,
-    reporter: Reporter,
-    *,
-    overwrite: bool,
-) -> RunRecord:
-    check_trackers(recipe)
-    adaptation = adaptation_of(recipe, folder)
-    with PeakMemory() as memory:
-        record, setup, model = _prepare(recipe, adaptation, earlier, before, reporter)
-        check_space(folder.path, record.parameters.trainable * BYTES_PER_PARAMETER)
-        if overwrite and is_main_process():
-            folder.clear()
-        _write(record, folder)
-        try:
-            _train(recipe, record, setup, adaptation, model, folder, reporter)
-            with _timed(record, "after"):
-                record.after = _measure(setup, model, "measuring after", reporter)
-            if is_main_process():
-                with reporter.phase("saving"):
-                    _save(recipe, record, setup, adaptation, model, folder)
-        except Exception as raised:
-            error = explained(raised)
-            said = storage_reason(error, folder.path)
-            full = None if said is None else StorageError(f"{said} (the run in {folder.path}: {folder.how_to_go_on()})")
-            record.status, record.error = "failed", str(full or error)
-            with suppress(StorageError):  # the disk that is full, or the folder that is gone, is what we tell of
-                _write(record, folder)
-            if full is None and error is raised:
-                raise
-            raise full or error from raised
-        record.peak_memory_mib = max(record.peak_memory_mib, memory.mib)
-    record.status = "finished"
-    _write(record, folder)
-    if is_main_process():
-        remove(folder.checkpoints)  # not before the record says that they are not needed
-    return record
+        return _Run(recipe, folder, earlier, Reporter(console)).whole(before, overwrite)
 
 
 def folder_of(recipe: Recipe) -> RunFolder:
@@ -128,128 +85,6 @@ def _open(recipe: Recipe, held: ExitStack, *, overwrite: bool, resume: bool) -> 
     earlier = _earlier_record(folder, recipe) if resume else None
     folder.sweep()
     return folder, earlier
-
-
-def _prepare(
-    recipe: Recipe,
-    adaptation: Adaptation,
-    earlier: RunRecord | None,
-    before: Evaluation | None,
-    reporter: Reporter,
-) -> tuple[RunRecord, Setup, Trainee]:
-    start = time.perf_counter()
-    dtype = None
-    if earlier is not None and earlier.dtype and recipe.model.dtype == "auto":
-        dtype = ChosenDtype(earlier.dtype, earlier.dtype_reason or "as it was before")
-    with reporter.phase(f"loading {recipe.model.name}"):
-        setup = load_setup(recipe, dtype)
-    check_same(
-        {"recipe": str(recipe.resolved()), **{f"{split} data": h for split, h in setup.task.hashes.items()}},
-        "give all processes the same recipe and files (and the same versions of them on every machine)",
-    )
-    for line in setup.header(recipe.training):
-        reporter.say(line)
-    loaded = time.perf_counter()
-    if earlier is not None:
-        before = earlier.before
-    if before is None:
-        before = _measure(setup, setup.model, "measuring before", reporter)
-    measured = time.perf_counter()
-    base = all_parameters(setup.model)
-    set_seed(recipe.training.seed)  # so that every method draws the same order of examples
-    attaching = time.perf_counter()
-    with reporter.phase(f"attaching {recipe.method.name}", brief=True):
-        model = adaptation.attach(setup, resume=earlier is not None)
-    attached = time.perf_counter()
-    task = setup.task
-    sizes = {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)}
-    record = RunRecord(
-        recipe=recipe.resolved(),
-        seed=recipe.training.seed,
-        data={"name": task.name, "sizes": sizes, "hashes": task.hashes},
-        parameters=Parameters(
-            trainable=trainable_parameters(model), lora_same_r=adaptation.lora_same_r(model), base=base
-        ),
-        before=before,
-        dtype=str(setup.model.dtype).removeprefix("torch."),
-        dtype_reason=setup.dtype.reason,
-        seconds={"load": loaded - start, "before": measured - loaded, "attach": attached - attaching},
-    )
-    if earlier is not None:
-        _check_same_data(earlier, record)
-        record.placement, record.resumed_at = earlier.placement, earlier.resumed_at
-        record.repartitions, record.ranks = earlier.repartitions, earlier.ranks
-        record.peak_memory_mib = earlier.peak_memory_mib
-        for stage, seconds in earlier.seconds.items():
-            record.seconds[stage] = record.seconds.get(stage, 0.0) + seconds
-    return record, setup, model
-
-
-def _train(
-    recipe: Recipe,
-    record: RunRecord,
-    setup: Setup,
-    adaptation: Adaptation,
-    model: Trainee,
-    folder: RunFolder,
-    reporter: Reporter,
-) -> None:
-    def measure(model: nn.Module) -> float:
-        with reporter.phase("measuring held-out loss", brief=True):
-            return setup.held_out_loss(model)
-
-    held_out = HeldOutLoss(measure, recipe.evaluation.curve_points)
-    start, earlier_seconds = time.perf_counter(), record.seconds.get("train", 0.0)
-
-    def keep(state: TrainerState) -> None:
-        adaptation.note(record)
-        record.curve = curve_of(state)
-        record.seconds["train"] = earlier_seconds + time.perf_counter() - start
-        _write(record, folder)
-
-    checkpoint = decide_once(folder.last_checkpoint)
-    if checkpoint is not None:
-        record.resumed_at.append(steps_of(checkpoint))
-    with reporter.phase("training", "step") as phase:
-        trainer = build_trainer(
-            recipe,
-            folder.checkpoints,
-            model=model,
-            train_dataset=setup.train,
-            data_collator=Collator(setup.pad_id),
-            callbacks=[Steps(phase), *adaptation.callbacks(record, reporter), held_out, Checkpoints(folder, keep)],
-        )
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        phase.result = f"{trainer.state.global_step} steps  {last_losses(trainer.state)}"
-    keep(trainer.state)
-
-
-def _measure(setup: Setup, model: Trainee, name: str, reporter: Reporter) -> Evaluation:
-    with reporter.phase(name) as phase:
-        found = decide_once(lambda: setup.measure(model, phase.tell))
-        phase.result = f"loss {found.loss:.3f}"
-        if found.score is not None:
-            phase.result += f", {found.score_name} {sum(found.right)} of {found.score_examples}"
-    return found
-
-
-def _write(record: RunRecord, folder: RunFolder) -> None:
-    if is_main_process():
-        record.write(folder.record)
-
-
-def _save(
-    recipe: Recipe, record: RunRecord, setup: Setup, adaptation: Adaptation, model: Trainee, folder: RunFolder
-) -> None:
-    with _timed(record, "save"):
-        check_there(folder.path)
-        with written_folder(adaptation.result) as beside:
-            adaptation.save(setup, model, beside)
-            if isinstance(recipe.method, LocalizedMethod):
-                note_training(beside, facts_of(record))
-        if recipe.output.export and isinstance(recipe.method, LocalizedMethod):
-            assert isinstance(model, PeftModel)
-            record.export = export_and_verify(model, setup.test[0], folder.adapter, folder.lora)
 
 
 def _earlier_record(folder: RunFolder, recipe: Recipe) -> RunRecord:
@@ -278,13 +113,164 @@ def _earlier_record(folder: RunFolder, recipe: Recipe) -> RunRecord:
     return earlier
 
 
-def _check_same_data(earlier: RunRecord, record: RunRecord) -> None:
-    if earlier.data["hashes"] != record.data["hashes"]:
-        raise FolderError("the data changed since the run was started; start it anew with --overwrite")
+class _Run:
+    """One run in its folder. `earlier` is the record of the interrupted run that it goes on with."""
 
+    record: RunRecord
+    setup: Setup
+    model: Trainee
 
-@contextmanager
-def _timed(record: RunRecord, stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    record.seconds[stage] = record.seconds.get(stage, 0.0) + time.perf_counter() - start
+    def __init__(self, recipe: Recipe, folder: RunFolder, earlier: RunRecord | None, reporter: Reporter) -> None:
+        self.recipe, self.folder, self.earlier, self.reporter = recipe, folder, earlier, reporter
+        self.adaptation = adaptation_of(recipe, folder)
+
+    def whole(self, before: Evaluation | None, overwrite: bool) -> RunRecord:
+        """From loading to the finished record."""
+        check_trackers(self.recipe)
+        with PeakMemory() as memory:
+            self.prepare(before)
+            record, folder = self.record, self.folder
+            check_space(folder.path, record.parameters.trainable * BYTES_PER_PARAMETER)
+            if overwrite and is_main_process():
+                folder.clear()
+            self.write()
+            try:
+                self.train()
+                with self.timed("after"):
+                    record.after = self.measure("measuring after")
+                if is_main_process():
+                    with self.reporter.phase("saving"):
+                        self.save()
+            except Exception as raised:
+                error = explained(raised)
+                said = storage_reason(error, folder.path)
+                full = None
+                if said is not None:
+                    full = StorageError(f"{said} (the run in {folder.path}: {folder.how_to_go_on()})")
+                record.status, record.error = "failed", str(full or error)
+                with suppress(StorageError):  # the disk that is full, or the folder that is gone, is what we tell of
+                    self.write()
+                if full is None and error is raised:
+                    raise
+                raise full or error from raised
+            record.peak_memory_mib = max(record.peak_memory_mib, memory.mib)
+        record.status = "finished"
+        self.write()
+        if is_main_process():
+            remove(folder.checkpoints)  # not before the record says that they are not needed
+        return record
+
+    def prepare(self, before: Evaluation | None) -> None:
+        """Load, measure the untrained model where nobody has, attach what is to be trained, begin the record."""
+        recipe, earlier, start = self.recipe, self.earlier, time.perf_counter()
+        dtype = None
+        if earlier is not None and earlier.dtype and recipe.model.dtype == "auto":
+            dtype = ChosenDtype(earlier.dtype, earlier.dtype_reason or "as it was before")
+        with self.reporter.phase(f"loading {recipe.model.name}"):
+            self.setup = setup = load_setup(recipe, dtype)
+        task = setup.task
+        check_same(
+            {"recipe": str(recipe.resolved()), **{f"{split} data": h for split, h in task.hashes.items()}},
+            "give all processes the same recipe and files (and the same versions of them on every machine)",
+        )
+        if earlier is not None and earlier.data["hashes"] != task.hashes:
+            raise FolderError("the data changed since the run was started; start it anew with --overwrite")
+        for line in setup.header(recipe.training):
+            self.reporter.say(line)
+        loaded = time.perf_counter()
+        self.model = setup.model
+        if earlier is not None:
+            before = earlier.before
+        before = before or self.measure("measuring before")
+        measured = time.perf_counter()
+        base = all_parameters(setup.model)
+        set_seed(recipe.training.seed)  # so that every method draws the same order of examples
+        attaching = time.perf_counter()
+        with self.reporter.phase(f"attaching {recipe.method.name}", brief=True):
+            self.model = self.adaptation.attach(setup, resume=earlier is not None)
+        attached = time.perf_counter()
+        sizes = {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)}
+        self.record = record = RunRecord(
+            recipe=recipe.resolved(),
+            seed=recipe.training.seed,
+            data={"name": task.name, "sizes": sizes, "hashes": task.hashes},
+            parameters=Parameters(
+                trainable=trainable_parameters(self.model),
+                lora_same_r=self.adaptation.lora_same_r(self.model),
+                base=base,
+            ),
+            before=before,
+            dtype=str(setup.model.dtype).removeprefix("torch."),
+            dtype_reason=setup.dtype.reason,
+            seconds={"load": loaded - start, "before": measured - loaded, "attach": attached - attaching},
+        )
+        if earlier is not None:
+            for name in ("placement", "resumed_at", "repartitions", "ranks", "peak_memory_mib"):
+                setattr(record, name, getattr(earlier, name))
+            for stage, seconds in earlier.seconds.items():
+                record.seconds[stage] = record.seconds.get(stage, 0.0) + seconds
+
+    def train(self) -> None:
+        def measure(model: nn.Module) -> float:
+            with self.reporter.phase("measuring held-out loss", brief=True):
+                return self.setup.held_out_loss(model)
+
+        start, earlier_seconds = time.perf_counter(), self.record.seconds.get("train", 0.0)
+
+        def keep(state: TrainerState) -> None:
+            self.adaptation.note(self.record)
+            self.record.curve = curve_of(state)
+            self.record.seconds["train"] = earlier_seconds + time.perf_counter() - start
+            self.write()
+
+        checkpoint = decide_once(self.folder.last_checkpoint)
+        if checkpoint is not None:
+            self.record.resumed_at.append(steps_of(checkpoint))
+        with self.reporter.phase("training", "step") as phase:
+            trainer = build_trainer(
+                self.recipe,
+                self.folder.checkpoints,
+                model=self.model,
+                train_dataset=self.setup.train,
+                data_collator=Collator(self.setup.pad_id),
+                callbacks=[
+                    Steps(phase),
+                    *self.adaptation.callbacks(self.record, self.reporter),
+                    HeldOutLoss(measure, self.recipe.evaluation.curve_points),
+                    Checkpoints(self.folder, keep),
+                ],
+            )
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            phase.result = f"{trainer.state.global_step} steps  {last_losses(trainer.state)}"
+        keep(trainer.state)
+
+    def measure(self, name: str) -> Evaluation:
+        with self.reporter.phase(name) as phase:
+            found = decide_once(lambda: self.setup.measure(self.model, phase.tell))
+            phase.result = f"loss {found.loss:.3f}"
+            if found.score is not None:
+                phase.result += f", {found.score_name} {sum(found.right)} of {found.score_examples}"
+        return found
+
+    def write(self) -> None:
+        if is_main_process():
+            self.record.write(self.folder.record)
+
+    def save(self) -> None:
+        localized = isinstance(self.recipe.method, LocalizedMethod)
+        with self.timed("save"):
+            check_there(self.folder.path)
+            with written_folder(self.adaptation.result) as beside:
+                self.adaptation.save(self.setup, self.model, beside)
+                if localized:
+                    note_training(beside, self.record.facts())
+            if self.recipe.output.export and localized:
+                assert isinstance(self.model, PeftModel)
+                adapter, lora = self.folder.adapter, self.folder.lora
+                self.record.export = export_and_verify(self.model, self.setup.test[0], adapter, lora)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.record.seconds[stage] = self.record.seconds.get(stage, 0.0) + time.perf_counter() - start

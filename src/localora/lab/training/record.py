@@ -118,6 +118,25 @@ class RunRecord(Part):
     def method(self) -> str:
         return str(self.recipe["method"]["name"])
 
+    def facts(self) -> list[str]:
+        """What its adapter's model card says, a fact a row.
+
+        Paths are given by their last part: the rest is of one machine, and cards are published.
+        """
+        model = str(self.recipe["model"]["name"])
+        name = Path(model).name if Path(model).expanduser().exists() else model
+        facts = [
+            f"base model {name}",
+            f"data {self.data['name']}, {self.data['sizes']['train']} examples",
+            f"{self.recipe['training']['steps']} steps, seed {self.seed}",
+        ]
+        if self.after is not None:
+            facts.append(
+                f"loss {self.before.loss:.4f} before, {self.after.loss:.4f} after: nats per completion token, on "
+                f"{self.after.examples} test examples"
+            )
+        return [fact.replace("|", "/") for fact in facts]
+
     def write(self, path: Path) -> None:
         """A reader, or a crash, sees the old record or the new one.
 
