@@ -40,7 +40,7 @@ One that looks at no data is a function of shape and seed in `placement/random.p
    (x, g) pairs of backward passes, if `TaylorScores` and `GradientSketch` are not it.
 2. `lifecycle/planning.py`: an entry in `PLANNERS` says how it is placed, first and at an event, and in how many passes.
 3. `adapter/config.py`: a config class with its options, the name of its planner, and `layer_budget`, whose shapes
-   (`placement/budget.py`) must not depend on labels; and its name in `_config_class`.
+   (`placement/budget.py`) must not depend on labels; and its name in `METHODS`.
 4. `lab/recipe/methods.py`: a section built from the config; `lab/cost/calibration.py`: what its signal takes.
 5. `tests/method_table.py`: a row, which sends it through every test of the life-cycle; and a test of the planner that
    plants an answer and demands it back.

@@ -20,11 +20,10 @@ from pydantic import BaseModel
 from torch import nn
 from transformers import TrainerCallback
 
-from localora.adapter.config import CpsLoraConfig, GLoraConfig, LocalizedConfig
+from localora.adapter.config import METHODS, LocalizedConfig
 from localora.errors import ConfigError
 from localora.lifecycle.callback import LocalizationCallback
 
-CONFIGS: dict[str, type[LocalizedConfig]] = {"g-lora": GLoraConfig, "cps-lora": CpsLoraConfig}
 # axolotl's key -> peft.LoraConfig's. What localora has not is given on, to be refused with its reason.
 KEYS = {
     "lora_r": "r",
@@ -62,7 +61,7 @@ class LocaloraPlugin(BasePlugin):
         return "localora.axolotl.LocaloraArgs"
 
     def get_adapter_capabilities(self) -> list[AdapterCapabilities]:
-        return [AdapterCapabilities(name=name) for name in CONFIGS]
+        return [AdapterCapabilities(name=name) for name in METHODS]
 
     def load_adapter(
         self, model: nn.Module, cfg: Any, inference: bool = False, config_only: bool = False
@@ -72,7 +71,7 @@ class LocaloraPlugin(BasePlugin):
         Raises:
             ConfigError: keys that no adapter of ours has, by name.
         """
-        if cfg.adapter not in CONFIGS:
+        if cfg.adapter not in METHODS:
             return None
         config = config_of(model, cfg)
         if config_only:
@@ -84,7 +83,7 @@ class LocaloraPlugin(BasePlugin):
         return get_peft_model(model, config, **options), config
 
     def add_callbacks_pre_trainer(self, cfg: Any, model: nn.Module) -> list[TrainerCallback]:
-        return [LocalizationCallback()] if cfg.adapter in CONFIGS else []
+        return [LocalizationCallback()] if cfg.adapter in METHODS else []
 
 
 def config_of(model: nn.Module, cfg: Any) -> LocalizedConfig:
@@ -109,4 +108,4 @@ def config_of(model: nn.Module, cfg: Any) -> LocalizedConfig:
     if twice:
         raise ConfigError(f"{', '.join(twice)} stands in localora and among axolotl's own keys; give it once")
     task = next((task for part, task in TASKS.items() if part in type(model).__name__), "CAUSAL_LM")
-    return CONFIGS[cfg.adapter](**options, **own, task_type=task)
+    return METHODS[cfg.adapter](**options, **own, task_type=task)

@@ -6,6 +6,8 @@ expect (ValueError, RuntimeError, TypeError), so `except ValueError` keeps worki
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class LocaloraError(Exception):
     """Something that the caller can put right: an input, a setting, a file, a moment. Anything else is our bug."""
@@ -25,6 +27,13 @@ class ScheduleError(LocaloraError, RuntimeError):
 
 class LayerError(LocaloraError, TypeError, ValueError):
     """A layer that no adapter can be put on."""
+
+
+def listed(names: Iterable[str], shown: int = 12) -> str:
+    """The first of the names and how many more there are, for a message."""
+    names = list(names)
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{', '.join(names[:shown])}{more}"
 
 
 class AdapterMissingError(AdapterError, FileNotFoundError):

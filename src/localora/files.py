@@ -83,10 +83,13 @@ def written_folder(path: Path, check: Callable[[], None] = lambda: None) -> Iter
     """
     path = path.resolve()
     partial = _beside(path)
-    old = _old_of(partial)
+    old = partial.with_name(partial.name.replace(PARTIAL, OLD))
     lock: int | None = None
     try:
-        _make_beside(partial, path)
+        try:
+            partial.mkdir(parents=True)
+        except OSError as error:  # whatever the reason: the caller chose a place where no folder can be
+            raise StorageError(reason(error)) from error
         lock = _lock(partial)
         yield partial
         for written in (*partial.rglob("*"), partial):
@@ -135,17 +138,6 @@ def recover(path: Path) -> None:
                 shutil.rmtree(leftover, ignore_errors=True)
             if lock is not None:
                 os.close(lock)
-
-
-def _make_beside(partial: Path, path: Path) -> None:
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:  # whatever the reason: the caller chose a place where no folder can be
-        raise StorageError(reason(error)) from error
-
-
-def _old_of(partial: Path) -> Path:
-    return partial.with_name(partial.name.replace(PARTIAL, OLD))
 
 
 def _lock(folder: Path) -> int | None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from linear_pass import M, N, pass_of
 
-from localora.placement.sketch import GradientSketch
+from localora.placement.sketch import GradientSketch, gaussian
 
 WIDTH = 6
 
@@ -18,7 +18,7 @@ def test_sketch_is_the_projected_sum_of_gradients() -> None:
         x, g, G = pass_of(seed)
         sketch.observe(x, g)
         total += G
-    omega, psi = sketch._omega(), sketch._psi()
+    omega, psi = gaussian(*sketch.omega), gaussian(*sketch.psi)
     assert omega.shape == (N, WIDTH)
     assert psi.shape == (2 * WIDTH + 1, M)
     torch.testing.assert_close(sketch.Y.double(), total @ omega)
@@ -58,11 +58,14 @@ def test_sketch_of_nothing_and_of_a_narrow_matrix() -> None:
 
 def test_sketch_depends_on_the_seed_alone() -> None:
     state = torch.random.get_rng_state()
-    one, same, other = (GradientSketch(M, N, WIDTH, seed=seed)._omega() for seed in (1, 1, 2))
+    one, same, other = (gaussian(*GradientSketch(M, N, WIDTH, seed=seed).omega) for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     assert torch.equal(torch.random.get_rng_state(), state)
-    Omega, Psi = GradientSketch(M, N, WIDTH, seed=1)._omega(), GradientSketch(M, N, WIDTH, seed=1)._psi()
+    Omega, Psi = (
+        gaussian(*GradientSketch(M, N, WIDTH, seed=1).omega),
+        gaussian(*GradientSketch(M, N, WIDTH, seed=1).psi),
+    )
     few = min(Omega.numel(), Psi.numel())
     drawn = torch.stack([Omega.flatten()[:few], Psi.flatten()[:few]])
     assert torch.corrcoef(drawn)[0, 1].abs() < 0.5  # of one stream they would be the same numbers up to a scale

@@ -57,7 +57,6 @@ def read_adapter(folder: str | Path) -> AdapterFile:
     path = weights_in(folder)
     if path is None:
         raise AdapterMissingError(f"{folder} has no {WEIGHTS}; save the adapter with save_pretrained")
-    layers_of(config, described(path))  # before a tensor is read
     with safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     layers, others = layers_of(config, tensors)
@@ -107,11 +106,7 @@ def check_config_file(path: Path) -> None:
 
 
 def weights_in(folder: Path) -> Path | None:
-    """The file of tensors in a folder; None if there is none.
-
-    Raises:
-        AdapterFileError: there is a pickled one alone, and unpickling can run code.
-    """
+    """The file of tensors in a folder; None if there is none. AdapterFileError for a pickled one: it can run code."""
     if (folder / WEIGHTS).is_file():
         return folder / WEIGHTS
     if (folder / PICKLED).exists():
@@ -125,8 +120,7 @@ def weights_in(folder: Path) -> Path | None:
 def described(path: Path) -> dict[str, Tensor]:
     """Shapes and dtypes of a file's tensors, by its header alone: tensors on the meta device, which have no numbers.
 
-    Raises:
-        AdapterFileError: no safetensors file, or one with empty tensors or dtypes that no adapter has.
+    Raises AdapterFileError for what is no safetensors file, empty tensors, and dtypes that no adapter has.
     """
     tensors = {}
     try:

@@ -30,7 +30,6 @@ LOADERS = {
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
 }
 HERE = "this folder, or its Hub id"
-METHODS = {"g-lora": "G-LoRA", "cps-lora": "CPS-LoRA"}
 PAPERS = """## Papers
 
 - Jiahao Xiong, Yihong Huang, Yihe Liu, Xianming Hu, Hongbo Zhao, Kai Zhang. *G-LoRA: Global-Local Decoupled Low-Rank
@@ -60,10 +59,8 @@ def complete_card(folder: Path, config: LocalizedConfig) -> None:
     path = folder / CARD
     fresh = ModelCard.from_template(ModelCardData())
     card = ModelCard.load(path) if path.exists() else fresh
-    training = [line for line in card.text.splitlines() if line.startswith(TRAINING)]
-    _write(
-        path, card, _adapter_section(config, training), config, untouched=_placeholders(card) == _placeholders(fresh)
-    )
+    untouched = _placeholders(card) == _placeholders(fresh)
+    _write(path, card, _adapter_section(config, training_rows(folder)), config, untouched=untouched)
 
 
 def note_training(folder: Path, facts: Iterable[str]) -> None:
@@ -85,79 +82,60 @@ def training_rows(folder: Path) -> list[str]:
 
 def write_export_card(folder: Path, config: LocalizedConfig, rank: str, training: Iterable[str]) -> None:
     """The card of an adapter's plain LoRA. `rank` says it in words: exact, truncated, padded."""
-    loader = LOADERS.get(str(config.task_type), "AutoModel")
-    section = f"""{EXPORTED}
-
-# Plain LoRA, exported from {METHODS[config.method]}
-
-A low-rank adapter, trained with localora and exported to plain LoRA: it loads wherever LoRA does, without localora.
-
-{_table([*_rows(config), f"| this file | {rank} |", *training])}
-
-```python
-from peft import PeftModel
-from transformers import {loader}
-
-base = {loader}.from_pretrained("{_base(config)}")
-model = PeftModel.from_pretrained(base, "{HERE}")
-```
-
-{PAPERS}"""
+    section = _section(
+        f"{EXPORTED}\n\n# Plain LoRA, exported from {config.title}",
+        "A low-rank adapter, trained with localora and exported to plain LoRA: it loads wherever LoRA does, without "
+        "localora.",
+        [*_rows(config), f"| this file | {rank} |", *training],
+        _load_on_base(config),
+    )
     _write(folder / CARD, ModelCard.from_template(ModelCardData()), section, config, untouched=True)
 
 
 def write_merged_card(folder: Path, config: LocalizedConfig, training: Iterable[str]) -> None:
     """The card of a base model with the adapter merged into it."""
-    loader = LOADERS.get(str(config.task_type), "AutoModel")
-    section = f"""{EXPORTED}
-
-# {METHODS[config.method]} merged into its base model
-
-A low-rank adapter, trained with localora and added to the weights of its base model: a checkpoint like any other.
-
-{_table([*_rows(config), *training])}
-
-```python
-from transformers import {loader}
-
-model = {loader}.from_pretrained("{HERE}")
-```
-
-{PAPERS}"""
+    section = _section(
+        f"{EXPORTED}\n\n# {config.title} merged into its base model",
+        "A low-rank adapter, trained with localora and added to the weights of its base model: a checkpoint like any "
+        "other.",
+        [*_rows(config), *training],
+        f'from transformers import {_loader(config)}\n\nmodel = {_loader(config)}.from_pretrained("{HERE}")',
+    )
     card = ModelCard.from_template(ModelCardData(base_model_relation="merge"))
     _write(folder / CARD, card, section, config, untouched=True, library="transformers")
 
 
 def _adapter_section(config: LocalizedConfig, training: Iterable[str]) -> str:
-    base, loader = _base(config), LOADERS.get(str(config.task_type), "AutoModel")
-    return f"""# {METHODS[config.method]} adapter
+    return _section(
+        f"# {config.title} adapter",
+        "A low-rank adapter that acts where the weight matrices need it, trained with localora on top of\n"
+        "[PEFT](https://github.com/huggingface/peft).",
+        [*_rows(config), *training],
+        f"import localora  # registers the method with PEFT\n{_load_on_base(config)}",
+        before="## Load it\n\n",
+        after="A process that has not imported localora ends in `KeyError: 'LOCALIZED'`. For one that never shall, and "
+        "for vLLM,\nSGLang, llama.cpp and Ollama, make plain LoRA of it, which computes the same:\n\n"
+        "    localora export this-folder my-plain-lora\n\n",
+    )
 
-A low-rank adapter that acts where the weight matrices need it, trained with localora on top of
-[PEFT](https://github.com/huggingface/peft).
 
-{_table([*_rows(config), *training])}
+def _section(head: str, about: str, rows: Iterable[str], code: str, before: str = "", after: str = "") -> str:
+    """Heading, a sentence, a table, how to load it in Python with what is said before and after that, the papers."""
+    table = "\n".join(["| | |", "| --- | --- |", *rows])
+    return f"{head}\n\n{about}\n\n{table}\n\n{before}```python\n{code}\n```\n\n{after}{PAPERS}"
 
-## Load it
 
-```python
-import localora  # registers the method with PEFT
-from peft import PeftModel
+def _load_on_base(config: LocalizedConfig) -> str:
+    loader, base = _loader(config), hub_id(config.base_model_name_or_path) or "the base model"
+    return f"""from peft import PeftModel
 from transformers import {loader}
 
 base = {loader}.from_pretrained("{base}")
-model = PeftModel.from_pretrained(base, "{HERE}")
-```
-
-A process that has not imported localora ends in `KeyError: 'LOCALIZED'`. For one that never shall, and for vLLM,
-SGLang, llama.cpp and Ollama, make plain LoRA of it, which computes the same:
-
-    localora export {HERE.partition(",")[0].replace(" ", "-")} my-plain-lora
-
-{PAPERS}"""
+model = PeftModel.from_pretrained(base, "{HERE}")"""
 
 
-def _base(config: LocalizedConfig) -> str:
-    return hub_id(config.base_model_name_or_path) or "the base model"
+def _loader(config: LocalizedConfig) -> str:
+    return LOADERS.get(str(config.task_type), "AutoModel")
 
 
 def _rows(config: LocalizedConfig) -> list[str]:
@@ -165,7 +143,7 @@ def _rows(config: LocalizedConfig) -> list[str]:
     events = [f"{fraction:.0%}" for fraction in config.repartition]
     return [
         f"| base model | {f'[{base}](https://huggingface.co/{base})' if base else 'a local folder'} |",
-        f"| method | {METHODS[config.method]} |",
+        f"| method | {config.title} |",
         f"| r | {config.r}: as many trainable parameters as LoRA of this rank |",
         *([f"| clusters K | {config.clusters} |"] if config.method == "cps-lora" else []),  # type: ignore[attr-defined]
         *([f"| block | {config.local_size:.0%} of rows and columns |"] if config.method == "g-lora" else []),  # type: ignore[attr-defined]
@@ -184,10 +162,6 @@ def _names(target_modules: Iterable[str] | str | None) -> str:
     if target_modules is None or isinstance(target_modules, str):
         return f"`{target_modules or 'the default'}`"
     return ", ".join(f"`{name}`" for name in sorted(target_modules))
-
-
-def _table(rows: Iterable[str]) -> str:
-    return "\n".join(["| | |", "| --- | --- |", *rows])
 
 
 def _placeholders(card: ModelCard) -> int:

@@ -69,6 +69,7 @@ class LocalizedConfig(PeftConfig):
     """
 
     method: ClassVar[str]
+    title: ClassVar[str]
     planner: ClassVar[str]  # which of :data:`localora.lifecycle.planning.PLANNERS` finds its placements
     of_saved_adapter = False  # built by PEFT from an adapter's folder, whose labels are read and never planned again
 
@@ -99,7 +100,13 @@ class LocalizedConfig(PeftConfig):
         # PEFT knows one config class per type and builds it from the saved keys; `method` says which of ours it was.
         if cls is not LocalizedConfig:
             return super().__new__(cls)
-        config = super().__new__(_config_class(kwargs.get("method")))
+        method = kwargs.get("method")
+        if not isinstance(method, str) or method not in METHODS:
+            raise ConfigError(
+                f"the adapter config names the method {method!r}; localora knows {', '.join(METHODS)}. Build "
+                "GLoraConfig or CpsLoraConfig"
+            )
+        config = super().__new__(METHODS[method])
         config.of_saved_adapter = True
         return config
 
@@ -110,10 +117,9 @@ class LocalizedConfig(PeftConfig):
         from peft.utils.peft_types import PeftType
 
         self.peft_type = getattr(PeftType, PEFT_TYPE_NAME)
-        if isinstance(self.target_modules, list):
-            self.target_modules = set(self.target_modules)  # type: ignore[assignment]  # PEFT matches against a set
-        if isinstance(self.exclude_modules, list):
-            self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
+        own = options_of(type(self))["method"].default
+        if self.method != own:
+            raise ConfigError(f"{type(self).__name__} is the config of {own!r}, not of {self.method!r}")
         self._check_patterns()
         if self.layers_pattern and self.layers_to_transform is None:
             raise ConfigError("layers_pattern has no effect without layers_to_transform; set both or neither")
@@ -159,8 +165,10 @@ class LocalizedConfig(PeftConfig):
 
     def _check_patterns(self) -> None:
         for key in ("target_modules", "exclude_modules"):
-            if isinstance(expression := getattr(self, key), str):
-                check_pattern(key, expression)
+            if isinstance(value := getattr(self, key), str):
+                check_pattern(key, value)
+            elif value is not None:
+                setattr(self, key, set(value))  # PEFT matches against a set
         for key in ("rank_pattern", "alpha_pattern"):
             expressions = getattr(self, key)
             if len(expressions) > MOST_PATTERNS:
@@ -234,15 +242,12 @@ class GLoraConfig(LocalizedConfig):
     Reference: Jiahao Xiong et al., G-LoRA: Global-Local Decoupled Low-Rank Adaptation, Findings of ACL 2026.
     """
 
+    title: ClassVar[str] = "G-LoRA"
     planner: ClassVar[str] = "taylor"
 
     method: str = option("g-lora", "which method this config is; do not change", recipe=False)  # type: ignore[misc]
     global_share: float = option(0.5, "share of the rank in the whole-matrix term; 1 is LoRA", ge=0, le=1)
     local_size: float = option(0.25, "share of rows, and of columns, in the block", gt=0, le=1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require_method(self, "g-lora")
 
     def layer_budget(self, m: int, n: int, r: int) -> LayerBudget:
         return global_local_budget(m, n, r, self.global_share, self.local_size)
@@ -264,6 +269,7 @@ class CpsLoraConfig(LocalizedConfig):
     Reference: Jiahao Xiong et al., Localized Low-Rank Adaptation within Clustered Parameter Subspaces, ACL 2026.
     """
 
+    title: ClassVar[str] = "CPS-LoRA"
     planner: ClassVar[str] = "coclustering"
 
     method: str = option("cps-lora", "which method this config is; do not change", recipe=False)  # type: ignore[misc]
@@ -271,24 +277,8 @@ class CpsLoraConfig(LocalizedConfig):
     balance: float = option(0.5, "0: free sizes, 1: equal sizes", ge=0, le=1)
     sketch: int = option(64, "width of the gradient sketch that clusters are found on", ge=1)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require_method(self, "cps-lora")
-
     def layer_budget(self, m: int, n: int, r: int) -> LayerBudget:
         return clustered_budget(m, n, r, self.global_share, self.clusters)
 
 
-def _config_class(method: object) -> type[LocalizedConfig]:
-    classes: dict[object, type[LocalizedConfig]] = {"g-lora": GLoraConfig, "cps-lora": CpsLoraConfig}
-    if not isinstance(method, str) or method not in classes:
-        raise ConfigError(
-            f"the adapter config names the method {method!r}; localora knows {', '.join(map(str, classes))}. "
-            "Build GLoraConfig or CpsLoraConfig"
-        )
-    return classes[method]
-
-
-def _require_method(config: LocalizedConfig, method: str) -> None:
-    if config.method != method:
-        raise ConfigError(f"{type(config).__name__} is the config of {method!r}, not of {config.method!r}")
+METHODS: dict[str, type[LocalizedConfig]] = {"g-lora": GLoraConfig, "cps-lora": CpsLoraConfig}

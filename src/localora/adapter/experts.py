@@ -161,10 +161,7 @@ def match_stacks(model: nn.Module, config: LocalizedConfig) -> dict[str, nn.Modu
     """The stacks that `target_parameters` names, each with the module that holds it, in the order of the model.
 
     That option is put in the same order: PEFT's LoRA nests the parameters of one module so, and the export must too.
-
-    Raises:
-        TargetError: a name that fits no stack.
-        LayerError: a stack that is sharded or quantized.
+    Raises TargetError for a name that fits no stack, LayerError for a stack that is sharded or quantized.
     """
     stacks = {f"{name}.{parameter}": (module, tensor) for name, module, parameter, tensor in stacks_of(model)}
     targets = config.target_parameters or []
@@ -217,11 +214,7 @@ def _fits(key: str, target: str) -> bool:
 
 
 def check_stack(name: str, parameter: Tensor) -> None:
-    """Refuse a stack that is not here as a whole, in numbers that can be added to.
-
-    Raises:
-        LayerError: it is sharded, or quantized.
-    """
+    """Raise LayerError for a stack that is sharded, or quantized and so cannot be added to."""
     check_whole(name, parameter)
     if not parameter.is_floating_point() or parameter.element_size() < 2:
         raise LayerError(

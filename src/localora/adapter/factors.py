@@ -105,9 +105,9 @@ class _Factor(nn.Module):
     itself, because FSDP shards such modules and holds their weight whole only inside their forward.
     """
 
-    def __init__(self, rows: int, cols: int) -> None:
+    def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(rows, cols))
+        self.weight = nn.Parameter(torch.empty(shape))
         self._read: tuple[Tensor, int, Tensor | None] | None = None
 
     def scattered(self, packed_nr: Tensor, labels: Tensor | None, clusters: int) -> Tensor:
@@ -128,9 +128,6 @@ class _Factor(nn.Module):
 class ColumnFactor(_Factor):
     """The packed A `(r, n')`."""
 
-    def __init__(self, rank: int, cols: int) -> None:
-        super().__init__(rank, cols)
-
     def forward(self, col_labels: Tensor | None, clusters: int, dtype: torch.dtype | None = None) -> Tensor:
         """A_dense `(K r, n)`, of `dtype` if given."""
         weight = whole(self.weight)
@@ -140,9 +137,6 @@ class ColumnFactor(_Factor):
 
 class RowFactor(_Factor):
     """The packed B `(m', r)`."""
-
-    def __init__(self, rows: int, rank: int) -> None:
-        super().__init__(rows, rank)
 
     def forward(
         self, row_labels: Tensor | None, clusters: int, scale: float, dtype: torch.dtype | None = None

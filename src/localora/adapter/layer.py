@@ -133,21 +133,12 @@ class LocalizedLinear(LayerDelta):
             return None  # a compiler decides itself what to save
         if dtype.itemsize <= 2:
             return None  # they and x are less than the float32 copy of x that PEFT's LoRA keeps
-        factors = [
-            group[name]
-            for group in (
-                self.localized_global_A,
-                self.localized_global_B,
-                self.localized_local_A,
-                self.localized_local_B,
-            )
-            if name in group
-        ]
+        factors = self.factors_of(name).values()
         # A factor that FSDP wraps by itself is whole in its own forward only.
         if any(type(f) not in (ColumnFactor, RowFactor) or f._forward_pre_hooks for f in factors):
             return None
         labels = [group[name] for group in (self.localized_row_labels, self.localized_col_labels) if name in group]
-        packed = tuple(f.weight for f in factors if isinstance(f, ColumnFactor | RowFactor))  # FSDP1 has views
+        packed = tuple(f.weight for f in factors)  # FSDP1 has views
         return Origin(packed, tuple(labels), lambda: self.live_factors(name, dtype))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -129,12 +129,8 @@ class LayerState(nn.Module, BaseTunerLayer):
     @torch.no_grad()
     def _init_factors(self, name: str, zero_init: bool, generator: torch.Generator | None = None) -> None:
         """Draw from the global random state, or on the CPU from `generator`, so that every process draws the same."""
-        columns, rows = self.localized_global_A, self.localized_global_B
-        local_columns, local_rows = self.localized_local_A, self.localized_local_B
-        for factors, zero in ((columns, False), (local_columns, False), (rows, zero_init), (local_rows, zero_init)):
-            if name not in factors:
-                continue
-            weight = factors[name].get_parameter("weight")
+        for group, factor in self.factors_of(name).items():
+            weight, zero = factor.get_parameter("weight"), zero_init and group.endswith("_B")
             if generator is None:
                 nn.init.zeros_(weight) if zero else nn.init.kaiming_uniform_(weight, a=math.sqrt(5))  # as LoRA starts
                 continue
@@ -147,19 +143,19 @@ class LayerState(nn.Module, BaseTunerLayer):
         """The factors as at creation, in place and from a seed: dW is the frozen term then, since B is zero."""
         self._init_factors(name, zero_init=True, generator=torch.Generator().manual_seed(seed))
 
+    def factors_of(self, name: str) -> dict[str, Any]:
+        """The packed factors of one adapter, by the groups that the class names."""
+        groups = {group: getattr(self, group) for group in self.adapter_layer_names}
+        return {group: factors[name] for group, factors in groups.items() if name in factors}
+
     def trained(self, name: str) -> dict[str, nn.Parameter]:
-        """The parameters of one adapter, by their key in the state of this layer."""
-        return {
-            f"{group}.{name}.weight": getattr(self, group)[name].weight  # under FSDP1 perhaps no parameter any more
-            for group in self.adapter_layer_names
-            if name in getattr(self, group)
-        }
+        """The parameters of one adapter, by their key in the state of this layer; under FSDP1 perhaps none any more."""
+        return {f"{group}.{name}.weight": factor.weight for group, factor in self.factors_of(name).items()}
 
     def place(self, name: str, partition: Partition) -> None:
         """Write the labels of the local term, in place: no parameter changes its shape or identity.
 
-        Raises:
-            PlacementError: the partition does not fit the adapter's fixed shapes.
+        Raises PlacementError if the partition does not fit the adapter's fixed shapes.
         """
         check_fits(partition, self.localized_layout[name].budget, name)
         with torch.no_grad():

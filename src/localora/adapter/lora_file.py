@@ -23,11 +23,7 @@ CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # the saved base
 
 
 def read_lora_folder(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """Config and tensors of a saved LoRA.
-
-    Raises:
-        AdapterError: no weights there.
-    """
+    """Config and tensors of a saved LoRA. Raises AdapterError if there are no weights."""
     path = folder / WEIGHTS
     if not path.is_file():
         raise AdapterError(f"{folder} has no {WEIGHTS}; save the adapter with save_pretrained (safetensors)")

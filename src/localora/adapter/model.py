@@ -89,8 +89,6 @@ class LocalizedModel(BaseTuner):
             quantization = get_quantization_kwargs(self)
             check_supported(target, current_key, quantization)
             layer = LocalizedLinear(target, **quantization)
-            layer._active_adapter = self.active_adapter
-            layer.factor_cache = self.factor_cache
         self._add_to_layer(layer, adapter_name, peft_config, current_key)
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
@@ -106,10 +104,7 @@ class LocalizedModel(BaseTuner):
             parent, target, target_name = _get_submodules(model, name)
             experts = target if isinstance(target, LocalizedExperts) else LocalizedExperts(module)
             with init_empty_weights() if low_cpu_mem_usage else nullcontext():
-                new = parameter not in experts.localized_stacks
                 for index, layer in enumerate(experts.add_stack(parameter)):
-                    if new:
-                        layer._active_adapter, layer.factor_cache = self.active_adapter, self.factor_cache
                     self._add_to_layer(layer, adapter_name, peft_config, f"{key}.{index}")
             setattr(parent, target_name, experts)
         return list(found)
@@ -122,6 +117,8 @@ class LocalizedModel(BaseTuner):
 
     def _add_to_layer(self, layer: LocalizedLinear, name: str, config: LocalizedConfig, key: str) -> None:
         new = not layer.localized_layout
+        if new:
+            layer._active_adapter, layer.factor_cache = self.active_adapter, self.factor_cache
         budget = config.layer_budget(layer.out_features, layer.in_features, config.layer_rank(key))
         layer.add_adapter(
             name,

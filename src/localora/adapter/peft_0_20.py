@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner
-from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import nn
+
+from localora.adapter.state_check import keys_saved_in_full
 
 if TYPE_CHECKING:
     from localora.adapter.model import LocalizedModel
@@ -37,7 +37,7 @@ def ask_before_saving_and_loading(tuner: type[LocalizedModel], peft_type: str) -
     def asking_set(model: Any, state: Any, adapter_name: str = "default", *args: Any, **kwargs: Any) -> Any:
         config = model.peft_config[adapter_name]
         if config.peft_type == peft_type:
-            renamed = _names_of_saved_modules(model, adapter_name)
+            renamed = keys_saved_in_full(model, adapter_name)
             tuner.before_loading(model, config, adapter_name, {renamed.get(key, key): state[key] for key in state})
         return set_peft_model_state_dict(model, state, adapter_name, *args, **kwargs)
 
@@ -46,14 +46,3 @@ def ask_before_saving_and_loading(tuner: type[LocalizedModel], peft_type: str) -
         for name, value in list(vars(module).items()):
             if callable(value) and value in asking:
                 setattr(module, name, asking[value])
-
-
-def _names_of_saved_modules(model: nn.Module, adapter_name: str) -> dict[str, str]:
-    """Key in an adapter's file -> key in the model, of the modules that are saved in full."""
-    return {
-        f"{module_name}.{key}": f"{module_name}.{in_model}"
-        for full_name, module in model.named_modules()
-        if isinstance(module, AuxiliaryTrainingWrapper)
-        for module_name in [full_name.removeprefix("_fsdp_wrapped_module.")]
-        for key, in_model in module.adapter_state_dict_load_map(adapter_name).items()
-    }

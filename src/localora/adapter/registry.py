@@ -14,11 +14,7 @@ from localora.adapter.peft_0_20 import ask_before_saving_and_loading
 
 
 def register() -> None:
-    """Make PEFT know the type; harmless when it already does.
-
-    Raises:
-        RuntimeError: another package has taken the name LOCALIZED.
-    """
+    """Make PEFT know the type; harmless when it does. RuntimeError if another package has taken the name LOCALIZED."""
     taken_by = PEFT_TYPE_TO_TUNER_MAPPING.get(PEFT_TYPE_NAME)  # type: ignore[call-overload]
     if taken_by is LocalizedModel:
         return

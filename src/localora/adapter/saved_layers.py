@@ -17,12 +17,12 @@ from torch import Tensor
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.factors import places_of, scatter
 from localora.adapter.layer_state import check_fits
+from localora.errors import listed
 from localora.placement.budget import LayerBudget
 from localora.placement.partition import LABEL_DTYPE, UNPLACED, Partition, PlacementError
 
 PEFT_PREFIX = "base_model.model."
 OURS = ".localized_"  # in the key of every tensor of an adapter, between the layer's name and the tensor's
-SHOWN = 3  # names in a message
 
 
 class AdapterFileError(PlacementError):
@@ -44,11 +44,7 @@ class SavedLayer:
         return bool(sides) and all(bool((self.tensors[side] == UNPLACED).all()) for side in sides)
 
     def partition(self) -> Partition | None:
-        """Where its local term acts; None without one.
-
-        Raises:
-            AdapterFileError: labels that are no partition, or not one of these shapes.
-        """
+        """Where its local term acts; None without one. AdapterFileError for labels that do not fit its shapes."""
         local = self.budget.local
         if local is None:
             return None
@@ -135,7 +131,7 @@ def check_others(others: Iterable[str], config: LocalizedConfig) -> None:
     strangers = [key for key in others if not _saved_in_full(key, config.modules_to_save or ())]
     if strangers:
         raise AdapterFileError(
-            f"the adapter file holds {_some(strangers)}, which belongs to no adapted layer and to none of "
+            f"the adapter file holds {listed(strangers, 3)}, which belongs to no adapted layer and to none of "
             f"modules_to_save={config.modules_to_save}: loading it would overwrite the base model. If the weights are "
             "meant, name their module in modules_to_save; embeddings are left out by save_embedding_layers=False"
         )
@@ -210,13 +206,8 @@ def _lacks(name: str, missing: list[str]) -> AdapterFileError:
 
 
 def check_contents(layers: Iterable[SavedLayer]) -> None:
-    """Every layer's update is finite, and its labels are a partition of its shapes, or those of all are still unplaced.
-
-    Raises:
-        AdapterFileError: not so; a layer left unplaced among placed ones would be off without a word.
-    """
-    waiting = []
-    placed = False
+    """Raise AdapterFileError unless updates are finite and labels partitions of their shapes, or all unplaced."""
+    waiting, placed = [], False
     for layer in layers:
         layer.check_finite()
         if layer.is_unplaced:
@@ -226,8 +217,8 @@ def check_contents(layers: Iterable[SavedLayer]) -> None:
             placed = placed or layer.budget.has_choice
     if waiting and placed:
         raise AdapterFileError(
-            f"the adapter file is damaged: {_some(waiting)} has no placement, though other layers have one: it would "
-            "be off without a word"
+            f"the adapter file is damaged: {listed(waiting, 3)} has no placement, though other layers have one: it "
+            "would be off without a word"
         )
 
 
@@ -239,8 +230,3 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
                 f"{key} holds NaN or infinite numbers in the adapter file: training had diverged when it was saved. "
                 "Load an earlier checkpoint, or train again at a lower learning rate"
             )
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{', '.join(names[:SHOWN])}{more}"

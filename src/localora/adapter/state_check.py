@@ -33,11 +33,7 @@ BY_TRANSFORMERS = "_is_hf_initialized"  # on a tensor: their loader put it here
 
 
 def check_state(model: nn.Module, config: LocalizedConfig, adapter_name: str, state: dict[str, Tensor]) -> None:
-    """Refuse tensors, by the keys of an adapter's file, that are not the whole of this adapter of this model.
-
-    Raises:
-        AdapterFileError: as :func:`check_layers`, or tensors that would be written anywhere but into the adapter.
-    """
+    """Raise AdapterFileError unless the tensors, by the keys of an adapter's file, are the whole of this adapter."""
     by_layer, others = split(state)
     check_saved_in_full(model, adapter_name, others)
     check_finite(others)
@@ -57,10 +53,7 @@ def note_placed(adapter_name: str, placed: Mapping[LocalizedLinear, bool]) -> No
 def check_layers(
     model: nn.Module, config: LocalizedConfig, adapter_name: str, by_layer: Mapping[str, Mapping[str, Tensor]]
 ) -> dict[LocalizedLinear, bool]:
-    """Refuse tensors, by layer name and name behind `localized_`, that are not those of this adapter's layers.
-
-    Returns:
-        For each layer whether these labels place it.
+    """Whether the labels place each layer, of tensors by layer name and name behind `localized_`.
 
     Raises:
         AdapterFileError: layers or tensors missing, not expected, or of the wrong shape or dtype; numbers that are not
@@ -87,19 +80,8 @@ def check_layers(
 
 
 def check_saved_in_full(model: nn.Module, adapter_name: str, others: Iterable[str]) -> None:
-    """Refuse keys that would be written anywhere but into this adapter's own copy of a module in `modules_to_save`.
-
-    And a file that lacks a tensor of such a copy.
-
-    Raises:
-        AdapterFileError: names them.
-    """
-    allowed = {
-        f"{name.removeprefix('_fsdp_wrapped_module.')}.{key}".removeprefix(PEFT_PREFIX)
-        for name, module in model.named_modules()
-        if isinstance(module, AuxiliaryTrainingWrapper)
-        for key in module.adapter_state_dict_load_map(adapter_name).values()
-    }
+    """Raise AdapterFileError unless these keys are all of this adapter's own copies of modules in `modules_to_save`."""
+    allowed = {key.removeprefix(PEFT_PREFIX) for key in keys_saved_in_full(model, adapter_name).values()}
     others = list(others)
     missing = sorted(allowed - {key.removeprefix(PEFT_PREFIX) for key in others})
     if missing:
@@ -113,6 +95,17 @@ def check_saved_in_full(model: nn.Module, adapter_name: str, others: Iterable[st
             f"the adapter file holds {', '.join(strangers[:3])}, which belongs neither to an adapted layer nor to a "
             "module of modules_to_save: loading it would overwrite the base model"
         )
+
+
+def keys_saved_in_full(model: nn.Module, adapter_name: str) -> dict[str, str]:
+    """Key in an adapter's file -> key in the model, of the modules that are saved in full."""
+    return {
+        f"{name}.{key}": f"{name}.{in_model}"
+        for full_name, module in model.named_modules()
+        if isinstance(module, AuxiliaryTrainingWrapper)
+        for name in [full_name.removeprefix("_fsdp_wrapped_module.")]
+        for key, in_model in module.adapter_state_dict_load_map(adapter_name).items()
+    }
 
 
 def match_frozen(model: nn.Module, config: LocalizedConfig, adapter_name: str, state: dict[str, Tensor]) -> None:

@@ -37,11 +37,7 @@ def active_adapters(model: nn.Module) -> list[str]:
 
 
 def adapter_in(model: nn.Module, adapter_name: str) -> tuple[LocalizedConfig, list[tuple[str, LocalizedLinear]]]:
-    """The config of an adapter, and the layers that hold it, with their names in `model`.
-
-    Raises:
-        AdapterError: the model has no localora adapter of that name, or had one that is unloaded.
-    """
+    """The config of an adapter, and the layers that hold it, with their names in `model`; AdapterError without any."""
     config = getattr(model, "peft_config", {}).get(adapter_name)
     layers = adapted_layers(model, adapter_name)
     if not (isinstance(config, LocalizedConfig) and layers):

@@ -20,9 +20,9 @@ from localora.adapter.layer import LocalizedLinear
 from localora.adapter.options import nearest
 from localora.adapter.peft_0_20 import NoMatchingPeftModuleError
 from localora.adapter.status import adapted_layers
-from localora.errors import ConfigError, LayerError
+from localora.errors import ConfigError, LayerError, listed
 
-SHOWN = 12  # names in a message
+SHOWN = 12  # shapes in a message
 MAMBA_TYPES = {"falcon_h1", "mamba", "mamba2", "falcon_mamba"}
 MAMBA_FUSED = {"conv1d", "out_proj"}
 
@@ -64,10 +64,7 @@ def keep_readable(model: nn.Module) -> None:
 
     Through a weight packed so no gradient flows, and it can no longer be read (bitsandbytes 0.50, on processors with
     AVX512-BF16): training after an evaluation would go wrong without a word. Of all layers, since gradients flow
-    through those without an adapter too.
-
-    Raises:
-        LayerError: one is packed already.
+    through those without an adapter too. Raises LayerError if one is packed already.
     """
     for name, module in model.named_modules():
         if not hasattr(module, "support_avx512bf16_for_cpu"):
@@ -92,8 +89,7 @@ def linear_layers_of(model: nn.Module) -> str:
     if not counts:
         return "This model has no linear layer."
     named = [f"{name} ({count})" if count > 1 else name for name, count in sorted(counts.items())]
-    more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
-    return f"The linear layers of this model are called {', '.join(named[:SHOWN])}{more}."
+    return f"The linear layers of this model are called {listed(named)}."
 
 
 def tell_of_targets(model: nn.Module, adapter_name: str, config: LocalizedConfig) -> None:

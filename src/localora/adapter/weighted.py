@@ -29,11 +29,7 @@ EXACT = ("linear", "cat")  # one and the same here: PEFT's "linear" adds factors
 def weighted_config(
     configs: Sequence[LocalizedConfig], weights: Sequence[float], combination_type: str, rank: int
 ) -> LocalizedConfig:
-    """The config of the sum.
-
-    Raises:
-        AdapterError: another combination than a sum, weights that do not fit, or adapters that cannot be summed.
-    """
+    """The config of the sum. AdapterError for another combination, weights that do not fit, adapters without a sum."""
     if combination_type not in EXACT:
         raise AdapterError(
             f"combination_type={combination_type!r} is not supported: localora sums adapters exactly "

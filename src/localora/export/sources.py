@@ -27,12 +27,7 @@ class Adapter:
 
 
 def read_model(model: nn.Module, adapter_name: str) -> Adapter:
-    """From a model in memory.
-
-    Raises:
-        UnplacedAdapterError: the adapter was never placed.
-        AdapterError: the model has no localora adapter of that name, or no more.
-    """
+    """From a model in memory. AdapterError if it has no such adapter, UnplacedAdapterError if it was never placed."""
     config, layers = adapter_in(model, adapter_name)
     factors = {}
     with torch.no_grad():
@@ -56,13 +51,7 @@ def _complete(config: LocalizedConfig, names: Iterable[str]) -> bool:
 
 
 def read_folder(folder: Path) -> Adapter:
-    """From a folder written by `save_pretrained`; the base model isn't needed.
-
-    Raises:
-        AdapterMissingError: no adapter there.
-        AdapterError: an adapter of another method.
-        AdapterFileError, UnplacedAdapterError: tensors that are missing, damaged, or never placed.
-    """
+    """From a folder written by `save_pretrained`. Raises as :func:`read_adapter`, and UnplacedAdapterError."""
     saved = read_adapter(folder)
     saved.check_placed()
     factors = {name: layer.dense_factors() for name, layer in sorted(saved.layers.items())}

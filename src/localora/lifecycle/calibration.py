@@ -155,11 +155,7 @@ def adapter_config(model: nn.Module, adapter_name: str | None) -> tuple[str, Loc
 
 
 def _layers_to_place(model: nn.Module, name: str, replace: bool) -> Layers:
-    """The layers that wait for a placement; with `replace`, all that can have one.
-
-    Raises:
-        CalibrationError: there are none, or the adapter is merged.
-    """
+    """The layers that wait for a placement; with `replace`, all that can have one. CalibrationError if none may."""
     layers = dict(adapted_layers(model, name))
     if any(name in layer.merged_adapters for layer in layers.values()):
         raise CalibrationError(

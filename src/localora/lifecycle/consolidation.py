@@ -77,11 +77,7 @@ def _check_foldable(model: nn.Module, layers: Layers) -> None:
 
 
 def check_finite(layers: Layers, name: str) -> None:
-    """Refuse to keep what has no finite value.
-
-    Raises:
-        ScheduleError: a factor holds NaN or infinity.
-    """
+    """Raise ScheduleError if a factor holds NaN or infinity, which nobody would want to keep."""
     for key, layer in layers.items():
         for parameter, factor in layer.trained(name).items():
             with gathered(factor):

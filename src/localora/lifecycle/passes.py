@@ -83,11 +83,7 @@ class Passes:
                 layer.calibrating = False
 
     def first_loss(self, remedy: str) -> float:
-        """The loss of the first batch as the model is now, without dropout.
-
-        Raises:
-            CalibrationError: as :meth:`run`; of a loss that is not finite, with `remedy`.
-        """
+        """The loss of the first batch as the model is now, without dropout. Raises as :meth:`run`, with `remedy`."""
         with evaluating(self.model), failing_together():
             return float(self._loss(self.batches[0], 1, remedy))
 

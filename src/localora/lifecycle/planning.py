@@ -190,9 +190,7 @@ def cocluster(
 def sum_signals(signals: Mapping[str, TaylorScores | GradientSketch]) -> None:
     """Sum what the processes observed, in place.
 
-    Raises:
-        CalibrationError: no process saw any gradient, or one that is not finite.
-        ZeroGradientError: the gradient is zero everywhere, so that any placement would be arbitrary.
+    Raises CalibrationError if none saw a gradient, or one that is not finite; ZeroGradientError if all of it is zero.
     """
     seen = torch.tensor([signal.batches for signal in signals.values()])
     sum_over_processes([seen])

@@ -87,11 +87,7 @@ def decide_once(decide: Callable[[], T]) -> T:
 
 
 def check_same(held: dict[str, str], remedy: str) -> None:
-    """Raise unless every process holds the same of each thing.
-
-    Raises:
-        ProcessError: names the first process that holds another than process 0, and of what.
-    """
+    """Raise ProcessError, naming process and thing, unless every process holds the same of each thing as process 0."""
     if not _distributed():
         return
     of_all: list[dict[str, str]] = [{}] * dist.get_world_size()

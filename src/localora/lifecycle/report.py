@@ -7,9 +7,8 @@ from html import escape
 from statistics import median
 from typing import Any
 
+from localora.errors import listed
 from localora.placement.partition import Partition
-
-SHOWN = 12  # names in a summary
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ class CalibrationReport:
             f"range: {shares[0]:.1%} to {shares[-1]:.1%}",
             f"most:  {layers[-1]}",
             f"least: {layers[0]}",
-            *([f"placed at random, without a gradient: {len(left)}, {_some(left)}"] if left else []),
+            *([f"placed at random, without a gradient: {len(left)}, {listed(left)}"] if left else []),
         ]
 
     def table(self) -> str:
@@ -161,8 +160,3 @@ class CalibrationReport:
             f"<p>{'<br>'.join(map(escape, self.summary()))}</p><details><summary>all layers</summary>"
             f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></details>"
         )
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{', '.join(names[:SHOWN])}{more}"

@@ -15,14 +15,8 @@ import math
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from localora.errors import LocaloraError
-
 TOLERANCE = 0.005  # trainable parameters may differ from LoRA's by this share
 LORA = "LoRA's own factors"  # what a layer gets that holds nothing else
-
-
-class BudgetError(LocaloraError, ValueError):
-    """A rank, share, size or number of clusters out of its range."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +64,6 @@ class LayerBudget:
         return self.global_rank + (self.local.clusters * self.local.rank if self.local else 0)
 
 
-def lora_parameters(m: int, n: int, r: int) -> int:
-    """What plain LoRA of rank r trains on an m x n matrix."""
-    return r * (m + n)
-
-
 @lru_cache(maxsize=256)  # a model has few shapes, and the search looks at every rank
 def global_local_budget(m: int, n: int, r: int, global_share: float, local_size: float) -> LayerBudget:
     """G-LoRA: solve r_l and the block's size from r, the global share and `local_size`.
@@ -86,13 +75,7 @@ def global_local_budget(m: int, n: int, r: int, global_share: float, local_size:
 
     No matrix is too small: where a block of that size cannot hold its rank, the block is larger, and where none can,
     the layer has LoRA's own factors.
-
-    Raises:
-        BudgetError: a rank, share or size out of its range.
     """
-    _check_rank(r)
-    if not 0 < local_size <= 1:
-        raise BudgetError(f"local_size must lie in (0, 1], got {local_size}")
     r_g, compromise = _global_rank(r, global_share)
     if r_g == r:
         return LayerBudget(m, n, r, None, compromise)
@@ -117,13 +100,7 @@ def clustered_budget(m: int, n: int, r: int, global_share: float, clusters: int)
     """CPS-LoRA (`global_share` 0) and the hybrid: r_g + r_l = r, exactly LoRA's parameters for any sizes of clusters.
 
     A matrix of fewer rows or columns than clusters gets as many clusters as it has; with one, LoRA's own factors.
-
-    Raises:
-        BudgetError: a rank, share or number of clusters out of its range.
     """
-    _check_rank(r)
-    if clusters < 1:
-        raise BudgetError(f"clusters must be at least 1, got {clusters}")
     r_g, compromise = _global_rank(r, global_share)
     if r_g == r:
         return LayerBudget(m, n, r, None, compromise)
@@ -135,15 +112,8 @@ def clustered_budget(m: int, n: int, r: int, global_share: float, clusters: int)
     return LayerBudget(m, n, r_g, LocalShape(fitting, r - r_g, m, n), compromise)
 
 
-def _check_rank(r: int) -> None:
-    if r < 1:
-        raise BudgetError(f"the rank r must be at least 1, got {r}")
-
-
 def _global_rank(r: int, global_share: float) -> tuple[int, str]:
     """r_g and what it is a compromise for: a term that was asked for is not rounded away while there is rank for it."""
-    if not 0 <= global_share <= 1:
-        raise BudgetError(f"global_share must lie in [0, 1], got {global_share}")
     r_g = math.floor(global_share * r + 0.5)
     if not 0 < global_share < 1 or 0 < r_g < r:
         return r_g, ""

@@ -33,8 +33,8 @@ class GradientSketch:
     def __init__(self, m: int, n: int, width: int, seed: int, *, device: torch.device | str = "cpu") -> None:
         """Y and Z are kept on `device`."""
         self.width = min(width, m, n)
-        self.seed = seed
-        self.m, self.n = m, n
+        self.omega: Projection = (n, self.width, 2 * seed)
+        self.psi: Projection = (2 * self.width + 1, m, 2 * seed + 1)
         self.Y = torch.zeros(m, self.width, device=device)
         self.Z = torch.zeros(2 * self.width + 1, n, device=device)
         self.batches = 0
@@ -42,8 +42,8 @@ class GradientSketch:
     def observe(self, x_tn: Tensor, g_tm: Tensor, W_mn: Tensor | None = None) -> None:
         """Add one batch. x `(T, n)`, g `(T, m)`; computed in float32 or wider. W is not needed."""
         x, g = _wide(x_tn), _wide(g_tm)
-        self.Y = self.Y + (g.T @ (x @ _as(self._omega_key, x))).to(self.Y.device)
-        self.Z = self.Z + ((_as(self._psi_key, g) @ g.T) @ x).to(self.Z.device)
+        self.Y = self.Y + (g.T @ (x @ _as(self.omega, x))).to(self.Y.device)
+        self.Z = self.Z + ((_as(self.psi, g) @ g.T) @ x).to(self.Z.device)
         self.batches += 1
 
     @one_thread()
@@ -51,27 +51,13 @@ class GradientSketch:
         """left `(m, s)` with orthonormal columns and right `(s, n)`, float64 on the CPU."""
         left, _ = torch.linalg.qr(self.Y.double().cpu())
         # Psi left has full rank, so its QR will do; torch's lstsq takes all n right-hand sides along, 30 times slower.
-        Q, R = torch.linalg.qr(self._psi() @ left)
+        Q, R = torch.linalg.qr(gaussian(*self.psi) @ left)
         right = torch.linalg.solve_triangular(R, Q.T @ self.Z.double().cpu(), upper=True)
         return left, right
 
     def tensors(self) -> list[Tensor]:
         """What is summed over the processes of a distributed run."""
         return [self.Y, self.Z]
-
-    @property
-    def _omega_key(self) -> Projection:
-        return self.n, self.width, 2 * self.seed
-
-    @property
-    def _psi_key(self) -> Projection:
-        return 2 * self.width + 1, self.m, 2 * self.seed + 1
-
-    def _omega(self) -> Tensor:
-        return _gaussian(*self._omega_key)
-
-    def _psi(self) -> Tensor:
-        return _gaussian(*self._psi_key)
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -80,15 +66,15 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def _as(key: Projection, like: Tensor) -> Tensor:
     # On an accelerator the copy is kept: sending it there for every layer would cost more than its product.
-    return _gaussian(*key).to(like) if like.device.type == "cpu" else _gaussian_on(*key, like.device, like.dtype)
+    return gaussian(*key).to(like) if like.device.type == "cpu" else _gaussian_on(*key, like.device, like.dtype)
 
 
 @lru_cache(maxsize=16)
 def _gaussian_on(rows: int, cols: int, seed: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return _gaussian(rows, cols, seed).to(device, dtype)
+    return gaussian(rows, cols, seed).to(device, dtype)
 
 
 @lru_cache(maxsize=16)  # layers of equal shape share their projections; a model has few shapes
-def _gaussian(rows: int, cols: int, seed: int) -> Tensor:
+def gaussian(rows: int, cols: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(rows, cols, generator=generator, dtype=torch.float64, device="cpu") / math.sqrt(cols)

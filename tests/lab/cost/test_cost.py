@@ -15,7 +15,7 @@ from localora import CpsLoraConfig, GLoraConfig, Repartitioner, adapter_size, ex
 from localora.lab.cost import predict_cost
 from localora.lab.cost.calibration import sketch_bytes, taylor_bytes
 from localora.lab.model import ModelError
-from localora.placement.sketch import GradientSketch
+from localora.placement.sketch import GradientSketch, gaussian
 from localora.placement.taylor import TaylorScores
 from method_table import BY_NAME, Method, every_method
 from tiny_experts import EXPERTS, KINDS, LAYERS, STACKS, tiny_experts
@@ -180,7 +180,9 @@ def test_kept_signals_are_as_large_as_the_tensors_kept() -> None:
 
     sketches = [GradientSketch(m, n, 8, seed=0) for m, n in shapes]
     kept = [t for sketch in sketches for t in vars(sketch).values() if isinstance(t, torch.Tensor)]
-    projections = {p.data_ptr(): p.nbytes for sketch in sketches for p in (sketch._omega(), sketch._psi())}
+    projections = {
+        p.data_ptr(): p.nbytes for sketch in sketches for p in (gaussian(*sketch.omega), gaussian(*sketch.psi))
+    }
     predicted = sketch_bytes([(m, n, 10) for m, n in shapes], 8, torch.float32)
     assert predicted.kept == sum(t.nbytes for t in kept) + sum(projections.values())
 

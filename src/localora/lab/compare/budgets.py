@@ -41,7 +41,6 @@ from localora.lab.recipe.peft_methods import BdLoraMethod, FullMethod, LoraMetho
 from localora.lab.recipe.schema import RecipeError, TrainingSection
 from localora.lab.recipe.section import Section
 from localora.lab.training.parameters import all_parameters, trainable_parameters
-from localora.placement.budget import BudgetError
 
 # The budget_label of methods that cannot have the budget of the others, unless the plan gives one.
 OWN_BUDGETS = {"full": "all weights"}
@@ -73,7 +72,7 @@ def resolve(plan: Plan, name: str) -> ResolvedPlan:
             budget_label, grid, section = _section(plan, label, values, where)
             section = match_budget(base, section)
             trainable = count_trainable(base, section, plan.training.steps)
-        except (RecipeError, BudgetError, ValueError) as error:
+        except (RecipeError, ValueError) as error:
             lines = error.problems if isinstance(error, RecipeError) else [str(error)]
             problems += [f"methods.{label}: {line.removeprefix('method.')}" for line in lines]
             continue

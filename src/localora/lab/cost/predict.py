@@ -27,7 +27,6 @@ from localora.export.experts import expert_tensors
 from localora.lab.cost.calibration import PLANNER_BYTES, CalibrationBytes, Observed
 from localora.lab.cost.report import CostReport
 from localora.lab.cost.shapes import meta_model, model_config
-from localora.placement.budget import lora_parameters
 
 ADAM_BYTES = 8  # two float32 moments a parameter
 HEADER_BYTES = 64  # of a tensor in the header of a safetensors file, beside its name
@@ -64,7 +63,7 @@ def predict_cost(
     Raises:
         ModelError: no such model.
         TypeError: a config of another method.
-        BudgetError, ValueError: the adapter does not fit the model, as `get_peft_model` would say.
+        ValueError: the adapter does not fit the model, as `get_peft_model` would say.
     """
     # AdaLoRA's config is a LoraConfig, too, and its cost is another.
     if isinstance(peft_config, AdaLoraConfig) or not isinstance(peft_config, (LocalizedConfig, LoraConfig)):
@@ -111,7 +110,7 @@ def predict_cost(
         base_parameters=base_parameters,
         base_bytes=base_bytes,
         trainable=trainable,
-        lora_trainable=sum(x.matrices * lora_parameters(x.m, x.n, x.r) for x in layers.values()),
+        lora_trainable=sum(x.matrices * x.r * (x.m + x.n) for x in layers.values()),
         stored=trainable + sum(frozen_rank * (x.m + x.n) for x in layers.values()),
         exact_rank=exact_rank,
         exported_rank=exported_rank,
