@@ -75,7 +75,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/train.done: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install -q -e '.[train,plots]'
+	$(BIN)/python -m pip install -q -e '.[train]'
 	touch $@
 
 $(VENV)/dev.done: pyproject.toml | $(BIN)/python

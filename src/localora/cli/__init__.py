@@ -7,7 +7,7 @@ from typing import Annotated
 try:
     import typer
 except ImportError as error:  # the core alone is a library
-    raise SystemExit("the localora command needs more packages: pip install 'localora[train,plots]'") from error
+    raise SystemExit("the localora command needs more packages: pip install 'localora[train]'") from error
 
 app = typer.Typer(
     name="localora",

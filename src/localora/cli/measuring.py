@@ -140,7 +140,7 @@ def inspect(
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
 ) -> None:
     """Look at an update dW: spectrum, effective rank, and whether rows and columns form clusters, or do not."""
-    with errors_in_one_line(ImportError):
+    with errors_in_one_line():
         from rich.console import Console
 
         from localora.lab.inspect.microscope import inspect_delta

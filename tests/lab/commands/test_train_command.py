@@ -9,8 +9,7 @@ from PIL import Image
 
 from localora.lab.commands.train import train_and_report
 from localora.lab.recipe.file import validate_recipe
-from localora.lab.recipe.schema import Recipe, RecipeError
-from localora.lab.report import run_pictures
+from localora.lab.recipe.schema import Recipe
 from localora.lab.training.record import RunRecord
 from tiny_runs import recipe_values
 
@@ -40,12 +39,3 @@ def test_a_picture_that_cannot_be_drawn_costs_no_run(
     with pytest.raises(RuntimeError, match="no ink"):
         train_and_report(with_pictures(model_folder, tmp_path / "run", "lora"))
     assert RunRecord.read(tmp_path / "run" / "run.json").status == "finished"
-
-
-def test_pictures_without_matplotlib_are_refused_at_once(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run_pictures, "find_spec", lambda name: None)
-    with pytest.raises(RecipeError, match=r"output.plots: needs matplotlib \(pip install 'localora\[plots\]'\)"):
-        train_and_report(with_pictures(model_folder, tmp_path / "run", "lora"))
-    assert not (tmp_path / "run").exists()

@@ -9,7 +9,7 @@ import pytest
 from localora.lab.data.example import Scorer
 from localora.lab.data.load import load_task
 from localora.lab.data.rows import read_jsonl
-from localora.lab.data.schemas import Columns, to_examples
+from localora.lab.data.schemas import to_examples
 
 FOLDER = Path(__file__).parents[3].parent / "shared" / "data"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no data files at {FOLDER.name}/ beside the repository")
@@ -44,7 +44,7 @@ FILES = {
 
 
 def load(name: str):
-    return to_examples(read_jsonl(FOLDER / f"{name}.jsonl"), Columns(), name)
+    return to_examples(read_jsonl(FOLDER / f"{name}.jsonl"), name)
 
 
 @pytest.mark.parametrize("name", FILES)

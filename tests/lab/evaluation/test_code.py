@@ -8,7 +8,7 @@ import pytest
 
 from localora.lab.data.example import DataError, Example
 from localora.lab.data.rows import read_jsonl
-from localora.lab.data.schemas import Columns, to_examples
+from localora.lab.data.schemas import to_examples
 from localora.lab.evaluation.code import sample
 from localora.lab.evaluation.sandbox import Limits, Sandbox
 
@@ -72,7 +72,7 @@ def test_no_python_is_an_error_with_the_example(broken):
 @pytest.mark.usefixtures("bubblewrap")
 @pytest.mark.parametrize("name", ["humaneval_test", "mbpp_prompt", "mbpp_train", "mbpp_validation"])
 def test_every_reference_solution_is_right_and_a_spoiled_one_is_wrong(name):
-    examples, _ = to_examples(read_jsonl(CODE / f"{name}.jsonl"), Columns(), name)
+    examples, _ = to_examples(read_jsonl(CODE / f"{name}.jsonl"), name)
     sandbox = Sandbox(Limits(seconds=120))
     right = [sample(example, example.completion) for example in examples]
     verdicts = sandbox.run_all(right)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import bootstrap
 
 import published_files
 from localora.lab.data.batches import token_ids
 from localora.lab.data.example import DataError, Example
 from localora.lab.evaluation import score, tasks
-from localora.lab.evaluation.intervals import bootstrap_ratio, wilson
 from localora.lab.evaluation.sandbox import Sample, Verdict
-from localora.lab.evaluation.tasks import evaluate_tasks, load_tasks
+from localora.lab.evaluation.tasks import bootstrap_ratio, evaluate_tasks, load_tasks, wilson
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +158,25 @@ def test_nothing_to_measure(model, tokenizer, folder):
     empty: list[Example] = []
     with pytest.raises(DataError, match="no examples"):
         evaluate_tasks(model, tokenizer, [tasks.LoadedTask(task.name, empty, task.scorer)])
+
+
+def test_bootstrap_of_a_ratio_is_scipys():
+    """Both draw items, a sum with its count; each end has a spread of its own from 2000 draws."""
+    rng = np.random.default_rng(3)
+    counts = rng.integers(1, 40, 80)
+    sums = counts * rng.gamma(2.0, 0.6, 80)
+    found = bootstrap_ratio(list(sums), list(counts))
+    expected = bootstrap(
+        (sums, counts), lambda s, c, axis: s.sum(axis) / c.sum(axis), paired=True, vectorized=True,
+        n_resamples=20_000, method="percentile", rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    width = expected.high - expected.low
+    assert found == pytest.approx((expected.low, expected.high), abs=0.06 * width)
+    plain = sums / counts
+    assert abs(found[0] - np.quantile(plain, 0.025)) > width  # it is no quantile of the items
+    assert found == bootstrap_ratio(list(sums), list(counts))  # seeded
+    assert found != bootstrap_ratio(list(sums), list(counts), seed=1)
+
+
+def test_one_item_has_no_width():
+    assert bootstrap_ratio([6.0], [3]) == (2.0, 2.0)

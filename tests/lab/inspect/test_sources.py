@@ -180,6 +180,7 @@ def test_checkpoints_that_do_not_match(tmp_path: Path, llama: LlamaForCausalLM) 
         ({"use_dora": True}, "DoRA"),
         ({"init_lora_weights": "pissa"}, "path_initial_model_for_weight_conversion"),
         ({"target_parameters": ["experts"]}, "target_parameters"),
+        ({"use_bdlora": {"nblocks": 2, "target_modules_bd_a": ["o_proj"]}}, "BD-LoRA is block-diagonal"),
         ({"peft_type": "ADALORA", "r": 8, "total_step": 10}, "adapter of type ADALORA; merge it"),
     ],
 )

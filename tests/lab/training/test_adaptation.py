@@ -86,10 +86,12 @@ def test_what_is_saved_gives_the_logits_of_what_was_trained(
 @pytest.mark.parametrize("method", ["pissa", "lora-ga"])
 def test_a_moved_base_is_saved_as_plain_lora_of_twice_the_rank(model_folder: Path, tmp_path: Path, method: str) -> None:
     chosen = recipe(model_folder, tmp_path / "run", method)
-    train(chosen, console=quiet())
+    record = train(chosen, console=quiet())
     config = PeftConfig.from_pretrained(str(tmp_path / "run" / "adapter"))
     assert (config.r, config.init_lora_weights) == (8, True)
-    update = measure_update(chosen, RunFolder(tmp_path / "run"))
+    saved = load_file(tmp_path / "run" / WEIGHTS)
+    assert (record.parameters.stored, record.parameters.rank) == (sum(t.numel() for t in saved.values()), 8)
+    update = measure_update(RunFolder(tmp_path / "run"))
     assert update.layers == 2
     assert update.effective_rank is not None
     assert 1 < update.effective_rank < 8
@@ -182,6 +184,8 @@ def test_adalora_ends_with_its_budget(model_folder: Path, tmp_path: Path, monkey
         assert saved[f"base_model.model.{name}.lora_A"].shape[0] == rank
         assert saved[f"base_model.model.{name}.lora_E"].count_nonzero() == rank
     assert record.parameters.trainable == 6 * (32 + 32 + 1 + 32 + 64 + 1)
+    kept = [tensor.numel() for name, tensor in saved.items() if "lora_" in name]
+    assert (record.parameters.stored, record.parameters.rank) == (sum(kept), max(record.ranks.values()))
 
 
 def test_adalora_whose_allocator_never_ran_is_an_error(
@@ -252,7 +256,7 @@ def test_full_fine_tuning_trains_every_weight_in_float32(model_folder: Path, tmp
     assert record.parameters.lora_same_r == 4 * (32 + 32 + 32 + 64)
     assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["dtype"] == "float32"
     AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
-    assert measure_update(validate_recipe(values), RunFolder(tmp_path / "run")).effective_rank is None
+    assert measure_update(RunFolder(tmp_path / "run")).effective_rank is None
 
 
 def test_full_fine_tuning_starts_from_weights_that_were_not_rounded(

@@ -20,8 +20,7 @@ from localora.lab.compare.store import Store
 from localora.lab.compare.workers.cluster import ClusterPool
 from localora.lab.compare.workers.local import LocalPool, Pool
 from localora.lab.progress import say
-from localora.lab.report.comparison.console import print_comparison
-from localora.lab.report.comparison.preview import print_preview
+from localora.lab.report.comparison.console import print_comparison, print_preview
 from localora.lab.report.comparison.write import write_report
 
 

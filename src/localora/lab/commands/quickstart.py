@@ -19,8 +19,7 @@ from localora.lab.progress import Reporter, say
 from localora.lab.recipe.file import validate_recipe
 from localora.lab.recipe.schema import Recipe
 from localora.lab.report.console import comparison_table, export_line
-from localora.lab.report.pictures import draw_overview
-from localora.lab.report.run_pictures import draw_run
+from localora.lab.report.pictures import draw_overview, draw_run
 from localora.lab.run.train import train
 from localora.lab.training.record import RunRecord
 

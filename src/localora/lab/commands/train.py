@@ -7,9 +7,9 @@ from rich.console import Console
 from localora.lab.progress import say
 from localora.lab.recipe.schema import Recipe
 from localora.lab.report.console import print_record
-from localora.lab.report.run_pictures import check_drawable, draw_run
+from localora.lab.report.pictures import draw_run
 from localora.lab.run.train import folder_of, train
-from localora.lab.training.launch import leave_processes
+from localora.lab.training.peers import leave_processes
 from localora.lab.training.record import RunRecord
 from localora.lifecycle.processes import is_main_process
 
@@ -18,10 +18,9 @@ def train_and_report(recipe: Recipe, *, overwrite: bool = False, resume: bool = 
     """Run `recipe`; the pictures come after it, so that what was trained is safe before they are drawn.
 
     Raises:
-        RecipeError: matplotlib is missing; and as :func:`localora.lab.run.train.train`.
+        as :func:`localora.lab.run.train.train`.
         KeyboardInterrupt: passed on; what is printed says how the run goes on.
     """
-    check_drawable(recipe)
     console = Console(quiet=not is_main_process())
     try:
         record = train(recipe, overwrite=overwrite, resume=resume, console=console)

@@ -14,17 +14,14 @@ or under is carried to the next, so that the sum is right.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import Field, ValidationError
 from transformers import PreTrainedModel
 
-from localora.adapter.config import LocalizedConfig
 from localora.lab.compare.plan import (
     CHOSEN_FOR_ALL,
     Entry,
@@ -35,7 +32,7 @@ from localora.lab.compare.plan import (
     Role,
     distinct_grid,
 )
-from localora.lab.cost.shapes import meta_model, model_config
+from localora.lab.cost.shapes import adapted_shapes, meta_model, model_config
 from localora.lab.recipe.file import explain, method_section
 from localora.lab.recipe.peft_methods import BdLoraMethod, FullMethod, LoraMethod, MethodBase, MissMethod
 from localora.lab.recipe.schema import RecipeError, TrainingSection
@@ -100,26 +97,7 @@ def count_trainable(base: PreTrainedModel, method: MethodBase, steps: int = Trai
     """
     if isinstance(method, FullMethod):
         return all_parameters(base)
-    return trainable_parameters(_adapted(base, method, steps))
-
-
-def _adapted(base: PreTrainedModel, method: MethodBase, steps: int) -> PeftModel:
-    config = _for_meta(method.peft_config(seed=0, steps=steps))
-    model = get_peft_model(copy.deepcopy(base), config, low_cpu_mem_usage=True)
-    assert isinstance(model, PeftModel)
-    for name, parameter in model.named_parameters():
-        if ".ranknum." in name:  # AdaLoRA's note of a layer's rank, which PEFT forgets to freeze on the meta device
-            parameter.requires_grad_(False)
-    return model
-
-
-def _for_meta(config: PeftConfig) -> PeftConfig:
-    """Initial values need weights; shapes do not."""
-    if isinstance(config, LocalizedConfig):
-        config.placement = "calibrate"
-    elif isinstance(config, LoraConfig):
-        config.init_lora_weights = True
-    return config
+    return trainable_parameters(adapted_shapes(base, method.peft_config(seed=0, steps=steps)))
 
 
 def _wanted(plan: Plan) -> Iterator[tuple[str, Role, dict[str, Any]]]:
@@ -177,6 +155,7 @@ def _given(method: LoraMethod) -> bool:
 
 def _by_layer(base: PreTrainedModel, method: MethodBase) -> dict[str, int]:
     """Trainable parameters of each adapted layer."""
-    modules = _adapted(base, method, TrainingSection().steps).get_base_model().named_modules()
+    config = method.peft_config(seed=0, steps=TrainingSection().steps)
+    modules = adapted_shapes(base, config).get_base_model().named_modules()
     layers: list[tuple[str, Any]] = [(name, module) for name, module in modules if isinstance(module, BaseTunerLayer)]
     return {name: trainable_parameters(layer) for name, layer in layers}

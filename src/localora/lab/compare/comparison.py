@@ -19,38 +19,29 @@ from localora.lab.compare.tables import Table, make_tables
 
 @dataclass(frozen=True)
 class Costs:
-    """Means over a method's final runs. `train_seconds` begin with what a method does before its first step.
-
-    `stored` and `exported_rank` are the largest of the runs: parameters of the adapter in the end, frozen terms too,
-    and the exact rank of its plain-LoRA copy; `padded_rank` is that of the file, where it is padded with zeros.
-    """
+    """Means over a method's final runs."""
 
     entry: Entry
     task: str
-    train_seconds: float
+    train_seconds: float  # with what the method does before its first step
     calibrate_seconds: float | None
     peak_memory_mib: float
     trainable: int
-    stored: int
-    exported_rank: int | None
-    padded_rank: int | None
+    stored: int  # the largest of the runs: parameters of the adapter in the end, frozen terms too
+    exported_rank: int | None  # likewise: the exact rank of its plain-LoRA copy
+    padded_rank: int | None  # that of the file, where it is padded with zeros
     effective_rank: float | None
     stable_rank: float | None
 
 
 @dataclass(frozen=True)
 class Balance:
-    """What a method gained on its task, and what watched tasks lost: means over seeds, and their spread.
-
-    Attributes:
-        gain: nats a token that the test loss fell.
-        changes: watched task -> by how much its loss grew.
-    """
+    """What a method gained on its task, and what watched tasks lost: means over seeds, and their spread."""
 
     entry: Entry
     task: str
-    gain: tuple[float, float | None]
-    changes: Mapping[str, tuple[float, float | None]]
+    gain: tuple[float, float | None]  # nats a token that the test loss fell
+    changes: Mapping[str, tuple[float, float | None]]  # watched task -> by how much its loss grew
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,12 @@ DIVERGED = math.inf  # as a loss: the run's own loss stopped being a number, whi
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen rate and how it came about.
+    """The chosen rate and how it came about."""
 
-    Attributes:
-        rate: None where every rate diverged.
-        at_edge: no value beyond it was tried on one side: the grid was not wide enough, and could not be widened more.
-        added: values beyond the plan's grid.
-        tried: rate -> validation loss, infinite where the run diverged.
-    """
-
-    rate: float | None
-    at_edge: bool
-    added: tuple[float, ...]
-    tried: dict[float, float]
+    rate: float | None  # None: every rate diverged
+    at_edge: bool  # nothing beyond it was tried on one side: the grid was too narrow, and could not be widened more
+    added: tuple[float, ...]  # values beyond the plan's grid
+    tried: dict[float, float]  # rate -> validation loss, infinite where the run diverged
 
     def sentence(self) -> str:
         """What the report says."""

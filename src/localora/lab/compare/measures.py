@@ -17,20 +17,14 @@ LOSS = "test loss"
 
 @dataclass(frozen=True)
 class Measure:
-    """Something measured.
-
-    Attributes:
-        items: its values per test item, in a fixed order, whose mean is `value`; None where only that is known.
-        weights: of a loss a token, each item's tokens over the mean number of them.
-        watched: of a task that is not trained on: the value is a change, after minus before.
-    """
+    """Something measured."""
 
     name: str
     value: float
-    items: tuple[float, ...] | None
+    items: tuple[float, ...] | None  # per test item, in a fixed order; their mean is `value`. None: not known
     higher_is_better: bool
-    weights: tuple[float, ...] | None = None
-    watched: bool = False
+    weights: tuple[float, ...] | None = None  # of a loss a token, each item's tokens over the mean number of them
+    watched: bool = False  # of a task that is not trained on: the value is a change, after minus before
 
 
 def measures(outcome: Outcome) -> dict[str, Measure]:

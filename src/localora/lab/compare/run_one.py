@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from peft import PeftConfig
 from rich.console import Console
 
 from localora.lab.compare.other_tasks import measure_published, measure_watched
@@ -20,7 +21,7 @@ from localora.lab.compare.plan import Published
 from localora.lab.compare.runs import Job
 from localora.lab.compare.store import Update, write_text
 from localora.lab.inspect.matrix import effective_rank, stable_rank
-from localora.lab.inspect.source import open_source
+from localora.lab.inspect.source import has_factors, open_source
 from localora.lab.recipe.data_spec import DataSpec
 from localora.lab.recipe.schema import Recipe, with_folder
 from localora.lab.run.train import train
@@ -29,7 +30,6 @@ from localora.lab.training.record import Evaluation, RunRecord
 from localora.lab.training.trainer import TrainingError
 
 DIVERGED_EXIT = 3  # the loss stopped being a number
-WITH_FACTORS = ("lora", "rslora", "pissa", "lora-ga", "g-lora", "cps-lora", "hybrid")  # they leave dW = B A
 
 
 def main(job: Path, parent: int) -> int:
@@ -76,15 +76,15 @@ def run(
         record.seconds["watched"] = time.perf_counter() - start
         record.write(folder.record)
         write_text(folder.path.parent / "watched.json", watched.model_dump_json(indent=2) + "\n")
-    write_text(folder.path.parent / "update.json", measure_update(recipe, folder).model_dump_json(indent=2) + "\n")
+    write_text(folder.path.parent / "update.json", measure_update(folder).model_dump_json(indent=2) + "\n")
     if not keep_adapter or folder.result == folder.model:  # as large as the base model: its numbers are enough
         remove(folder.result)
     return record
 
 
-def measure_update(recipe: Recipe, folder: RunFolder) -> Update:
-    """Median effective and stable rank of dW over the layers, from the adapter's factors."""
-    if recipe.method.name not in WITH_FACTORS:
+def measure_update(folder: RunFolder) -> Update:
+    """Median effective and stable rank of dW over the layers, from the adapter's factors, where it has such."""
+    if folder.result == folder.model or not has_factors(PeftConfig.from_pretrained(str(folder.adapter))):
         return Update()
     source = open_source(folder.adapter, None, "default", None)
     spectra = [source.load(name).singular_values() for name in source.names]

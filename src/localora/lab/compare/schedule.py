@@ -20,20 +20,13 @@ Finished = Sequence[tuple[RunSpec, RunRecord]]
 
 @dataclass
 class Schedule:
-    """The state of a comparison.
+    """The state of a comparison, by (task, label) where it is of a method."""
 
-    Attributes:
-        due: runs that can start now.
-        finished, diverged, failed: runs that are over; of the failed, those that are tried again are in `due` as well.
-        later: how many runs are foreseen beyond those, once learning rates are chosen. Widening may add to it.
-        choices: (task, label) -> the chosen rate.
-    """
-
-    due: list[RunSpec] = field(default_factory=list)
+    due: list[RunSpec] = field(default_factory=list)  # can start now
     finished: list[RunSpec] = field(default_factory=list)
     diverged: list[RunSpec] = field(default_factory=list)
-    failed: list[RunSpec] = field(default_factory=list)
-    later: dict[tuple[str, str], int] = field(default_factory=dict)  # (task, label) -> runs
+    failed: list[RunSpec] = field(default_factory=list)  # those that are tried again are in `due` as well
+    later: dict[tuple[str, str], int] = field(default_factory=dict)  # runs once rates are chosen; widening may add some
     choices: dict[tuple[str, str], Choice] = field(default_factory=dict)
 
     @property

@@ -6,14 +6,13 @@ to save mean here what they mean in training, and no second copy of those rules 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from transformers import PretrainedConfig
 
@@ -26,7 +25,7 @@ from localora.export.engines import on_grid
 from localora.export.experts import expert_tensors
 from localora.lab.cost.calibration import PLANNER_BYTES, CalibrationBytes, Observed
 from localora.lab.cost.report import CostReport
-from localora.lab.cost.shapes import meta_model, model_config
+from localora.lab.cost.shapes import adapted_shapes, meta_model, model_config
 
 ADAM_BYTES = 8  # two float32 moments a parameter
 HEADER_BYTES = 64  # of a tensor in the header of a safetensors file, beside its name
@@ -84,11 +83,7 @@ def predict_cost(
     base_parameters = sum(p.numel() for p in base.parameters())
     base_bytes = sum(p.numel() * p.element_size() for p in base.parameters())
 
-    adapter_config = copy.deepcopy(peft_config)
-    if isinstance(adapter_config, LocalizedConfig):
-        adapter_config.placement = "calibrate"  # labels cannot be drawn on the meta device, and cost nothing
-    model = get_peft_model(base, adapter_config, low_cpu_mem_usage=True)
-    assert isinstance(model, PeftModel)
+    model = adapted_shapes(base, peft_config)
     trained = [p for p in model.parameters() if p.requires_grad]
     trainable = sum(p.numel() for p in trained)
     frozen_rank = _frozen_rank(model)

@@ -2,49 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class CostReport:
-    """The cost of one adapter on one model; all sizes in bytes.
-
-    Attributes:
-        layers: adapted matrices.
-        base_parameters, base_bytes: of the frozen model.
-        trainable: parameters the optimizer sees, `modules_to_save` included.
-        lora_trainable: what PEFT's LoRA of the same rank trains on the same matrices.
-        stored: parameters of the adapter in the end: those that train, and the frozen terms of all scheduled events.
-        exact_rank: the largest rank a matrix's update can have as plain LoRA; exported_rank: that on the export's grid.
-        adapter_bytes: the adapter file, labels included; export_bytes: the file of the exact plain-LoRA export.
-        gradient_bytes, optimizer_bytes: of the trainable parameters; Adam keeps two float32 moments.
-        calibration_kept: signals of all layers, in CPU memory.
-        calibration_working: the most that observing one layer takes on the model's device, for `tokens` in a batch.
-    """
+    """The cost of one adapter on one model; all sizes in bytes."""
 
     model: str
     method: str
     r: int
-    tokens: int
-    layers: int
-    base_parameters: int
+    tokens: int  # in a calibration batch
+    layers: int  # adapted matrices
+    base_parameters: int  # of the frozen model
     base_bytes: int
-    trainable: int
-    lora_trainable: int
-    stored: int
-    exact_rank: int
-    exported_rank: int
-    adapter_bytes: int
-    export_bytes: int
+    trainable: int  # parameters the optimizer sees, `modules_to_save` included
+    lora_trainable: int  # what PEFT's LoRA of the same rank trains on the same matrices
+    stored: int  # of the adapter in the end: what trains, and the frozen terms of all scheduled events
+    exact_rank: int  # the largest rank a matrix's update can have as plain LoRA
+    exported_rank: int  # that on the export's grid
+    adapter_bytes: int  # the adapter file, labels included
+    export_bytes: int  # the file of the exact plain-LoRA export
     gradient_bytes: int
-    optimizer_bytes: int
-    calibration_kept: int
-    calibration_working: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
+    optimizer_bytes: int  # Adam's two float32 moments
+    calibration_kept: int  # signals of all layers, in CPU memory
+    calibration_working: int  # the most that observing one layer takes on the model's device
 
     def rows(self) -> list[tuple[str, str]]:
         """What the table says: (what, how much)."""

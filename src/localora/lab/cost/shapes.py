@@ -1,14 +1,17 @@
-"""Configs of base models by name: shapes known here, a local folder or config.json, or a Hub id (its config only)."""
+"""Models of shapes only, from a name, a folder, a config.json or a Hub id (its config only), and adapters on them."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
 
+from localora.adapter.config import LocalizedConfig
 from localora.lab.model import ModelError
 
 
@@ -71,3 +74,22 @@ def meta_model(name: str, config: PretrainedConfig, dtype: torch.dtype) -> PreTr
     except ValueError as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"{name!r} is no causal language model: {reason}") from error
+
+
+def adapted_shapes(base: PreTrainedModel, config: PeftConfig) -> PeftModel:
+    """A copy of `base`, of shapes only, with the adapter that `config` describes: PEFT makes it, nothing is computed.
+
+    Raises:
+        ValueError: the adapter does not fit the model.
+    """
+    config = copy.deepcopy(config)  # initial values need weights, and labels cannot be drawn here; shapes need neither
+    if isinstance(config, LocalizedConfig):
+        config.placement = "calibrate"
+    elif isinstance(config, LoraConfig):
+        config.init_lora_weights = True
+    model = get_peft_model(copy.deepcopy(base), config, low_cpu_mem_usage=True)
+    assert isinstance(model, PeftModel)
+    for name, parameter in model.named_parameters():
+        if ".ranknum." in name:  # AdaLoRA's note of a layer's rank, which PEFT forgets to freeze on the meta device
+            parameter.requires_grad_(False)
+    return model

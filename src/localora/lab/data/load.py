@@ -9,7 +9,7 @@ from typing import Any
 from localora.lab.data.example import DataError, Example, Scorer, TaskData, content_hash
 from localora.lab.data.generated.registry import BY_HEART, generate_task
 from localora.lab.data.rows import Row, read_hub, read_jsonl
-from localora.lab.data.schemas import Columns, to_examples
+from localora.lab.data.schemas import IDENTITIES, to_examples
 from localora.lab.data.split import check_disjoint, split_off, subset
 from localora.lab.recipe.data_spec import DataSpec
 
@@ -84,14 +84,12 @@ def _examples(spec: DataSpec, split: str) -> tuple[list[Example], Scorer]:
 
 
 def _parsed(spec: DataSpec, rows: list[Row], name: str) -> tuple[list[Example], Scorer]:
-    mapped = [c for c in (spec.prompt_column, spec.completion_column, spec.messages_column) if c is not None]
-    absent = [column for column in mapped if column not in rows[0].values]
+    mapped = {"prompt": spec.prompt_column, "completion": spec.completion_column, "messages": spec.messages_column}
+    named = {key: column for key, column in mapped.items() if column is not None}
+    absent = [column for column in named.values() if column not in rows[0].values]
     if absent:
         raise DataError(f"{rows[0].where}: no column {', '.join(absent)}; it has {', '.join(rows[0].values)}")
-    columns = Columns(
-        prompt=spec.prompt_column or "prompt",
-        completion=spec.completion_column or "completion",
-        messages=spec.messages_column or "messages",
-        separator=spec.separator,
-    )
-    return to_examples(rows, columns, Path(name).stem)
+    if named:  # then the others say nothing of the format
+        named |= {key: key for key in IDENTITIES if key in rows[0].values}
+        rows = [Row(row.where, {key: row.values[column] for key, column in named.items()}) for row in rows]
+    return to_examples(rows, Path(name).stem, spec.separator)

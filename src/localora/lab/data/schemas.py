@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from localora.lab.data.example import DataError, Example, Scorer
 from localora.lab.data.rows import Row
 
 _FINAL_ANSWER = re.compile(r"####[ \t]*(\S[^\n]*?)\s*$")
+IDENTITIES = ("id", "task_id")  # keys of a record's own name
 LETTERS = "ABCDE"  # of a math problem's options; its answer is one of them
 ROLES = {  # of ShareGPT's turns, whose names differ from one copy to the next
     "system": "system",
@@ -36,17 +37,7 @@ ROLES = {  # of ShareGPT's turns, whose names differ from one copy to the next
 _CALCULATOR_MARK = re.compile(r"<<[^<>\n]*>>")
 
 
-@dataclass(frozen=True)
-class Columns:
-    """How the records of one source map to examples, beyond what their keys tell."""
-
-    prompt: str = "prompt"
-    completion: str = "completion"
-    messages: str = "messages"
-    separator: str | None = None  # None: a newline where neither side of the seam has white space
-
-
-Convert = Callable[[Row, str, Columns], Example]
+Convert = Callable[[Row, str], Example]
 
 
 @dataclass(frozen=True)
@@ -59,63 +50,51 @@ class Schema:
     convert: Convert
 
 
-def to_examples(rows: Sequence[Row], columns: Columns, name: str) -> tuple[list[Example], Scorer]:
+def to_examples(rows: Sequence[Row], name: str, separator: str | None = None) -> tuple[list[Example], Scorer]:
     """Convert records of one format, found from the keys of the first.
+
+    `separator` stands between prompt and completion; None is a newline where neither side of the seam has white space.
 
     Raises:
         DataError: no rows, an unknown format, or a record that lacks a key or holds the wrong kind of value.
     """
     if not rows:
         raise DataError(f"{name} holds no examples")
-    schema = _detect(rows[0], columns)
+    schema = _detect(rows[0])
     examples = []
     for index, row in enumerate(rows):
         missing = [key for key in schema.keys if key not in row.values]
         if missing:
             raise DataError(f"{row.where}: lacks the key(s) {', '.join(missing)} of the {schema.name} format")
-        examples.append(schema.convert(row, _identity(row, f"{name}-{index}"), columns))
+        examples.append(schema.convert(row, _identity(row, f"{name}-{index}")))
     scorer = schema.scorer
-    if schema.name == "prompt" and all(example.answer is not None for example in examples):
-        scorer = Scorer.exact_match
+    if schema.name == "prompt":
+        if all(example.answer is not None for example in examples):
+            scorer = Scorer.exact_match
+        examples = [_joined(example, separator) for example in examples]
     return examples, scorer
 
 
-def _detect(row: Row, columns: Columns) -> Schema:
-    schemas = _schemas(columns)
-    for schema in schemas:
+def _detect(row: Row) -> Schema:
+    for schema in SCHEMAS:
         if all(key in row.values for key in schema.keys):
             return schema
-    known = "; ".join(f"{schema.name}: {', '.join(schema.keys)}" for schema in schemas)
+    known = "; ".join(f"{schema.name}: {', '.join(schema.keys)}" for schema in SCHEMAS)
     raise DataError(f"{row.where}: unknown format with the keys {', '.join(row.values)}. Known formats: {known}")
 
 
-def _schemas(columns: Columns) -> tuple[Schema, ...]:
-    """In order of precedence: a format whose keys another one's contain comes after it."""
-    return (
-        Schema("chat", (columns.messages,), Scorer.none, _chat),
-        Schema("sharegpt", ("conversations",), Scorer.none, _sharegpt),
-        Schema("prompt", (columns.prompt, columns.completion), Scorer.none, _prompt),
-        Schema("math", ("question", "answer", "final_answer"), Scorer.exact_match, _math),
-        Schema("multiple_choice", ("question", "choices", "answer"), Scorer.multiple_choice, _multiple_choice),
-        Schema("humaneval", ("prompt", "canonical_solution", "test", "entry_point"), Scorer.code, _humaneval),
-        Schema("mbpp", ("text", "code", "test_list"), Scorer.code, _mbpp),
-        Schema("instruction", ("instruction", "output"), Scorer.none, _instruction),
-        Schema("text", ("text",), Scorer.none, _plain_text),
-    )
-
-
 def _identity(row: Row, default: str) -> str:
-    for key in ("id", "task_id"):
+    for key in IDENTITIES:
         if isinstance(row.values.get(key), str | int):
             return str(row.values[key])
     return default
 
 
-def _text(row: Row, key: str, *, empty: bool = False) -> str:
+def _text(row: Row, key: str) -> str:
     value = row.values[key]
     if not isinstance(value, str):
         raise DataError(f"{row.where}: {key} must be text, found {type(value).__name__}")
-    if not value.strip() and not empty:
+    if not value.strip():
         raise DataError(f"{row.where}: {key} is empty; remove the record or fill it in")
     return value
 
@@ -129,20 +108,24 @@ def _texts(row: Row, key: str, at_least: int) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _prompt(row: Row, identity: str, columns: Columns) -> Example:
-    prompt, completion = _text(row, columns.prompt), _text(row, columns.completion)
-    separator = columns.separator
+def _prompt(row: Row, identity: str) -> Example:
+    prompt, completion = _text(row, "prompt"), _text(row, "completion")
+    found = _FINAL_ANSWER.search(completion)
+    return Example(identity, prompt, completion, answer=found.group(1) if found else None)
+
+
+def _joined(example: Example, separator: str | None) -> Example:
+    prompt, completion = example.prompt, example.completion
     if separator is None:
         separator = "" if prompt[-1].isspace() or completion[0].isspace() else "\n"
-    found = _FINAL_ANSWER.search(completion)
-    return Example(identity, prompt, separator + completion, answer=found.group(1) if found else None)
+    return replace(example, completion=separator + completion)
 
 
-def _chat(row: Row, identity: str, columns: Columns) -> Example:
-    return _of_turns(row, identity, _turns(row, columns.messages))
+def _chat(row: Row, identity: str) -> Example:
+    return _of_turns(row, identity, _turns(row, "messages"))
 
 
-def _sharegpt(row: Row, identity: str, _: Columns) -> Example:
+def _sharegpt(row: Row, identity: str) -> Example:
     return _of_turns(row, identity, _turns(row, "conversations"))
 
 
@@ -174,7 +157,7 @@ def _content(turn: dict[str, Any]) -> bool:
     return isinstance(turn.get("content"), str) and bool(turn["content"].strip())
 
 
-def _multiple_choice(row: Row, identity: str, _: Columns) -> Example:
+def _multiple_choice(row: Row, identity: str) -> Example:
     choices, index = _texts(row, "choices", 2), row.values["answer"]
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(choices):
         raise DataError(f"{row.where}: answer must be the position 0..{len(choices) - 1} of a choice, found {index!r}")
@@ -190,7 +173,7 @@ def _multiple_choice(row: Row, identity: str, _: Columns) -> Example:
     )
 
 
-def _math(row: Row, identity: str, _: Columns) -> Example:
+def _math(row: Row, identity: str) -> Example:
     question = _text(row, "question")
     if row.values.get("choices"):
         options = _texts(row, "choices", 2)
@@ -202,12 +185,12 @@ def _math(row: Row, identity: str, _: Columns) -> Example:
     )
 
 
-def _humaneval(row: Row, identity: str, _: Columns) -> Example:
+def _humaneval(row: Row, identity: str) -> Example:
     tests = f"{_text(row, 'test')}\ncheck({_text(row, 'entry_point')})"
     return Example(identity, _text(row, "prompt"), _text(row, "canonical_solution"), tests=tests)
 
 
-def _mbpp(row: Row, identity: str, _: Columns) -> Example:
+def _mbpp(row: Row, identity: str) -> Example:
     """The task and its tests as a docstring, as in the data set's own protocol; so prompt + code runs."""
     tests = _texts(row, "test_list", 1)
     prompt = '"""\n' + "\n".join([_text(row, "text"), *tests]) + '\n"""'
@@ -215,7 +198,7 @@ def _mbpp(row: Row, identity: str, _: Columns) -> Example:
     return Example(identity, prompt, "\n" + _text(row, "code"), tests="\n".join([setup, *tests]).strip())
 
 
-def _instruction(row: Row, identity: str, _: Columns) -> Example:
+def _instruction(row: Row, identity: str) -> Example:
     prompt = f"### Instruction:\n{_text(row, 'instruction')}\n\n"
     given = row.values.get("input") or ""
     if given:
@@ -223,5 +206,18 @@ def _instruction(row: Row, identity: str, _: Columns) -> Example:
     return Example(identity, prompt + "### Response:", "\n" + _text(row, "output"))
 
 
-def _plain_text(row: Row, identity: str, _: Columns) -> Example:
+def _plain_text(row: Row, identity: str) -> Example:
     return Example(identity, "", _text(row, "text"))
+
+
+SCHEMAS = (  # in order of precedence: a format whose keys another one's contain comes after it
+    Schema("chat", ("messages",), Scorer.none, _chat),
+    Schema("sharegpt", ("conversations",), Scorer.none, _sharegpt),
+    Schema("prompt", ("prompt", "completion"), Scorer.none, _prompt),
+    Schema("math", ("question", "answer", "final_answer"), Scorer.exact_match, _math),
+    Schema("multiple_choice", ("question", "choices", "answer"), Scorer.multiple_choice, _multiple_choice),
+    Schema("humaneval", ("prompt", "canonical_solution", "test", "entry_point"), Scorer.code, _humaneval),
+    Schema("mbpp", ("text", "code", "test_list"), Scorer.code, _mbpp),
+    Schema("instruction", ("instruction", "output"), Scorer.none, _instruction),
+    Schema("text", ("text",), Scorer.none, _plain_text),
+)

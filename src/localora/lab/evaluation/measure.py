@@ -62,7 +62,7 @@ def measure_task(
             sandbox=sandbox,
             progress=lambda done, total: say(done, total, "answers"),
         )
-        result.score_name, result.score, result.score_examples = score.name, score.value, score.count
+        result.score_name, result.score, result.score_examples = score.name, score.value, len(score.items)
         result.right, answers = score.items, score.outputs
     result.seconds = time.perf_counter() - start
     return result, answers

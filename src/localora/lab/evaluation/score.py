@@ -21,13 +21,15 @@ HOW_TO_ALLOW = "running generated code is off; allow it with --allow-code-execut
 
 @dataclass(frozen=True)
 class Score:
-    """`value = sum(items) / count`, which items were right, and what the model answered, in the examples' order."""
+    """Which items were right, and what the model answered, in the examples' order."""
 
     name: str
-    value: float
-    count: int
     items: list[bool]
     outputs: list[str]
+
+    @property
+    def value(self) -> float:
+        return sum(self.items) / len(self.items)
 
 
 def evaluate_task(
@@ -53,7 +55,7 @@ def evaluate_task(
         chosen = choose(model, tokenizer, examples, batch_size, progress)
         right = [index == example.answer_index for index, example in zip(chosen, examples, strict=True)]
         answers = [example.choices[index] for index, example in zip(chosen, examples, strict=True)]
-        return _score("multiple choice accuracy", right, answers)
+        return Score("multiple choice accuracy", right, answers)
     texts = generate(
         model,
         tokenizer,
@@ -65,14 +67,14 @@ def evaluate_task(
     )
     pairs = list(zip(texts, examples, strict=True))
     if scorer is Scorer.exact_match:
-        return _score("exact match", [matches(text, str(e.answer)) for text, e in pairs], texts)
+        return Score("exact match", [matches(text, str(e.answer)) for text, e in pairs], texts)
     if scorer is Scorer.answer_word:
         right = [first_word(text, e.choices) == e.answer_index for text, e in pairs]
-        return _score("answer word accuracy", right, texts)
+        return Score("answer word accuracy", right, texts)
     assert sandbox is not None
     verdicts = sandbox.run_all([code.sample(e, text) for text, e in pairs])
     outputs = [f"{text}\n# {verdict.reason}" for text, verdict in zip(texts, verdicts, strict=True)]
-    return _score("pass@1", [verdict.passed for verdict in verdicts], outputs)
+    return Score("pass@1", [verdict.passed for verdict in verdicts], outputs)
 
 
 def _stop_pattern(examples: Sequence[Example], scorer: Scorer) -> str:
@@ -100,7 +102,3 @@ def _check(examples: Sequence[Example], scorer: Scorer, sandbox: Sandbox | None)
             raise DataError(f"example {example.id!r} has no tests to run")
         if scorer is Scorer.code:
             code.sample(example, "")  # raises now, not after generation
-
-
-def _score(name: str, items: list[bool], outputs: list[str]) -> Score:
-    return Score(name, sum(items) / len(items), len(items), items, outputs)

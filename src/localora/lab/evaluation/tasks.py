@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from peft import PeftModel
+from scipy.stats import binomtest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from localora.lab.data.batches import encode_examples
@@ -14,13 +16,13 @@ from localora.lab.data.example import Example, Scorer, content_hash
 from localora.lab.data.published.load import load_published
 from localora.lab.data.published.registry import TaskName, parse_tasks
 from localora.lab.data.split import subset
-from localora.lab.evaluation.intervals import bootstrap_ratio, wilson
 from localora.lab.evaluation.measure import Progress, measure_task
 from localora.lab.evaluation.sandbox import Sandbox
 from localora.lab.evaluation.score import HOW_TO_ALLOW
 from localora.lab.recipe.schema import EvaluationSection
 
 MAX_LENGTH = 1024  # tokens
+_DRAWS = 2000  # of a bootstrap
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def load_tasks(
     Raises:
         DataError: unknown tasks or unusable data.
     """
-    loaded = [(name, *load_published(name, "test", data_folder)) for name in parse_tasks(tasks)]
+    loaded = [(name, *load_published(name, data_folder)) for name in parse_tasks(tasks)]
     return [LoadedTask(name, subset(examples, limit, seed), scorer) for name, examples, scorer in loaded]
 
 
@@ -153,3 +155,17 @@ def _evaluate(
         note=None if found.right else HOW_TO_ALLOW,
         protections=sandbox.protections if sandbox is not None and task.scorer is Scorer.code else [],
     )
+
+
+def wilson(right: int, count: int) -> tuple[float, float]:
+    """Wilson's score interval of a share; sound at 0 and at 1, unlike the normal approximation."""
+    low, high = binomtest(right, count).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(low), float(high)
+
+
+def bootstrap_ratio(sums: list[float], counts: list[int], seed: int = 0) -> tuple[float, float]:
+    """Percentile interval of sum(sums) / sum(counts) over items drawn anew: of a mean per token, say."""
+    top, bottom = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
+    drawn = np.random.default_rng(seed).integers(0, len(top), size=(_DRAWS, len(top)))
+    low, high = np.quantile(top[drawn].sum(1) / bottom[drawn].sum(1), [0.025, 0.975])
+    return float(low), float(high)

@@ -34,27 +34,23 @@ MIN_Z = 4.0
 MAX_MISMATCH = 0.05  # of the energy on the wrong rows or columns, beyond which the matched null is no match
 MIN_ROOM = 0.02  # where the null captures nearly all there is, nothing can be told
 
-CLUSTERS, UNEVEN, NONE, UNDECIDED, UNCHANGED = "clusters", "uneven", "none", "undecided", "unchanged"
+CLUSTERS = "clusters"  # the matched null is beaten
+UNEVEN = "uneven"  # only the rotated one is: heavy rows or columns, which G-LoRA's block could use
+NONE = "none"
+UNDECIDED = "undecided"  # a few rows or columns hold so much energy that no draw of the matched null has the same
+UNCHANGED = "unchanged"  # dW = 0
 
 
 @dataclass(frozen=True)
 class NullFigure:
-    """One figure of dW beside its draws under one null.
+    """One figure of dW beside its draws under one null."""
 
-    Attributes:
-        observed: the figure on the leading directions of dW.
-        mean, sd: of the draws (sd with n - 1).
-        z: (observed - mean) / sd; None where the draws do not vary.
-        excess: see :func:`excess`; None for figures that are no captured energy.
-        above_all: whether dW beats every draw.
-    """
-
-    observed: float
-    mean: float
-    sd: float
-    z: float | None
-    excess: float | None
-    above_all: bool
+    observed: float  # on the leading directions of dW
+    mean: float  # of the draws
+    sd: float  # likewise, with n - 1
+    z: float | None  # (observed - mean) / sd; None where the draws do not vary
+    excess: float | None  # see :func:`excess`; None for figures that are no captured energy
+    above_all: bool  # dW beats every draw
 
     @property
     def beaten(self) -> bool:
@@ -67,29 +63,23 @@ class NullFigure:
 class ClusterTest:
     """The verdict on one layer and what it rests on. Captured energies are shares of all of dW's energy.
 
-    Attributes:
-        verdict: "clusters" (the matched null is beaten), "uneven" (only the rotated one is: heavy rows or columns,
-            which G-LoRA's block could use), "none", "undecided" (it would be clusters, but a few rows or columns hold
-            so much energy that no draw of the matched null has the same), or "unchanged" (dW = 0).
-        strongest: the partition that is judged, such as "k4_balanced": of all, it has the largest excess over a first
-            draw of the matched null, which is then not used again.
-        excess: of its captured energy over the matched null.
-        directions: q.
-        ceiling: the share of dW's energy in those directions, the most any figure here can reach.
-        mismatch: of the matched null, the share of energy on other rows or columns than in dW; the worst draw.
-        observed, first_draw: all figures of dW, and of that first draw.
-        nulls: null -> figure -> values over the draws, for the strongest partition and what has none.
+    `strongest` is the partition that is judged, such as "k4_balanced": of all, it has the largest excess over a first
+    draw of the matched null, which is then not used again.
     """
 
     verdict: str
     strongest: str | None = None
-    excess: float | None = None
-    directions: int = 0
-    ceiling: float = 0.0
-    mismatch: float = 0.0
-    observed: dict[str, float] = field(default_factory=dict)
-    first_draw: dict[str, float] = field(default_factory=dict)
-    nulls: dict[str, dict[str, NullFigure]] = field(default_factory=dict)
+    excess: float | None = None  # of its captured energy over the matched null
+    directions: int = 0  # q
+    ceiling: float = 0.0  # the share of dW's energy in those directions, the most any figure here can reach
+    mismatch: float = (
+        0.0  # of the matched null, the share of energy on other rows or columns than in dW; the worst draw
+    )
+    observed: dict[str, float] = field(default_factory=dict)  # all figures of dW
+    first_draw: dict[str, float] = field(default_factory=dict)  # likewise
+    nulls: dict[str, dict[str, NullFigure]] = field(
+        default_factory=dict
+    )  # of the strongest, and of what has no clusters
 
 
 def cluster_test(matrix: Matrix, *, rank: int, clusters: tuple[int, ...], draws: int, seed: int) -> ClusterTest:

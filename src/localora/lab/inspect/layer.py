@@ -24,34 +24,20 @@ PLAN_DIRECTIONS = 128  # at most, since the planner's work grows with their cube
 
 @dataclass(frozen=True)
 class LayerInspection:
-    """The figures of one layer; `docs/inspect.md` says what each means.
+    """The figures of one layer; `docs/inspect.md` says what each means. Partitions are called `k4_free`, ..."""
 
-    Attributes:
-        name: of the layer in the base model.
-        rows, cols: m, n.
-        norm: ||dW||_F.
-        singular_values: all of them (of factors, those above rounding), descending.
-        stable_rank, effective_rank: see :mod:`localora.lab.inspect.matrix`.
-        rank_utilisation: effective rank over the budgeted rank r; above 1, dW uses more directions than LoRA has.
-        captured: share of ||dW||_F^2 that each adapter could hold at LoRA's budget: `lora`, `g_lora`,
-            `cps_k4_balanced`, `cps_k4_free`, `contiguous_k4`, `grid_k4`, ...; None where it does not fit the shape.
-        correlation: overlap of the clusters' subspaces, by `k4_balanced`, ...: 0 = orthogonal, 1 = one subspace.
-        cluster_sizes: rows x columns of each cluster, by `k4_balanced`, ...
-        test: whether there are clusters.
-    """
-
-    name: str
-    rows: int
-    cols: int
-    norm: float
-    singular_values: tuple[float, ...]
+    name: str  # in the base model
+    rows: int  # m
+    cols: int  # n
+    norm: float  # ||dW||_F
+    singular_values: tuple[float, ...]  # all of them (of factors, those above rounding), descending
     stable_rank: float
     effective_rank: float
-    rank_utilisation: float
-    captured: dict[str, float | None]
-    correlation: dict[str, float | None]
-    cluster_sizes: dict[str, list[tuple[int, int]]]
-    test: ClusterTest
+    rank_utilisation: float  # effective rank over r; above 1, dW uses more directions than LoRA has
+    captured: dict[str, float | None]  # adapter at LoRA's budget -> share of ||dW||_F^2; None: does not fit the shape
+    correlation: dict[str, float | None]  # overlap of the clusters' subspaces: 0 = orthogonal, 1 = one subspace
+    cluster_sizes: dict[str, list[tuple[int, int]]]  # rows x columns of each cluster
+    test: ClusterTest  # whether there are clusters
     thumbnails: Thumbnails | None = field(default=None, repr=False, compare=False)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from localora.lab.inspect import InspectionError
@@ -48,7 +47,6 @@ def inspect_delta(
     Raises:
         InspectionError: a source that cannot be inspected, settings that make no sense, layers that do not match.
         PlacementError, UnplacedAdapterError: a localora adapter that is damaged, or was never placed.
-        ImportError: `out` without matplotlib.
     """
     _check_settings(rank, clusters, draws)
     folder = None if out is None else _checked_folder(Path(out), source, base)
@@ -91,8 +89,6 @@ def _check_settings(rank: int, clusters: Sequence[int], draws: int) -> None:
 
 
 def _checked_folder(out: Path, source: Inspectable, base: str | Path | None) -> Path:
-    if find_spec("matplotlib") is None:
-        raise ImportError("the pictures need matplotlib: pip install 'localora[plots]', or leave out= away")
     inputs = [Path(path).resolve() for path in (source, base) if isinstance(path, str | Path)]
     if out.resolve() in inputs:
         raise InspectionError(f"{out} is the folder to inspect; write the report to another one")

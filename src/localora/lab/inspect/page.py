@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -70,11 +69,9 @@ def render_page(report: InspectionReport, light: dict[str, bytes], dark: dict[st
 
 
 def _summary(report: InspectionReport) -> str:
-    changed = report.changed
     tiles = [(f"{count}", f'<span class="{verdict}">{verdict}</span>') for verdict, count in report.verdicts().items()]
-    if changed:
-        effective = statistics.median(layer.effective_rank for layer in changed)
-        stable = statistics.median(layer.stable_rank for layer in changed)
+    if report.changed:
+        effective, stable = report.median_ranks()
         tiles += [(f"{effective:.1f}", "median effective rank"), (f"{stable:.1f}", "median stable rank")]
         captured = report.median_captured()
         tiles += [(f"{captured['lora']:.0%}", f"median energy in LoRA r {report.rank}")]

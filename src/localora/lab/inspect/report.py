@@ -23,25 +23,16 @@ VERDICTS = {
 
 @dataclass(frozen=True)
 class InspectionReport:
-    """All layers of one source, inspected at one budget.
+    """All layers of one source, inspected at one budget."""
 
-    Attributes:
-        source: what was inspected, in a line.
-        rank: r, the budget in LoRA's rank; clusters: the numbers K tried; draws: of each null; seed: of all draws.
-        by_construction: the adapter is made of clusters, so finding them says nothing about the training.
-        layers: in the order of the model.
-        skipped: what was left out, and why.
-        seconds: the work took.
-    """
-
-    source: str
-    rank: int
-    clusters: tuple[int, ...]
-    draws: int
+    source: str  # what was inspected, in a line
+    rank: int  # r, the budget in LoRA's rank
+    clusters: tuple[int, ...]  # the numbers K tried
+    draws: int  # of each null
     seed: int
-    by_construction: bool
-    layers: tuple[LayerInspection, ...]
-    skipped: dict[str, str]
+    by_construction: bool  # the adapter is made of clusters, so finding them says nothing about the training
+    layers: tuple[LayerInspection, ...]  # in the order of the model
+    skipped: dict[str, str]  # what was left out, and why
     seconds: float
 
     @property
@@ -61,6 +52,11 @@ class InspectionReport:
             key: [x for x in (layer.captured.get(key) for layer in self.changed) if x is not None] for key in keys
         }
         return {key: statistics.median(x) for key, x in values.items() if x}
+
+    def median_ranks(self) -> tuple[float, float]:
+        """The medians over changed layers of effective and of stable rank."""
+        changed = self.changed
+        return statistics.median(x.effective_rank for x in changed), statistics.median(x.stable_rank for x in changed)
 
     def headline(self) -> str:
         """Whether there are clusters, in a sentence."""
@@ -85,12 +81,10 @@ class InspectionReport:
         return json.dumps(self.record(), indent=1, allow_nan=False) + "\n"
 
     def __str__(self) -> str:
-        changed = self.changed
         lines = [f"{self.source}: {self.headline()} (r {self.rank}, {self.draws} draws a null, {self.seconds:.0f} s)"]
         lines += [f"  {count:4d} {verdict:10s} {VERDICTS[verdict]}" for verdict, count in self.verdicts().items()]
-        if changed:
-            effective = statistics.median(layer.effective_rank for layer in changed)
-            stable = statistics.median(layer.stable_rank for layer in changed)
+        if self.changed:
+            effective, stable = self.median_ranks()
             lines.append(f"  median effective rank {effective:.1f}, stable rank {stable:.1f}, budget {self.rank}")
             lines.append("  median energy captured at the budget:")
             lines += [f"    {key:18s} {value:6.1%}" for key, value in self.median_captured().items()]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TypeGuard
 
 from peft import LoraConfig, PeftConfig, PeftType, get_peft_model_state_dict
 from torch import Tensor, nn
@@ -23,21 +24,13 @@ Inspectable = nn.Module | str | Path | Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Source:
-    """Layers to inspect.
+    """Layers to inspect."""
 
-    Attributes:
-        description: one line, for the report.
-        names: of the layers, in order of depth.
-        load: dW of a layer.
-        skipped: what is left out, and why.
-        by_construction: whether the adapter can express clusters only, so that finding some says nothing.
-    """
-
-    description: str
-    names: tuple[str, ...]
-    load: Callable[[str], Matrix]
-    skipped: dict[str, str]
-    by_construction: bool = False
+    description: str  # one line, for the report
+    names: tuple[str, ...]  # of the layers, in order of depth
+    load: Callable[[str], Matrix]  # dW of a layer
+    skipped: dict[str, str]  # what is left out, and why
+    by_construction: bool = False  # the adapter can express clusters only, so that finding some says nothing
 
 
 def open_source(
@@ -84,7 +77,7 @@ def _folder(folder: Path) -> Source:
     config = PeftConfig.from_pretrained(str(folder))
     if isinstance(config, LocalizedConfig):
         return _localized(read_folder(folder))
-    if isinstance(config, LoraConfig) and config.peft_type == PeftType.LORA:  # AdaLoRA's config is one, too
+    if _is_lora(config):
         return _lora(*read_lora_folder(folder))
     kind = getattr(config.peft_type, "value", config.peft_type)  # a damaged config has none
     raise InspectionError(
@@ -92,11 +85,23 @@ def _folder(folder: Path) -> Source:
     )
 
 
+def has_factors(config: PeftConfig) -> bool:
+    """Whether an adapter of this config is dW = B A in every layer, so that its file alone says what dW is."""
+    if isinstance(config, LocalizedConfig):
+        return True
+    return _is_lora(config) and not (config.use_dora or config.use_bdlora or config.target_parameters)
+
+
+def _is_lora(config: PeftConfig | None) -> TypeGuard[LoraConfig]:
+    """AdaLoRA's config is a LoraConfig, too."""
+    return isinstance(config, LoraConfig) and config.peft_type == PeftType.LORA
+
+
 def _model(model: nn.Module, adapter_name: str) -> Source:
     config = getattr(model, "peft_config", {}).get(adapter_name)
     if isinstance(config, LocalizedConfig):
         return _localized(read_model(model, adapter_name))
-    if isinstance(config, LoraConfig) and config.peft_type == PeftType.LORA:  # AdaLoRA's config is one, too
+    if _is_lora(config):
         state = get_peft_model_state_dict(model, adapter_name=adapter_name)
         return _lora(config, {key: tensor.detach().cpu() for key, tensor in state.items()})
     raise InspectionError(f"the model has no localora or LoRA adapter called {adapter_name!r}")
@@ -111,6 +116,8 @@ def _localized(adapter: Adapter) -> Source:
 
 
 def _lora(config: LoraConfig, tensors: Mapping[str, Tensor]) -> Source:
+    if config.use_bdlora:
+        raise InspectionError("a factor of BD-LoRA is block-diagonal; merge it, save the model, and give base=")
     factors, others = lora_factors(config, dict(tensors))
     return _factored(f"LoRA adapter, r {config.r}", factors, dict.fromkeys(others, "no pair of LoRA matrices"), False)
 

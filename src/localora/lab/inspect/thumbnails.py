@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from localora.placement.partition import UNCOVERED, Partition
 
@@ -36,17 +37,9 @@ def draw_thumbnails(M_mn: Tensor, partition: Partition) -> Thumbnails:
 
 
 def pooled(M_mn: Tensor) -> Tensor:
-    """Root mean square of each tile of an even grid; tiles differ by at most one row or column."""
-    square = M_mn.detach().float().square()
-    return _tile_means(_tile_means(square).T).T.sqrt()
-
-
-def _tile_means(M_mn: Tensor) -> Tensor:
-    m = len(M_mn)
-    tiles = min(m, PIXELS)
-    tile = torch.arange(m) * tiles // m
-    sums = torch.zeros(tiles, M_mn.shape[1]).index_add_(0, tile, M_mn)
-    return sums / torch.bincount(tile, minlength=tiles)[:, None]
+    """Root mean square of each tile of an even grid; neighbours may share a row or column."""
+    tiles = min(len(M_mn), PIXELS), min(M_mn.shape[1], PIXELS)
+    return adaptive_avg_pool2d(M_mn.detach().float().square()[None], tiles)[0].sqrt()
 
 
 def by_cluster(labels: Tensor) -> Tensor:

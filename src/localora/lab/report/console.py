@@ -63,8 +63,6 @@ def print_record(record: RunRecord, console: Console) -> None:
 def closing_lines(record: RunRecord, folder: str) -> list[str]:
     """Where the adapter or the model, its export, the pictures and the record are, and what the verification found."""
     lines, section = [], record.recipe["method"]
-    if record.placement is not None:
-        lines.append(_placement_line(record))
     result = "model" if record.method == "full" else "adapter"
     lines.append(f"{result:<13}{folder}/{result}")
     if record.export is not None:
@@ -84,21 +82,6 @@ def export_line(export: dict[str, Any]) -> str:
         f"rank {export['rank']}, {verdict}: dW differs by {export['delta_error']:.0e}, logits by "
         f"{export['logit_error']:.0e} of the largest in {export['dtype']}"
     )
-
-
-def _placement_line(record: RunRecord) -> str:
-    assert record.placement is not None
-    layers = record.placement["layers"]
-    facts = []
-    for key, name in (
-        ("importance_share", "importance inside the block"),
-        ("captured_energy", "gradient energy inside the clusters"),
-    ):
-        values = [layer[key] for layer in layers if layer.get(key) is not None]
-        if values:
-            facts.append(f"{name} {sum(values) / len(values):.0%} on average")
-    seconds = record.placement["seconds"]
-    return f"placement    {len(layers)} layers placed in {seconds:.1f} s; {', '.join(facts)}"
 
 
 def print_results(results: Sequence[TaskResult], title: str, console: Console) -> None:

@@ -20,6 +20,9 @@ from localora.adapter.adapter_file import is_localized, read_adapter
 from localora.lab.inspect.pictures import short_name
 from localora.lab.inspect.source import depth_order
 from localora.lab.inspect.thumbnails import by_cluster
+from localora.lab.recipe.methods import LocalizedMethod
+from localora.lab.recipe.schema import Recipe
+from localora.lab.training.folder import RunFolder
 from localora.lab.training.record import Curve, RunRecord
 from localora.placement.partition import UNCOVERED, Partition
 
@@ -37,6 +40,17 @@ CLUSTER_COLOURS = (
     "#117733",
     "#999933",
 )  # not a run's
+
+
+def draw_run(recipe: Recipe, record: RunRecord) -> None:
+    """loss.png, and placement.png where the method places anything; nothing where the recipe wants no pictures."""
+    if not recipe.output.plots:
+        return
+    folder = RunFolder(Path(str(recipe.output.folder)))
+    draw_losses({record.method: record.curve}, folder.loss_picture)
+    partitions = load_partitions(folder.adapter) if isinstance(recipe.method, LocalizedMethod) else {}
+    if partitions:  # LoRA as a placement has none
+        draw_placements(partitions, folder.placement_picture)
 
 
 def draw_losses(curves: Mapping[str, Curve], path: Path) -> None:

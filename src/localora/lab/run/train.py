@@ -23,13 +23,13 @@ from localora.lab.recipe.schema import Recipe, differences
 from localora.lab.run.setup import Setup, load_setup
 from localora.lab.run.verification import export_and_verify
 from localora.lab.training.adaptation import adaptation_of
-from localora.lab.training.adaptation.base import Trainee
+from localora.lab.training.adaptation.base import Trainee, unfit_methods_named
 from localora.lab.training.callbacks import Checkpoints, HeldOutLoss, Steps, curve_of, last_losses
 from localora.lab.training.folder import FolderError, RunFolder, check_space, open_run_folder, remove, steps_of
-from localora.lab.training.launch import all_at_work, explained, join_processes
 from localora.lab.training.lock import check_there, check_unlocked, locked
 from localora.lab.training.memory import PeakMemory
-from localora.lab.training.parameters import all_parameters, trainable_parameters
+from localora.lab.training.parameters import all_parameters, lora_beside, trainable_parameters
+from localora.lab.training.peers import all_at_work, explained, join_processes
 from localora.lab.training.record import Evaluation, Parameters, RunRecord
 from localora.lab.training.seal import check_seal
 from localora.lab.training.trainer import build_trainer, check_trackers
@@ -184,6 +184,8 @@ class _Run:
         before = before or self.measure("measuring before")
         measured = time.perf_counter()
         base = all_parameters(setup.model)
+        with unfit_methods_named():
+            of_lora = trainable_parameters(lora_beside(setup.model, recipe.method))
         set_seed(recipe.training.seed)  # so that every method draws the same order of examples
         attaching = time.perf_counter()
         with self.reporter.phase(f"attaching {recipe.method.name}", brief=True):
@@ -194,11 +196,7 @@ class _Run:
             recipe=recipe.resolved(),
             seed=recipe.training.seed,
             data={"name": task.name, "sizes": sizes, "hashes": task.hashes},
-            parameters=Parameters(
-                trainable=trainable_parameters(self.model),
-                lora_same_r=self.adaptation.lora_same_r(self.model),
-                base=base,
-            ),
+            parameters=Parameters(trainable=trainable_parameters(self.model), lora_same_r=of_lora, base=base),
             before=before,
             dtype=str(setup.model.dtype).removeprefix("torch."),
             dtype_reason=setup.dtype.reason,

@@ -1,6 +1,8 @@
-"""Whether the other processes of a run are still there: one that is killed says nothing, and NCCL waits for hours.
+"""The processes that torchrun or accelerate launch started for one run, one a GPU: joined, watched, and left.
 
-Every process holds a connection to every other. It closes by itself when a process ends, however that ends.
+All of them do the same work on their share of each batch. Process 0 alone measures, writes and prints; what it found
+the others are told, so that all hold the same record. One that is killed says nothing, and NCCL waits for hours: so
+every process holds a connection to every other. It closes by itself when a process ends, however that ends.
 """
 
 from __future__ import annotations
@@ -13,12 +15,16 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 
+import torch
 import torch.distributed as dist
+from accelerate import PartialState
 
 from localora.errors import LocaloraError
 from localora.lifecycle.processes import ProcessError
 
+WAIT = timedelta(hours=12)  # for process 0, which may be scoring a long test
 NOTICED = 10.0  # seconds that an error of communication waits for word of who is gone
 GRACE = 20.0  # seconds that a process has to end by itself once another is gone, before it is ended
 DONE = b"."  # is sent when a run is over here: a process may go then
@@ -115,3 +121,40 @@ def _own_address() -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((os.environ.get("MASTER_ADDR", "127.0.0.1"), 9))
         return str(probe.getsockname()[0])
+
+
+_peers: list[Peers] = []  # of this process's group, once it has joined
+
+
+def join_processes() -> None:
+    """Join the processes that were started together and take the GPU that is this one's; alone, do nothing."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        PartialState(cpu=not torch.accelerator.is_available(), timeout=WAIT)
+
+
+@contextmanager
+def all_at_work() -> Iterator[None]:
+    """Inside, the end of another process ends this one, with a message that names the other.
+
+    Raises:
+        ProcessError: names it.
+    """
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        yield
+        return
+    if not _peers:
+        _peers.append(Peers())
+    with _peers[0].at_work():
+        yield
+
+
+def explained(error: Exception) -> Exception:
+    """The error, or one that names the process whose end led to it."""
+    return _peers[0].explained(error) if _peers else error
+
+
+def leave_processes() -> None:
+    """Take leave of the others at the end of the program."""
+    if dist.is_initialized():
+        _peers.clear()
+        dist.destroy_process_group()

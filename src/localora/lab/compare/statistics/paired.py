@@ -30,21 +30,14 @@ from scipy import stats
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean difference (method minus baseline) with a confidence interval.
+    """Mean difference (method minus baseline) with its interval at the confidence asked for."""
 
-    Attributes:
-        mean: positive where the method's value is the higher.
-        low, high: of the interval at the confidence asked for.
-        se, df: standard error and degrees of freedom of the mean.
-        p: two-sided, of no difference.
-    """
-
-    mean: float
+    mean: float  # positive where the method's value is the higher
     low: float
     high: float
-    se: float
-    df: float
-    p: float
+    se: float  # standard error of the mean
+    df: float  # its degrees of freedom
+    p: float  # two-sided, of no difference
 
 
 @dataclass(frozen=True)

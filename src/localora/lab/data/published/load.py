@@ -1,4 +1,4 @@
-"""The examples of a published task's split, in the form that its protocol asks for.
+"""The test examples of a published task, in the form that its protocol asks for.
 
 In the llm-adapters protocol the choices stand numbered in the prompt, and the model writes which one is right. After
 the commonsense protocol of LLM-Adapters (Hu et al., EMNLP 2023), in our words: the answer words are theirs (true/false,
@@ -14,7 +14,7 @@ from pathlib import Path
 from localora.lab.data.example import DataError, Example, Scorer
 from localora.lab.data.published.registry import PublishedTask, TaskName
 from localora.lab.data.rows import Row, read_hub, read_jsonl
-from localora.lab.data.schemas import Columns, to_examples
+from localora.lab.data.schemas import to_examples
 
 _ASK = {
     "solution": "Which solution reaches this goal?",
@@ -24,39 +24,37 @@ _ASK = {
 }
 
 
-def load_published(name: TaskName, split: str, folder: str | Path | None) -> tuple[list[Example], Scorer]:
-    """The examples of `split` (train, validation, test) and how they are scored: from `folder`, or the Hub if None.
+def load_published(name: TaskName, folder: str | Path | None) -> tuple[list[Example], Scorer]:
+    """The test examples and how they are scored: from `folder`, or the Hub if None.
 
     Raises:
-        DataError: the folder or the Hub has no such split, or a row is malformed.
+        DataError: the folder or the Hub has none, or a row is malformed.
     """
     task = name.task
-    rows = _hub_rows(task, split) if folder is None else read_jsonl(_file(task, split, Path(folder).expanduser()))
-    examples, scorer = to_examples(rows, Columns(), f"{task.name}-{split}")
+    rows = _hub_rows(task) if folder is None else read_jsonl(_file(task, Path(folder).expanduser()))
+    examples, scorer = to_examples(rows, f"{task.name}-test")
     if name.protocol == "llm-adapters":
         return [adapters_example(task, example) for example in examples], Scorer.answer_word
     return examples, scorer
 
 
-def _file(task: PublishedTask, split: str, folder: Path) -> Path:
+def _file(task: PublishedTask, folder: Path) -> Path:
     if not folder.is_dir():
         raise DataError(f"the data folder {folder} does not exist (relative paths start at {Path.cwd()})")
-    file = f"{task.name}_{split}.jsonl"
+    file = f"{task.name}_test.jsonl"
     found = next((path for path in (folder / task.family / file, folder / file) if path.is_file()), None)
     if found is None:
         raise DataError(
-            f"{task.name} has no {split} file in {folder}; put it at {task.family}/{file}"
-            + (", or leave the folder out to read the Hub" if task.dataset and split in task.splits else "")
+            f"{task.name} has no test file in {folder}; put it at {task.family}/{file}"
+            + (", or leave the folder out to read the Hub" if task.dataset else "")
         )
     return found
 
 
-def _hub_rows(task: PublishedTask, split: str) -> list[Row]:
+def _hub_rows(task: PublishedTask) -> list[Row]:
     if task.dataset is None:
-        raise DataError(f"{task.name} is not on the Hub in a form we read; give the folder of its {split} file")
-    if split not in task.splits:
-        raise DataError(f"{task.name} has no {split} split; it has {', '.join(task.splits)}")
-    rows = read_hub(task.dataset, task.config, task.splits[split])
+        raise DataError(f"{task.name} is not on the Hub in a form we read; give the folder of its test file")
+    rows = read_hub(task.dataset, task.config, task.split)
     return [Row(row.where, _converted(task, row)) for row in rows]
 
 

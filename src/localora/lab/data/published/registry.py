@@ -1,13 +1,13 @@
-"""The published tasks: where each one's splits are, on disk and on the Hub.
+"""The published tasks: where the test examples of each are, on disk and on the Hub.
 
-On disk a task is `FOLDER/FAMILY/NAME_SPLIT.jsonl` (or `FOLDER/NAME_SPLIT.jsonl`), in the formats of schemas.py. On the
-Hub each data set has its own columns; hub_rows.py turns them into the same formats, so both ways meet there.
+On disk they are `FOLDER/FAMILY/NAME_test.jsonl` (or `FOLDER/NAME_test.jsonl`), in the formats of schemas.py. On the Hub
+each data set has its own columns; hub_rows.py turns them into the same formats, so both ways meet there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from localora.lab.data.example import DataError
@@ -17,29 +17,17 @@ Family = Literal["commonsense", "math", "code"]
 Protocol = Literal["likelihood", "llm-adapters", "rationale", "execution"]
 
 
-_TRAIN_TEST = {"train": "train", "test": "test"}
-_TRAIN_VALIDATION = {"train": "train", "test": "validation"}  # the published test has no answers
-_ALL_THREE = {"train": "train", "validation": "validation", "test": "test"}
-
-
 @dataclass(frozen=True)
 class PublishedTask:
-    """One task, and the Hub data set it is read from, if there is one in a form we know.
-
-    Attributes:
-        convert: a row of the data set -> our formats.
-        splits: our names of the splits -> the data set's.
-        config: of the data set.
-        option: the answer word of the llm-adapters protocol (see load.py).
-    """
+    """One task, and the Hub data set it is read from, if there is one in a form we know."""
 
     name: str
     family: Family
     dataset: str | None = None
-    convert: Callable[[Mapping[str, Any]], dict[str, Any]] = dict  # HumanEval and MBPP keep their published columns
-    splits: Mapping[str, str] = field(default_factory=lambda: _TRAIN_TEST)
+    convert: Callable[[Mapping[str, Any]], dict[str, Any]] = dict  # of a row to our formats; code has ours already
     config: str | None = None
-    option: str = ""
+    split: str = "test"  # with answers, which some published test splits lack
+    option: str = ""  # the answer word of the llm-adapters protocol (see load.py)
 
     @property
     def protocols(self) -> tuple[Protocol, ...]:
@@ -53,20 +41,14 @@ class PublishedTask:
 
 
 _ALL = (
-    PublishedTask("boolq", "commonsense", "google/boolq", hub_rows.boolq, _TRAIN_VALIDATION),
-    PublishedTask("piqa", "commonsense", "baber/piqa", hub_rows.piqa, _TRAIN_VALIDATION, option="solution"),
-    PublishedTask("siqa", "commonsense", "lighteval/siqa", hub_rows.siqa, _TRAIN_VALIDATION, option="answer"),
+    PublishedTask("boolq", "commonsense", "google/boolq", hub_rows.boolq, split="validation"),
+    PublishedTask("piqa", "commonsense", "baber/piqa", hub_rows.piqa, split="validation", option="solution"),
+    PublishedTask("siqa", "commonsense", "lighteval/siqa", hub_rows.siqa, split="validation", option="answer"),
     PublishedTask(
-        "hellaswag", "commonsense", "Rowan/hellaswag", hub_rows.hellaswag, _TRAIN_VALIDATION, option="ending"
+        "hellaswag", "commonsense", "Rowan/hellaswag", hub_rows.hellaswag, split="validation", option="ending"
     ),
     PublishedTask(
-        "winogrande",
-        "commonsense",
-        "allenai/winogrande",
-        hub_rows.winogrande,
-        _TRAIN_VALIDATION,
-        "winogrande_xl",
-        "option",
+        "winogrande", "commonsense", "allenai/winogrande", hub_rows.winogrande, "winogrande_xl", "validation", "option"
     ),
     PublishedTask("arc_easy", "commonsense", "allenai/ai2_arc", hub_rows.arc, config="ARC-Easy", option="answer"),
     PublishedTask(
@@ -81,8 +63,8 @@ _ALL = (
     PublishedTask("addsub", "math"),
     PublishedTask("singleeq", "math"),
     PublishedTask("aqua", "math", "deepmind/aqua_rat", hub_rows.aqua, config="raw"),
-    PublishedTask("humaneval", "code", "openai/openai_humaneval", splits={"test": "test"}),
-    PublishedTask("mbpp", "code", "google-research-datasets/mbpp", splits=_ALL_THREE, config="full"),
+    PublishedTask("humaneval", "code", "openai/openai_humaneval"),
+    PublishedTask("mbpp", "code", "google-research-datasets/mbpp", config="full"),
 )
 TASKS: dict[str, PublishedTask] = {task.name: task for task in _ALL}
 FAMILIES: dict[str, tuple[str, ...]] = {

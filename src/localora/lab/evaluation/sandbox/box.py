@@ -8,7 +8,7 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -130,15 +130,10 @@ class Sandbox:
             raise SandboxError(f"the sandbox did not start ({reason[-500:]}), {_REMEDY}")
         return Verdict(*json.loads(verdict)) if verdict else Verdict(False, "its tests were killed")
 
-    def run_all(self, samples: Sequence[Sample], progress: Callable[[int, int], None] | None = None) -> list[Verdict]:
+    def run_all(self, samples: Sequence[Sample]) -> list[Verdict]:
         """The verdict on each, in order, as many at a time as there are processors for us."""
-        verdicts = []
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            for verdict in pool.map(self.run, samples):
-                verdicts.append(verdict)
-                if progress is not None:
-                    progress(len(verdicts), len(samples))
-        return verdicts
+            return list(pool.map(self.run, samples))
 
     def _start(
         self, stack: ExitStack, limits: Limits, role: str, ends: dict[str, int], *, stdin: int, stdout: int

@@ -1,19 +1,81 @@
-"""The report's short form for a terminal: a table a task and measure, headroom below it, and the finding."""
+"""What `compare` prints: what it is going to do, and at its end the report's short form."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from localora.lab.compare.comparison import Comparison
-from localora.lab.progress import say
-from localora.lab.report.comparison.sections import Grid, headline, problems, sections
+from localora.lab.compare.plan import ResolvedPlan
+from localora.lab.compare.schedule import Schedule, seconds_left
+from localora.lab.compare.store import Store
+from localora.lab.progress import duration_text, say
+from localora.lab.report.comparison.sections import Grid, headline, name_of, problems, sections, share_of
 
 SHOWN = ("method", "verdict", "mean", "difference", "interval", "learning rate")  # 80 columns wide
+NO_ESTIMATE = "unknown until a run has finished: start the comparison, stop it with Ctrl-C after one, and ask again"
+
+
+def print_preview(resolved: ResolvedPlan, state: Schedule, store: Store, slots: int | None, console: Console) -> None:
+    """Each method with its parameters, learning rates and runs; then how many runs, and how long they will take.
+
+    `slots` run at a time; None where a cluster decides.
+    """
+    table = Table(title=_title(resolved), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    table.add_column("learning rates")
+    for name in ("parameters", "of LoRA", "done", "now", "later"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for entry in resolved.entries:
+        label = entry.label
+        over = sum(spec.label == label for spec in (*state.finished, *state.diverged))
+        due = sum(spec.label == label for spec in state.due)
+        later = sum(runs for (_, of), runs in state.later.items() if of == label)
+        rates = ", ".join(f"{rate:g}" for rate in entry.grid)
+        counts = map(str, (over, due, later))
+        table.add_row(name_of(entry), rates, f"{entry.trainable:,}", share_of(entry), *counts)
+    console.print(table)
+    for name, text in _facts(resolved, state, store, slots).items():
+        say(console, f"{name:8}{text}")
+
+
+def _facts(resolved: ResolvedPlan, state: Schedule, store: Store, slots: int | None) -> dict[str, str]:
+    plan = resolved.plan
+    over, later = len(state.finished) + len(state.diverged), sum(state.later.values())
+    return {
+        "tasks": ", ".join(plan.tasks),
+        "steps": f"{plan.training.steps} a run",
+        "seeds": f"{_list(plan.seeds)}; {_list(plan.learning_rates.seeds)} to choose learning rates",
+        "runs": f"{over} done, {len(state.due)} now, {later} later; while the best rate is at the grid's edge, up to "
+        f"{plan.learning_rates.widen} more a method",
+        "time": _time(state, store, slots),
+        "folder": str(store.folder),
+    }
+
+
+def _list(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
+def _title(resolved: ResolvedPlan) -> str:
+    plan = resolved.plan
+    return f"{resolved.name}: {plan.model.name}, {resolved.entries[0].budget:,} parameters (LoRA r {plan.r})"
+
+
+def _time(state: Schedule, store: Store, slots: int | None) -> str:
+    seconds = seconds_left(state, store.read, slots=slots or 1)
+    if seconds is None:
+        return NO_ESTIMATE
+    if slots is None:
+        return f"about {duration_text(seconds)} left, one run at a time; divide by how many the cluster has room for"
+    return f"about {duration_text(seconds)} left, {slots} run(s) at a time"
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
+    """A table a task and measure, headroom below it, and the finding."""
     for section in sections(comparison):
         if not section.short:
             continue

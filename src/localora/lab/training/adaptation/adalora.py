@@ -39,7 +39,8 @@ class AdaLora(Adaptation):
         assert isinstance(config, AdaLoraConfig)
         # PEFT adds the penalty to the loss of every micro-batch on every process, and the Trainer adds those up.
         config.orth_reg_weight /= self.recipe.training.gradient_accumulation * processes()[1]
-        return self._with_adapter(prepared, config)
+        self._model = self._with_adapter(prepared, config)
+        return self._model
 
     def callbacks(self, record: RunRecord, reporter: Reporter) -> list[TrainerCallback]:
         self._allocation = RankAllocation()
@@ -48,6 +49,11 @@ class AdaLora(Adaptation):
     def note(self, record: RunRecord) -> None:
         if self._allocation.pattern is not None:
             record.ranks = {name.removesuffix(SUFFIX): sum(left) for name, left in self._allocation.pattern.items()}
+            record.parameters.rank = max(record.ranks.values())
+            base = self._model.get_base_model()
+            layers: dict[str, Any] = {name: base.get_submodule(name) for name in record.ranks}
+            sides = {name: layer.in_features + 1 + layer.out_features for name, layer in layers.items()}
+            record.parameters.stored = sum(rank * sides[name] for name, rank in record.ranks.items())
 
 
 class RankAllocation(TrainerCallback):

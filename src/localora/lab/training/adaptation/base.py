@@ -14,7 +14,6 @@ from localora.lab.data.batches import Sequences
 from localora.lab.progress import Reporter
 from localora.lab.recipe.schema import Recipe, RecipeError
 from localora.lab.training.folder import RunFolder
-from localora.lab.training.parameters import lora_of_shapes, lora_parameters
 from localora.lab.training.record import RunRecord
 
 Trainee = PreTrainedModel | PeftModel
@@ -48,10 +47,6 @@ class Adaptation:
             RecipeError: the method does not fit the model.
         """
         return self._with_adapter(prepared, self._config())
-
-    def lora_same_r(self, model: Trainee) -> int:
-        """Trainable parameters of LoRA at the recipe's r on the same matrices of the attached model."""
-        return lora_parameters(model, self.recipe.method.r)
 
     @property
     def result(self) -> Path:
@@ -97,15 +92,9 @@ class FullFineTuning(Adaptation):
     """
 
     def attach(self, prepared: Prepared, *, resume: bool) -> Trainee:
-        with unfit_methods_named():
-            method = self.recipe.method
-            self._beside = lora_of_shapes(prepared.model, method.r, method.target_modules)
         model = prepared.model.float()
         model.requires_grad_(True)
         return model
-
-    def lora_same_r(self, model: Trainee) -> int:
-        return super().lora_same_r(self._beside)
 
     @property
     def result(self) -> Path:

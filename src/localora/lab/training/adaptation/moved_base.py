@@ -27,7 +27,7 @@ from localora.lab.progress import Reporter
 from localora.lab.recipe.peft_methods import LoraGaMethod
 from localora.lab.training.adaptation.base import Adaptation, Prepared, Trainee, unfit_methods_named
 from localora.lab.training.folder import FolderError, RunFolder
-from localora.lab.training.parameters import lora_of_shapes
+from localora.lab.training.parameters import lora_beside
 from localora.lab.training.record import RunRecord
 from localora.lab.training.trainer import finite
 from localora.lifecycle.processes import processes
@@ -50,6 +50,10 @@ class MovedBaseAdapter(Adaptation):
 
     def callbacks(self, record: RunRecord, reporter: Reporter) -> list[TrainerCallback]:
         return [_KeepStart(start_folder(self.folder))]
+
+    def note(self, record: RunRecord) -> None:
+        ranks = (record.recipe["method"]["r"], *record.recipe["method"]["ranks"].values())
+        record.parameters.stored, record.parameters.rank = 2 * record.parameters.trainable, 2 * max(ranks)
 
     def save(self, prepared: Prepared, model: Trainee, to: Path) -> None:
         assert isinstance(model, PeftModel)
@@ -75,7 +79,7 @@ class MovedBaseAdapter(Adaptation):
 
         chosen = copy.copy(config)
         if config.target_modules == "all-linear":  # get_peft_model would write them out, but comes later
-            chosen.target_modules = lora_of_shapes(model, 1, "all-linear").base_model.targeted_module_names  # type: ignore[assignment]
+            chosen.target_modules = lora_beside(model, self.recipe.method).base_model.targeted_module_names  # type: ignore[assignment]
         with warnings.catch_warnings(), unfit_methods_named():
             # PEFT counts batches in hooks, and torch remarks that nothing below the first layer needs a gradient.
             warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
