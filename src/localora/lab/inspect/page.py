@@ -52,19 +52,19 @@ def write_report(report: InspectionReport, folder: Path) -> None:
     """`inspection.json`, a PNG of each picture, and `index.html`, which holds all of it in one file."""
     make_folder(folder)
     write_file(folder / "inspection.json", report.to_json())  # data first, since pictures can be drawn again
-    light, dark = draw_all(report, "light"), draw_all(report, "dark")
-    for name, png in light.items():
+    pictures = draw_all(report)
+    for name, png in pictures.items():
         write_file(folder / f"{name}.png", png)
-    write_file(folder / "index.html", render_page(report, light, dark))
+    write_file(folder / "index.html", render_page(report, pictures))
 
 
-def render_page(report: InspectionReport, light: dict[str, bytes], dark: dict[str, bytes]) -> str:
-    """The page, given each picture as PNG bytes for both themes."""
-    pictures = []
-    for name in light:
+def render_page(report: InspectionReport, pictures: dict[str, bytes]) -> str:
+    """The page, given each picture as PNG bytes."""
+    shown = []
+    for name, png in pictures.items():
         title, caption = CAPTIONS[name]
-        pictures.append(picture(title, light[name], dark[name], caption.format(rank=report.rank)))
-    sections = [_summary(report), *pictures, _table(report), _reading(report)]
+        shown.append(picture(title, png, caption.format(rank=report.rank), photograph=name == "matrices"))
+    sections = [_summary(report), *shown, _table(report), _reading(report)]
     return whole_page(f"Update inspected: {report.source}", sections)
 
 

@@ -1,10 +1,9 @@
-"""The report's pictures as PNG bytes, for a light and a dark page."""
+"""The report's pictures as PNG bytes."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,38 +13,35 @@ from torch import Tensor
 
 from localora.lab.inspect.layer import LayerInspection
 from localora.lab.inspect.report import InspectionReport
-from localora.lab.pages.theme import INK, Theme, png
+from localora.lab.pages.shell import INK, png
 
-STRONG = {"light": "#0072b2", "dark": "#56b4e9"}
-MISSING = {"light": "#e6e6e6", "dark": "#343b44"}
+STRONG, MISSING = "#0072b2", "#e6e6e6"
 SHOWN_MATRICES = 3  # the layers with most, median and least excess
 LABELLED_ROWS = 40
 
 
-def draw_all(report: InspectionReport, theme: Theme) -> dict[str, bytes]:
+def draw_all(report: InspectionReport) -> dict[str, bytes]:
     """Name -> PNG; empty when no layer changed."""
     if not report.changed:
         return {}
-    pictures: dict[str, Callable[[InspectionReport, Theme], Figure]] = {
+    pictures: dict[str, Callable[[InspectionReport], Figure]] = {
         "captured": draw_captured,
         "heatmap": draw_heatmap,
         "spectra": draw_spectra,
         "matrices": draw_matrices,
     }
-    return {name: png(partial(draw, report, theme), theme) for name, draw in pictures.items()}
+    return {name: png(draw(report)) for name, draw in pictures.items()}
 
 
-def draw_captured(report: InspectionReport, theme: Theme) -> Figure:
+def draw_captured(report: InspectionReport) -> Figure:
     """One line an adapter: a dot a layer, a bar at the median."""
     keys = list(report.median_captured())
     figure, axes = plt.subplots(figsize=(9, 0.9 + 0.32 * len(keys)), layout="constrained")
     jitter = np.random.default_rng(0)
     for line, (key, median) in enumerate(report.median_captured().items()):
         values = [x for x in (layer.captured.get(key) for layer in report.changed) if x is not None]
-        axes.scatter(
-            values, line + jitter.uniform(-0.22, 0.22, len(values)), s=12, alpha=0.6, color=STRONG[theme], lw=0
-        )
-        axes.plot([median, median], [line - 0.34, line + 0.34], color=INK[theme], linewidth=2)
+        axes.scatter(values, line + jitter.uniform(-0.22, 0.22, len(values)), s=12, alpha=0.6, color=STRONG, lw=0)
+        axes.plot([median, median], [line - 0.34, line + 0.34], color=INK, linewidth=2)
     axes.set_yticks(range(len(keys)), [adapter_name(key) for key in keys])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.01)
@@ -54,7 +50,7 @@ def draw_captured(report: InspectionReport, theme: Theme) -> Figure:
     return figure
 
 
-def draw_spectra(report: InspectionReport, theme: Theme) -> Figure:
+def draw_spectra(report: InspectionReport) -> Figure:
     """Singular values over the largest, a line a layer, coloured by module."""
     figure, axes = plt.subplots(figsize=(9, 4.2), layout="constrained")
     modules = list(dict.fromkeys(module for _, module in layer_places(report.layers)))
@@ -65,7 +61,7 @@ def draw_spectra(report: InspectionReport, theme: Theme) -> Figure:
         s = np.array(layer.singular_values)
         if layer.norm > 0:
             axes.plot(np.arange(1, len(s) + 1), s / s[0], color=colour[module], linewidth=0.9, alpha=0.6)
-    axes.axvline(report.rank, color=INK[theme], linestyle="--", linewidth=1)
+    axes.axvline(report.rank, color=INK, linestyle="--", linewidth=1)
     axes.annotate(
         f"budget r = {report.rank}", (report.rank, 1.0), xytext=(4, 0), textcoords="offset points", fontsize=9
     )
@@ -76,7 +72,7 @@ def draw_spectra(report: InspectionReport, theme: Theme) -> Figure:
     return figure
 
 
-def draw_heatmap(report: InspectionReport, theme: Theme) -> Figure:
+def draw_heatmap(report: InspectionReport) -> Figure:
     """Layer x module: excess over the matched null, what clusters gain on LoRA, rank utilisation, LoRA's energy."""
     places = layer_places(report.layers)
     depths = sorted({depth for depth, _ in places})
@@ -97,7 +93,7 @@ def draw_heatmap(report: InspectionReport, theme: Theme) -> Figure:
             cells[depths.index(depth), modules.index(module)] = np.nan if value is None else value
         image = axes.imshow(
             cells,
-            cmap=plt.get_cmap(cmap).with_extremes(bad=MISSING[theme]),
+            cmap=plt.get_cmap(cmap).with_extremes(bad=MISSING),
             vmin=low,
             vmax=high,
             aspect="auto",
@@ -113,7 +109,7 @@ def draw_heatmap(report: InspectionReport, theme: Theme) -> Figure:
     return figure
 
 
-def draw_matrices(report: InspectionReport, theme: Theme) -> Figure:
+def draw_matrices(report: InspectionReport) -> Figure:
     """|dW| of a few layers: as it is, and with rows and columns sorted by cluster."""
     chosen = [layer for layer in _chosen(report) if layer.thumbnails is not None]
     figure, grid = plt.subplots(len(chosen), 2, figsize=(9, 3.6 * len(chosen)), layout="constrained", squeeze=False)

@@ -1,14 +1,24 @@
-"""One self-contained HTML file: style and script inlined, no request to anywhere."""
+"""One self-contained HTML file: style, script and pictures inlined, no request to anywhere."""
 
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Collection, Sequence
 from html import escape
 from importlib.resources import files
 from itertools import repeat
 
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+INK = "#1f2328"  # of the page, see page.css
+DOTS_PER_INCH = 115
 
 Cell = tuple[str, float | str | None]  # what is shown, what is sorted by
 
@@ -69,11 +79,19 @@ def _classes(*names: str) -> str:
     return f' class="{used}"' if used else ""
 
 
-def picture(title: str, light: bytes, dark: bytes, caption: str = "") -> str:
-    """A section with a picture, inside the page so that this is one file, in the reader's theme."""
-    source, image = ("data:image/png;base64," + base64.b64encode(png).decode("ascii") for png in (dark, light))
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG; it is closed."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def picture(title: str, drawn: bytes, caption: str = "", *, photograph: bool = False) -> str:
+    """A section with a PNG, inside the page so that this is one file. A dark page inverts it, unless a `photograph`."""
+    kind = "" if photograph else ' class="drawing"'
+    source = "data:image/png;base64," + base64.b64encode(drawn).decode("ascii")
     said = f'<p class="soft">{caption}</p>' if caption else ""
     return f"""<section><h2>{title}</h2>{said}
-<picture><source media="(prefers-color-scheme: dark)" srcset="{source}">
-<img alt="{title}" src="{image}"></picture></section>
+<img{kind} alt="{title}" src="{source}"></section>
 """

@@ -52,7 +52,7 @@ METHODS: dict[str, Any] = {
 }
 CONTRASTS = [["g-lora", "rslora"], ["tied", "lora"]]
 TESTS = 2 * (4 + 1 + 1)  # two tables, each of four methods, one headroom run, and a contrast that is neither
-PICTURES = ("differences", "learning_rates", "costs")
+PICTURES = ("differences", "learning_rates")
 
 
 def by_hand(label: str, base: str = "lora") -> tuple[float, float, float]:
@@ -281,7 +281,7 @@ def test_the_page_is_self_contained(written: tuple[Comparison, Path]) -> None:
     page = (out / "index.html").read_text(encoding="utf-8")
     fetched = browser.fetched(page)
     assert all(link.startswith("data:") for link in fetched)
-    assert len([link for link in fetched if link.startswith("data:image/png;base64,")]) == 6  # 3, light and dark
+    assert len([link for link in fetched if link.startswith("data:image/png;base64,")]) == len(PICTURES)
     assert not re.search(r"https?://|url\(|@import", page)
     assert "<b>label" not in page
     assert "hybrid [a &lt;b&gt;label&lt;/b&gt;]" in page
@@ -296,19 +296,19 @@ def driven(page: Path, script: str) -> str:
 
 @browser.needs_chromium
 @pytest.mark.parametrize(
-    ("flags", "ground", "source"), [((), "244, 245, 247", "light"), ((browser.DARK,), "18, 21, 26", "dark")]
+    ("flags", "ground", "drawn"),
+    [((), "244, 245, 247", "none"), ((browser.DARK,), "18, 21, 26", "invert(0.9) hue-rotate(180deg)")],
 )
 def test_the_page_opens_with_its_pictures(
-    written: tuple[Comparison, Path], tmp_path: Path, flags: tuple[str, ...], ground: str, source: str
+    written: tuple[Comparison, Path], tmp_path: Path, flags: tuple[str, ...], ground: str, drawn: str
 ) -> None:
     page = tmp_path / "page.html"
     page.write_text(driven(written[1] / "index.html", """
       addEventListener("load", () => {
         const seen = [...document.images].map((image) => {
           const box = image.getBoundingClientRect();
-          const dark = image.currentSrc === image.parentNode.querySelector("source").srcset;
           const visible = image.complete && image.naturalWidth > 500 && box.width > 500 && box.height > 150;
-          return visible && (dark ? "dark" : "light");
+          return visible && getComputedStyle(image).filter;
         });
         document.documentElement.dataset.seen = seen.join() + "|" + getComputedStyle(document.body).backgroundColor;
       });
@@ -316,7 +316,7 @@ def test_the_page_opens_with_its_pictures(
     seen = browser.visit(page, tmp_path / "profile", *flags)
     assert seen.console == []
     assert 'data-ready="true"' in seen.dom
-    assert f'data-seen="{",".join([source] * 3)}|rgb({ground})"' in seen.dom
+    assert f'data-seen="{",".join([drawn] * len(PICTURES))}|rgb({ground})"' in seen.dom
 
 
 @browser.needs_chromium
@@ -477,12 +477,11 @@ def test_the_report_says_how_the_plan_was_changed_and_the_rates_chosen(tmp_path:
 
 
 def test_every_method_has_a_colour_of_its_own() -> None:
-    for theme in ("light", "dark"):
-        assert len(set(figures.COLOURS[theme])) == 16
+    assert len(set(figures.COLOURS)) == 16
     labels = [f"m{i}" for i in range(20)]
     entries = [SimpleNamespace(label=label) for label in labels]
     comparison: Any = SimpleNamespace(resolved=SimpleNamespace(entries=entries))
-    assert len({figures._colour(comparison, label, "light") for label in labels}) == 20
+    assert len({figures._colour(comparison, label) for label in labels}) == 20
 
 
 def test_trainable_stored_and_exported_rank_are_three_columns(tmp_path: Path, model_folder: Path) -> None:

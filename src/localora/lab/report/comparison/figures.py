@@ -1,11 +1,10 @@
-"""The report's pictures as PNG bytes, for a light and a dark page."""
+"""The report's pictures as PNG bytes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from colorsys import hls_to_rgb
-from functools import partial
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -14,51 +13,43 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from localora.lab.compare.comparison import Comparison
-from localora.lab.pages.theme import INK, Theme, png
+from localora.lab.pages.shell import INK, png
 
-COLOURS = {  # the first eight told apart by colour-blind readers too; markers and labels tell all apart
-    "light": (
-        "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7f3c8d", "#5b5b5b",
-        "#8b0000", "#3cb44b", "#000080", "#ff69b4", "#808000", "#20b2aa", "#a0522d", "#9370db",
-    ),
-    "dark": (
-        "#56b4e9", "#ff8c42", "#2fd6a3", "#e6a5cb", "#f0c24b", "#9ad0f5", "#c9a0dc", "#b0b0b0",
-        "#ff6b6b", "#7ee787", "#8c9eff", "#ff5fa2", "#cddc39", "#26c6da", "#d7a06f", "#e0e0ff",
-    ),
-}  # fmt: skip
+COLOURS = (  # the first eight told apart by colour-blind readers too; markers and labels tell all apart
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7f3c8d", "#5b5b5b",
+    "#8b0000", "#3cb44b", "#000080", "#ff69b4", "#808000", "#20b2aa", "#a0522d", "#9370db",
+)  # fmt: skip
 MARKERS = "osD^vPX*<>hp"
 TITLES = {
     "differences": "Difference from the baseline, with its interval; the band is a tie",
     "learning_rates": "Validation loss by learning rate: who was tuned, and how wide each plateau is",
     "frontier": "What was gained on the task, and what watched tasks lost for it",
-    "costs": "Time and memory of training",
 }
 
 
-def draw_all(comparison: Comparison, theme: Theme) -> dict[str, bytes]:
+def draw_all(comparison: Comparison) -> dict[str, bytes]:
     """Name -> PNG; pictures for which there are no data yet are left out."""
-    pictures: dict[str, tuple[bool, Callable[[Comparison, Theme], Figure]]] = {
+    pictures: dict[str, tuple[bool, Callable[[Comparison], Figure]]] = {
         "differences": (any(line.judged for table in comparison.tables for line in table.lines), draw_differences),
         "learning_rates": (bool(comparison.choices), draw_rates),
         "frontier": (bool(comparison.balances), draw_frontier),
-        "costs": (bool(comparison.costs), draw_costs),
     }
-    return {name: png(partial(draw, comparison, theme), theme) for name, (drawn, draw) in pictures.items() if drawn}
+    return {name: png(draw(comparison)) for name, (drawn, draw) in pictures.items() if drawn}
 
 
-def draw_differences(comparison: Comparison, theme: Theme) -> Figure:
+def draw_differences(comparison: Comparison) -> Figure:
     """A panel a table: a dot and an interval a method, with the sign that the table has."""
     tables = [table for table in comparison.tables if any(line.judged for line in table.lines)]
     most = max(sum(line.judged is not None for line in table.lines) for table in tables)
     figure, grid = _grid(len(tables), height=1.3 + 0.3 * most)
     for axes, table in zip(grid, tables, strict=False):
         lines = [line for line in table.lines if line.judged is not None]
-        axes.axvspan(-table.margin, table.margin, color=INK[theme], alpha=0.1, linewidth=0)
-        axes.axvline(0, color=INK[theme], linewidth=1)
+        axes.axvspan(-table.margin, table.margin, color=INK, alpha=0.1, linewidth=0)
+        axes.axvline(0, color=INK, linewidth=1)
         for place, line in enumerate(lines):
             assert line.judged is not None
             d = line.judged.difference
-            colour = _colour(comparison, line.entry.label, theme)
+            colour = _colour(comparison, line.entry.label)
             axes.plot([d.low, d.high], [place, place], color=colour, linewidth=2)
             axes.plot(d.mean, place, "o", color=colour)
         axes.set_yticks(range(len(lines)), [line.entry.label for line in lines])
@@ -71,7 +62,7 @@ def draw_differences(comparison: Comparison, theme: Theme) -> Figure:
     return figure
 
 
-def draw_rates(comparison: Comparison, theme: Theme) -> Figure:
+def draw_rates(comparison: Comparison) -> Figure:
     """A panel a task: a line a method over the rates it tried; the ring is the choice, a cross a diverged run."""
     tasks = list(comparison.resolved.plan.tasks)
     figure, grid = _grid(len(tasks), height=4.2)
@@ -80,7 +71,7 @@ def draw_rates(comparison: Comparison, theme: Theme) -> Figure:
             if of != task:
                 continue
             sound = {rate: loss for rate, loss in choice.tried.items() if math.isfinite(loss)}
-            colour = _colour(comparison, label, theme)
+            colour = _colour(comparison, label)
             dashed = "--" if comparison.resolved.entry(label).role == "headroom" else "-"
             marker = _marker(comparison, label)
             axes.plot(list(sound), list(sound.values()), dashed, marker=marker, color=colour, ms=5, lw=1.4, label=label)
@@ -99,7 +90,7 @@ def draw_rates(comparison: Comparison, theme: Theme) -> Figure:
     return figure
 
 
-def draw_frontier(comparison: Comparison, theme: Theme) -> Figure:
+def draw_frontier(comparison: Comparison) -> Figure:
     """A panel a task and watched task: up is a larger gain, left is less forgetting; bars are the spread over seeds."""
     watched = list(comparison.resolved.plan.watch)
     tasks = list(dict.fromkeys(balance.task for balance in comparison.balances))
@@ -116,31 +107,16 @@ def draw_frontier(comparison: Comparison, theme: Theme) -> Figure:
                 xerr=lost_sd or 0.0,
                 yerr=gain_sd or 0.0,
                 fmt=_marker(comparison, label),
-                color=_colour(comparison, label, theme),
+                color=_colour(comparison, label),
                 ms=6,
                 capsize=2,
                 label=label,
             )
-        axes.axvline(0, color=INK[theme], linewidth=1)
+        axes.axvline(0, color=INK, linewidth=1)
         axes.set(xlabel=f"loss of {name} grew by   (\u2190 better)", ylabel="test loss fell by   (better \u2192)")
         axes.set_title(task, fontsize="medium")
         axes.grid(alpha=0.2)
     _legend(figure, grid[0])
-    return figure
-
-
-def draw_costs(comparison: Comparison, theme: Theme) -> Figure:
-    """Seconds of training and peak memory of each method, the first task's."""
-    first = comparison.costs[0].task
-    costs = [c for c in comparison.costs if c.task == first]
-    names = [c.entry.label for c in costs]
-    colours = [_colour(comparison, name, theme) for name in names]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 1.2 + 0.3 * len(costs)), layout="constrained", sharey=True)
-    left.barh(names, [c.train_seconds for c in costs], color=colours)
-    left.set_xlabel(f"training, seconds ({first})")
-    right.barh(names, [c.peak_memory_mib for c in costs], color=colours)
-    right.set_xlabel("peak memory, MiB")
-    left.invert_yaxis()
     return figure
 
 
@@ -164,13 +140,13 @@ def _place(comparison: Comparison, label: str) -> int:
     return [entry.label for entry in comparison.resolved.entries].index(label)
 
 
-def _colour(comparison: Comparison, label: str, theme: Theme) -> str:
+def _colour(comparison: Comparison, label: str) -> str:
     """One a method, however many there are."""
-    place, known = _place(comparison, label), COLOURS[theme]
-    if place < len(known):
-        return known[place]
-    hue = (place - len(known)) / max(1, len(comparison.resolved.entries) - len(known))
-    return to_hex(hls_to_rgb(hue, 0.4 if theme == "light" else 0.7, 0.55))
+    place, known = _place(comparison, label), len(COLOURS)
+    if place < known:
+        return COLOURS[place]
+    hue = (place - known) / max(1, len(comparison.resolved.entries) - known)
+    return to_hex(hls_to_rgb(hue, 0.4, 0.55))
 
 
 def _marker(comparison: Comparison, label: str) -> str:

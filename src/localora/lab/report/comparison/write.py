@@ -54,11 +54,11 @@ def write_report(folder: Path) -> Comparison:
     """
     comparison = compare_records(Store(folder))
     write_file(folder / "summary.csv", summary_csv(comparison))
-    light, dark = draw_all(comparison, "light"), draw_all(comparison, "dark")
-    for name, drawn in light.items():
+    pictures = draw_all(comparison)
+    for name, drawn in pictures.items():
         write_file(folder / f"{name}.png", drawn)
-    write_file(folder / "report.md", render_markdown(comparison, [(f"{name}.png", TITLES[name]) for name in light]))
-    write_file(folder / "index.html", render_page(comparison, light, dark))
+    write_file(folder / "report.md", render_markdown(comparison, [(f"{name}.png", TITLES[name]) for name in pictures]))
+    write_file(folder / "index.html", render_page(comparison, pictures))
     return comparison
 
 
@@ -87,13 +87,13 @@ def _plain(text: str) -> str:
     return escape(text, quote=False).replace("](", "]\\(")
 
 
-def render_page(comparison: Comparison, light: dict[str, bytes], dark: dict[str, bytes]) -> str:
-    """The page, given each picture as PNG bytes for both themes."""
+def render_page(comparison: Comparison, pictures: dict[str, bytes]) -> str:
+    """The page, given each picture as PNG bytes."""
     reading = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in READING.items())
     parts = [
         _head(comparison),
         *map(_section, sections(comparison)),
-        *(shell.picture(TITLES[name], light[name], dark[name]) for name in light),
+        *(shell.picture(TITLES[name], drawn) for name, drawn in pictures.items()),
         f"<section><h2>How to read it</h2><dl>{reading}</dl></section>",
     ]
     style = files("localora.lab.report.comparison").joinpath("page.css").read_text(encoding="utf-8")
