@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def main(job: Path, parent: int) -> int:
     seen = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
     run = f"{recipe['method']['name']} {rate:g} {recipe['training']['seed']}"
     note = {"run": run, "raylet": raylet, "pid": os.getpid(), "folder": str(job.parent), "environment": seen}
+    note["localora"] = str(find_spec("localora").origin)  # type: ignore[union-attr]
     (folder / "notes").mkdir(exist_ok=True)
     (folder / "notes" / f"{time.time_ns()}-{os.getpid()}.json").write_text(json.dumps(note), encoding="utf-8")
     if orders.get("hang_on") == raylet:

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+import localora
 from localora.lab.compare.execute import execute
 from localora.lab.compare.plan import Entry, Plan, PlanError, ResolvedPlan
 from localora.lab.compare.runs import RunSpec, job_text, sweep_run
@@ -273,19 +274,21 @@ def test_resources_no_node_has_are_refused(cluster: Any, scene: Scene) -> None:
 
 
 @pytest.mark.usefixtures("surely_there")
-def test_a_node_with_another_localora_is_refused(
+def test_a_node_with_another_localora_runs_ours(
     cluster: Any, add_node: Callable[..., Any], scene: Scene, tmp_path: Path
 ) -> None:
     other = tmp_path / "other" / "localora"
     other.mkdir(parents=True)
     (other / "__init__.py").write_text('__version__ = "0.0.1"\n')
-    add_node(num_cpus=1, env_vars={"PYTHONPATH": str(other.parent)})
-    with pytest.raises(PlanError) as error:
-        scene.pool(cluster)
-    (problem,) = error.value.problems
-    assert problem.startswith("node ")
-    assert problem.endswith(f"its localora ({other}) is another version; install the same on every node")
-    assert not scene.notes()
+    add_node(num_cpus=2, env_vars={"PYTHONPATH": str(other.parent)})
+    pool = scene.pool(cluster, cpus=2)  # for which the head has no room
+    try:
+        assert scene.run_alone(pool, 1e-3).code == 0
+        (note,) = scene.notes()
+        assert Path(note["localora"]).read_bytes() == Path(str(localora.__file__)).read_bytes()
+        assert note["localora"] != str(localora.__file__)
+    finally:
+        pool.close()
 
 
 @pytest.mark.usefixtures("surely_there")

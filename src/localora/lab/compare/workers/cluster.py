@@ -1,6 +1,7 @@
 """A Ray cluster: each run is a Ray task with its resources declared; what it wrote comes back to the driver's folder.
 
-A node needs localora, and the plan's local model and data at the same place; it needs no shared file system.
+A node needs what localora needs, and the plan's local model and data at the same place. localora itself is sent there,
+and a shared file system is not needed.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class ClusterPool:
 
         Raises:
             PlanError: Ray is not installed; no cluster answers; no node has room for a run; or a node that has holds
-                another localora, another version of a package, or not the model and data that the plan names.
+                another version of a package, or not the model and data that the plan names.
         """
         if cpus <= 0 or gpus < 0 or (gpus > 1 and gpus != int(gpus)):
             asked = f"{cpus:g} CPU, {gpus:g} GPU"

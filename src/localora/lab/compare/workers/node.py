@@ -1,7 +1,7 @@
 """What a node of a cluster does: says whether it can do a plan's runs, does one, and hands back what it wrote.
 
-This module travels there by value, since the node may hold another localora, or none. So nothing here may import the
-rest of localora, and nothing does that takes long: the standard library and NumPy only.
+This module travels there by value, for importing localora takes long. So nothing here may import the rest of it: the
+standard library and NumPy only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ PREFIX = "localora-run-"  # of the temporary folders of runs
 YOUNG_SECONDS = 60.0  # a folder may be so old before its owner has locked it
 POLL_SECONDS = 0.1
 DIGEST_BYTES = 16 * 2**20
-LOCATE = "import importlib.util as u; s = u.find_spec('localora'); print(s.submodule_search_locations[0] if s else '')"
 
 Files = dict[str, npt.NDArray[np.uint8]]  # path relative to the run's folder -> bytes, which Ray does not copy
 Result = tuple[str, list[str], int, Files]  # the node's name, why it cannot do the run, the exit code, what it wrote
@@ -38,7 +37,6 @@ Result = tuple[str, list[str], int, Files]  # the node's name, why it cannot do 
 class Needs(TypedDict):
     """What a plan needs of every node; made by :func:`localora.lab.compare.workers.nodes.needs_of`."""
 
-    sources: str  # digest of localora's own files
     versions: dict[str, str]  # of the packages that decide what a run computes
     directory: str  # where the plan's relative paths start
     files: dict[str, dict[str, str]]  # path as the plan names it -> digest of each file
@@ -115,24 +113,7 @@ def sweep(root: Path) -> None:
 
 def node_problems(needs: Needs) -> list[str]:
     """What is wrong with this node, one line each."""
-    return [*_wrong_package(needs), *_wrong_versions(needs["versions"]), *_wrong_files(needs)]
-
-
-def _wrong_package(needs: Needs) -> list[str]:
-    folder = _package_folder(needs["directory"])
-    if folder is None:
-        return ["localora is not installed there; install the same version on every node"]
-    if digest_sources(folder) != needs["sources"]:
-        return [f"its localora ({folder}) is another version; install the same on every node"]
-    return []
-
-
-def _package_folder(directory: str) -> Path | None:
-    """Where a run's process would import localora from. A process tells: this one has the driver's search path too."""
-    found = subprocess.run(
-        [sys.executable, "-c", LOCATE], cwd=start_folder(directory), capture_output=True, text=True, check=True
-    ).stdout.strip()
-    return Path(found) if found else None
+    return [*_wrong_versions(needs["versions"]), *_wrong_files(needs)]
 
 
 def start_folder(directory: str) -> str | None:
@@ -178,18 +159,13 @@ def digest_file(path: Path) -> str:
     return hashlib.sha256(b"%d\n" % path.stat().st_size + head).hexdigest()
 
 
-def digest_all(path: Path, pattern: str = "*") -> dict[str, str]:
+def digest_all(path: Path) -> dict[str, str]:
     """Digest of each file in a folder by its name relative to it, hidden ones left out; of a file, by the name `.`."""
     if path.is_file():
         return {".": digest_file(path)}
-    names = {file.relative_to(path): file for file in sorted(path.rglob(pattern)) if file.is_file()}
+    names = {file.relative_to(path): file for file in sorted(path.rglob("*")) if file.is_file()}
     return {
         name.as_posix(): digest_file(file)
         for name, file in names.items()
         if not any(part.startswith(".") for part in name.parts)
     }
-
-
-def digest_sources(package: Path) -> str:
-    """Of all Python files of a package."""
-    return hashlib.sha256(repr(sorted(digest_all(package, "*.py").items())).encode()).hexdigest()

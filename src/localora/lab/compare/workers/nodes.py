@@ -11,7 +11,7 @@ from typing import Any
 
 import localora
 from localora.lab.compare.plan import Plan, PlanError
-from localora.lab.compare.workers.node import Needs, digest_all, digest_sources, node_problems, release
+from localora.lab.compare.workers.node import Needs, digest_all, node_problems, release
 from localora.lab.training.record import PACKAGES
 
 CONNECT_SECONDS = 60.0
@@ -32,7 +32,8 @@ def connect(address: str) -> Any:
     except ImportError as error:
         raise PlanError("--cluster", ["needs Ray: pip install 'localora[ray]'"]) from error
     _try(address)
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    ours = {"py_modules": [str(Path(localora.__file__).parent)]}  # nodes run the driver's own code
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=ours)
     return ray
 
 
@@ -57,13 +58,12 @@ def _no_cluster(address: str, reason: str) -> PlanError:
 
 
 def needs_of(plan: Plan) -> Needs:
-    """This machine's code and packages, and the local files that `plan` names, with their contents' digests.
+    """This machine's packages, and the local files that `plan` names, with their contents' digests.
 
     A model or data set of the Hub, and smollm2-135m, are no local files: each node fetches them once.
     """
     return {
-        "sources": digest_sources(Path(localora.__file__).parent),
-        "versions": {name: release(name) for name in PACKAGES if name != "localora"},  # that one is told by `sources`
+        "versions": {name: release(name) for name in PACKAGES if name != "localora"},  # that one is sent
         "directory": str(Path.cwd()),
         "files": {name: digest_all(Path(name).expanduser()) for name in local_names(plan)},
     }
