@@ -18,6 +18,7 @@ from unittest import mock
 from benchmarks.repartition_cost.layers import NAME, Adapted, other_labels
 
 from localora import CpsLoraConfig
+from localora.adapter.status import AdapterLayers
 from localora.lifecycle import planning
 from localora.lifecycle.consolidation import consolidate, start_anew
 
@@ -32,11 +33,12 @@ def repartition(adapted: Adapted, config: CpsLoraConfig) -> dict[str, Any]:
         mock.patch.object(planning, "gradient_sketches", return_value=adapted.sketches),
     ):
         wall, cpu = time.perf_counter(), time.process_time()
-        old = {key: planning.partition_of(layer, NAME) for key, layer in adapted.layers.items()}
-        planning.plan_clusters(mock.Mock(batches=[]), adapted.layers, NAME, config, old, None)
+        adapter = AdapterLayers(NAME, config, adapted.layers)
+        old = {key: adapter.partition(key) for key in adapted.layers}
+        planning.plan_clusters(mock.Mock(batches=[]), adapter, old, None)
         moving = time.perf_counter()
-        consolidate(adapted.layers, NAME, config)
-        start_anew(adapted.layers, NAME, adapted.optimizer, config.seed, step=1)
+        consolidate(adapter)
+        start_anew(adapter, adapted.optimizer, step=1)
         for number, layer in enumerate(adapted.layers.values()):
             layer.place(NAME, other_labels(layer, number))
         seconds[MOVE] = time.perf_counter() - moving

@@ -13,7 +13,7 @@ from torch import nn
 
 from localora import CpsLoraConfig, Partition
 from localora.adapter.layer import LocalizedLinear
-from localora.lifecycle.planning import local_shape
+from localora.placement.budget import LocalShape
 from localora.placement.random import random_partition
 from localora.placement.sketch import GradientSketch
 
@@ -62,7 +62,7 @@ def adapted(shapes: dict[str, tuple[int, int]], config: CpsLoraConfig) -> Adapte
             zero_init=False,
             inference_mode=False,
         )
-        layer.place(NAME, random_partition(m, n, local_shape(layer, NAME), seed=number))
+        layer.place(NAME, random_partition(m, n, _local_shape(layer), seed=number))
         sketch = GradientSketch(m, n, config.sketch, config.seed)
         sketch.observe(torch.randn(config.sketch, n), torch.randn(config.sketch, m))
         layers[key], sketches[key] = layer, sketch
@@ -77,9 +77,15 @@ def adapted(shapes: dict[str, tuple[int, int]], config: CpsLoraConfig) -> Adapte
     return Adapted(layers, sketches, optimizer)
 
 
+def _local_shape(layer: LocalizedLinear) -> LocalShape:
+    local = layer.localized_layout[NAME].budget.local
+    assert local is not None
+    return local
+
+
 def other_labels(layer: LocalizedLinear, number: int) -> Partition:
     """Random labels for the layer, which has random ones already."""
-    return random_partition(layer.out_features, layer.in_features, local_shape(layer, NAME), seed=1000 + number)
+    return random_partition(layer.out_features, layer.in_features, _local_shape(layer), seed=1000 + number)
 
 
 def _no_weight(m: int, n: int) -> nn.Linear:

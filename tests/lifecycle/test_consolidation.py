@@ -243,7 +243,7 @@ def test_a_bound_recompresses_and_the_stated_error_is_the_measured_one() -> None
     assert second is not None
     after = deltas(model)
     errors = [relative(after[key], before[key]) for key in before]
-    assert second.frozen_rank == 14 == repartitioner.config.consolidated_rank
+    assert second.frozen_rank == 14 == repartitioner.adapter.config.consolidated_rank
     assert second.recompression_error == pytest.approx(max(errors), rel=1e-3)
     assert max(errors) > 1e-3
     assert f"error {second.recompression_error:.1e}" in str(second)

@@ -36,7 +36,7 @@ def test_it_is_saved_and_loaded(method: Method, frozen: str, tmp_path: Path) -> 
     model, repartitioner = after_events(method.name, frozen)
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(tiny_llama(), tmp_path)
-    assert loaded.peft_config["default"].consolidated_rank == repartitioner.config.consolidated_rank > 0
+    assert loaded.peft_config["default"].consolidated_rank == repartitioner.adapter.config.consolidated_rank > 0
     close(logits(loaded), logits(model))
     assert placement_of(loaded) == placement_of(model)
     for (_, ours), (_, theirs) in zip(adapted_layers(model, "default"), adapted_layers(loaded, "default"), strict=True):
@@ -63,7 +63,7 @@ def test_it_is_loaded_into_a_model_with_other_events_behind_it(frozen: str, tmp_
     for events in (0, 4):
         other, _ = after_events("cps-lora", frozen, events)
         other.load_adapter(str(tmp_path), "default", is_trainable=True)
-        assert other.peft_config["default"].consolidated_rank == repartitioner.config.consolidated_rank
+        assert other.peft_config["default"].consolidated_rank == repartitioner.adapter.config.consolidated_rank
         close(logits(other), logits(model))
 
 

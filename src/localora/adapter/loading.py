@@ -76,8 +76,9 @@ def hot_swap(model: nn.Module, folder: str | Path, adapter_name: str = "default"
     check_path("hot_swap", "folder", folder)
     saved = read_adapter(folder)
     saved.check_placed()
-    config, layers = adapter_in(model, adapter_name)
-    if any(adapter_name in layer.merged_adapters for _, layer in layers):
+    adapter = adapter_in(model, adapter_name)
+    config, layers = adapter.config, adapter.layers
+    if any(adapter_name in layer.merged_adapters for layer in layers.values()):
         raise AdapterError(
             f"{adapter_name!r} is merged into the base weights, which another adapter could not undo; call "
             "unmerge_adapter() first"
@@ -90,7 +91,7 @@ def hot_swap(model: nn.Module, folder: str | Path, adapter_name: str = "default"
         raise AdapterError(f"{folder} has {clusters} clusters, {adapter_name!r} {room}; load it under another name")
     by_layer = {name: layer.tensors for name, layer in saved.layers.items()}
     check_layers(model, saved.config, adapter_name, by_layer)  # before anything changes
-    for name, layer in layers:
+    for name, layer in layers.items():
         layer.unfold(adapter_name)
         layer.allocate_frozen(adapter_name, saved.config.consolidated_rank)
         scale = saved.layers[name.removeprefix(PEFT_PREFIX)].scale

@@ -51,7 +51,7 @@ class Option:
     def check(self, value: object) -> None:
         """Raise ConfigError unless the value is of the option's type and in its range."""
         if not _is(value, self.hint):
-            raise ConfigError(f"{self.name} must be {_words(self.hint)}{self._range()}, got {_short(value)}")
+            raise ConfigError(f"{self.name} must be {_words(self.hint)}{self._range()}, got {shown(value)}")
         for key, number in _numbers(self.name, value):
             if isinstance(number, float) and not math.isfinite(number) and self.bounds:
                 raise ConfigError(f"{key} must be a finite number{self._range()}, got {number}")
@@ -150,6 +150,7 @@ def _numbers(name: str, value: object) -> Iterator[tuple[str, float]]:
             yield from _numbers(name, item)
 
 
-def _short(value: object) -> str:
-    shown = repr(value) if not isinstance(value, int) or abs(value) <= LARGEST_INT else "a very large number"
-    return shown if len(shown) <= 80 else shown[:77] + "..."
+def shown(value: object) -> str:
+    """For a message: as Python writes it, but not for ever."""
+    text = repr(value) if not isinstance(value, int) or abs(value) <= LARGEST_INT else "a very large number"
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -12,6 +12,7 @@ import re
 from re import _constants, _parser  # type: ignore[attr-defined]
 from typing import Any
 
+from localora.adapter.options import shown
 from localora.errors import ConfigError
 
 MOST_PATTERNS = 1024  # each is tried on each layer: a layer an entry is enough, and 50,000 took minutes
@@ -27,10 +28,10 @@ def check_pattern(where: str, pattern: str, as_matched: str | None = None) -> No
     try:
         ways = _ways(_parser.parse(as_matched or pattern))
     except (re.error, RecursionError, OverflowError) as error:
-        raise ConfigError(f"{where}: {_short(pattern)} is no regular expression: {error}") from None
+        raise ConfigError(f"{where}: {shown(pattern)} is no regular expression: {error}") from None
     if ways > MOST_WAYS:
         raise ConfigError(
-            f"{where}: {_short(pattern)} could take for ever to match: it repeats what can itself match in several "
+            f"{where}: {shown(pattern)} could take for ever to match: it repeats what can itself match in several "
             "ways, or has too many repeats. Name the layers, or use at most four of `.*` and no repeat of a repeat"
         )
 
@@ -62,7 +63,3 @@ def _repeated(least: int, most: int, ways: float, body: Any) -> float:
     if most > 1 and (ways > 1 or shortest != longest or shortest == 0):
         return math.inf if most > 2 else (1 + ways) ** most
     return max(1, most - min(least, most) + 1) * max(1.0, ways)
-
-
-def _short(pattern: str) -> str:
-    return repr(pattern if len(pattern) <= 60 else pattern[:57] + "...")

@@ -128,7 +128,14 @@ def split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], 
 
 def check_others(others: Iterable[str], config: LocalizedConfig) -> None:
     """Refuse what is neither an adapter's nor of a module in `modules_to_save`: PEFT would load it over the base's."""
-    strangers = [key for key in others if not _saved_in_full(key, config.modules_to_save or ())]
+    modules, others = config.modules_to_save or [], list(others)
+    for module in modules:
+        if not any(f".{module}." in f".{key}" for key in others):
+            raise AdapterFileError(
+                f"the adapter file has no tensor of {module!r}, which its config's modules_to_save names; save the "
+                "adapter again with save_pretrained"
+            )
+    strangers = [key for key in others if not _saved_in_full(key, modules)]
     if strangers:
         raise AdapterFileError(
             f"the adapter file holds {listed(strangers, 3)}, which belongs to no adapted layer and to none of "

@@ -6,7 +6,7 @@ The three numbers of its size are those that a comparison needs side by side.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -14,8 +14,8 @@ from localora.adapter.config import LocalizedConfig
 from localora.adapter.layer import LocalizedLinear
 from localora.arguments import check_model
 from localora.errors import AdapterError
-from localora.placement.budget import LayerBudget
-from localora.placement.partition import Placement
+from localora.placement.budget import LayerBudget, LocalShape
+from localora.placement.partition import Partition, Placement
 
 
 def adapted_layers(model: nn.Module, adapter_name: str) -> list[tuple[str, LocalizedLinear]]:
@@ -36,13 +36,42 @@ def active_adapters(model: nn.Module) -> list[str]:
     return list(dict.fromkeys(name for x in layers for name in x.active_adapters if name in x.localized_layout))
 
 
-def adapter_in(model: nn.Module, adapter_name: str) -> tuple[LocalizedConfig, list[tuple[str, LocalizedLinear]]]:
-    """The config of an adapter, and the layers that hold it, with their names in `model`; AdapterError without any."""
+@dataclass(frozen=True)
+class AdapterLayers:
+    """One adapter of a model: its name, its config, and the layers that hold it, by their names in the model."""
+
+    name: str
+    config: LocalizedConfig
+    layers: dict[str, LocalizedLinear]
+
+    def budget(self, key: str) -> LayerBudget:
+        """The fixed shapes of the adapter on a layer."""
+        return self.layers[key].localized_layout[self.name].budget
+
+    def local_shape(self, key: str) -> LocalShape:
+        """The fixed shape of the local term on a layer that has one."""
+        local = self.budget(key).local
+        assert local is not None  # layers without one have nothing to place and are left out before
+        return local
+
+    def partition(self, key: str) -> Partition:
+        """The present partition of the local term on a layer that has one."""
+        partition = self.layers[key].local_partition(self.name)
+        assert partition is not None
+        return partition
+
+    def with_choice(self) -> AdapterLayers:
+        """The same with those layers alone on which labels decide something."""
+        return replace(self, layers={key: layer for key, layer in self.layers.items() if self.budget(key).has_choice})
+
+
+def adapter_in(model: nn.Module, adapter_name: str) -> AdapterLayers:
+    """The adapter of this name. Raises AdapterError if the model has none."""
     config = getattr(model, "peft_config", {}).get(adapter_name)
-    layers = adapted_layers(model, adapter_name)
+    layers = dict(adapted_layers(model, adapter_name))
     if not (isinstance(config, LocalizedConfig) and layers):
         raise AdapterError(f"no layer of this model holds a localora adapter named {adapter_name!r}")
-    return config, layers
+    return AdapterLayers(adapter_name, config, layers)
 
 
 def placement_of(model: nn.Module, adapter_name: str = "default") -> dict[str, Placement]:
@@ -53,8 +82,8 @@ def placement_of(model: nn.Module, adapter_name: str = "default") -> dict[str, P
         AdapterError: no layer holds an adapter of that name.
     """
     check_model("placement_of", model)
-    _, layers = adapter_in(model, adapter_name)
-    return {name: layer.placement(adapter_name) for name, layer in layers}
+    layers = adapter_in(model, adapter_name).layers
+    return {key: layer.placement(adapter_name) for key, layer in layers.items()}
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,11 @@ class Adapter:
 
 def read_model(model: nn.Module, adapter_name: str) -> Adapter:
     """From a model in memory. AdapterError if it has no such adapter, UnplacedAdapterError if it was never placed."""
-    config, layers = adapter_in(model, adapter_name)
+    adapter = adapter_in(model, adapter_name)
+    config, layers = adapter.config, adapter.layers
     factors = {}
     with torch.no_grad():
-        for name, layer in layers:
+        for name, layer in layers.items():
             layer.local_partition(adapter_name)  # raises when it is unplaced or damaged
             A, B = layer.dense_factors(adapter_name)
             factors[name.removeprefix(PEFT_PREFIX)] = (A.detach().cpu(), B.detach().cpu())
@@ -39,7 +40,9 @@ def read_model(model: nn.Module, adapter_name: str) -> Adapter:
 
     saved = get_peft_model_state_dict(model, adapter_name=adapter_name) if config.modules_to_save else {}
     other = {key: value.detach().cpu() for key, value in saved.items() if ".localized_" not in key}
-    return Adapter(config, factors, other, any(layer.is_conv1d for _, layer in layers), _complete(config, factors))
+    return Adapter(
+        config, factors, other, any(layer.is_conv1d for layer in layers.values()), _complete(config, factors)
+    )
 
 
 def _complete(config: LocalizedConfig, names: Iterable[str]) -> bool:

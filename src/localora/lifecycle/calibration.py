@@ -10,6 +10,7 @@ Shape legend
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -23,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.lora_file import lora_factors, read_lora_folder
 from localora.adapter.saved_layers import PEFT_PREFIX
-from localora.adapter.status import active_adapters, adapted_layers
+from localora.adapter.status import AdapterLayers, active_adapters, adapted_layers
 from localora.arguments import check_callable, check_count, check_model, check_path
 from localora.lifecycle.passes import CalibrationError, Layers, LossFn, Passes
 from localora.lifecycle.planning import PLANNERS
@@ -76,17 +77,16 @@ def calibrate(
     check_callable("calibrate", "loss_fn", loss_fn, "(model, batch) -> loss")
     check_callable("calibrate", "progress", progress, "(done, total)")
     started = time.perf_counter()
-    name, config = adapter_config(model, adapter_name)
-    layers = _layers_to_place(model, name, replace)
+    adapter = _to_place(find_adapter(model, adapter_name), anew=replace)
     passes = Passes(model, batches, steps, loss_fn)
     count = len(passes.batches)
-    planner = PLANNERS[config.planner]
+    planner = PLANNERS[adapter.config.planner]
     if progress:
         total = count + planner.more_passes
         passes.progress = lambda done: progress(done, total)
-    reports = planner.plan(passes, layers, name, config, {}, None)
+    reports = planner.plan(passes, adapter, {}, None)
     loss = sum(passes.losses[:count]) / count
-    return _placed(layers, name, config, reports, batches=count, loss=loss, started=started)
+    return _placed(adapter, reports, count, loss, started)
 
 
 def calibrate_from_update(
@@ -111,25 +111,25 @@ def calibrate_from_update(
     check_model("calibrate_from_update", model)
     check_path("calibrate_from_update", "lora", lora)
     started = time.perf_counter()
-    name, config = adapter_config(model, adapter_name)
-    planned = PLANNERS[config.planner].from_update
+    adapter = find_adapter(model, adapter_name)
+    planned = PLANNERS[adapter.config.planner].from_update
     if planned is None:
         raise CalibrationError(
-            f"{name!r} is a {config.method} adapter, whose block is chosen by Taylor scores of a gradient; "
-            "use localora.calibrate(model, batches)"
+            f"{adapter.name!r} is a {adapter.config.method} adapter, whose block is chosen by Taylor scores of a "
+            "gradient; use localora.calibrate(model, batches)"
         )
-    layers = _layers_to_place(model, name, replace)
+    adapter = _to_place(adapter, anew=replace)
 
     def plan() -> dict[str, LayerReport]:
-        updates = _updates_of(layers, Path(lora))
-        each = over_threads(lambda key: planned(key, layers[key], name, config, *updates.pop(key)), layers)
-        return dict(zip(layers, each, strict=True))
+        updates = _updates_of(adapter.layers, Path(lora))
+        each = over_threads(lambda key: planned(adapter, key, *updates.pop(key)), adapter.layers)
+        return dict(zip(adapter.layers, each, strict=True))
 
-    return _placed(layers, name, config, decide_once(plan), batches=0, loss=None, started=started)
+    return _placed(adapter, decide_once(plan), 0, None, started)
 
 
-def adapter_config(model: nn.Module, adapter_name: str | None) -> tuple[str, LocalizedConfig]:
-    """The name and config of the adapter meant: the one named, or the only active localora adapter.
+def find_adapter(model: nn.Module, adapter_name: str | None) -> AdapterLayers:
+    """The adapter meant: the one named, or the only active localora adapter.
 
     Raises:
         CalibrationError: there is none, or more than one and no name; or a wrapper that waits for gradients of
@@ -151,43 +151,36 @@ def adapter_config(model: nn.Module, adapter_name: str | None) -> tuple[str, Loc
         raise CalibrationError(
             f"{adapter_name!r} is no localora adapter of this model; its adapters are {sorted(configs) or 'none'}"
         )
-    return adapter_name, config
+    return AdapterLayers(adapter_name, config, dict(adapted_layers(model, adapter_name)))
 
 
-def _layers_to_place(model: nn.Module, name: str, replace: bool) -> Layers:
-    """The layers that wait for a placement; with `replace`, all that can have one. CalibrationError if none may."""
-    layers = dict(adapted_layers(model, name))
+def _to_place(adapter: AdapterLayers, *, anew: bool) -> AdapterLayers:
+    """With the layers that wait for a placement, or all that can have one. CalibrationError if there are none."""
+    name, layers = adapter.name, adapter.layers
     if any(name in layer.merged_adapters for layer in layers.values()):
         raise CalibrationError(
             f"the adapter {name!r} is merged into the base weights, which other labels would no longer undo; call "
             "unmerge_adapter() first"
         )
-    with_local = {key: layer for key, layer in layers.items() if layer.localized_layout[name].budget.local}
-    if not with_local:
+    layers = {key: layer for key, layer in layers.items() if adapter.budget(key).local}
+    if not layers:
         raise CalibrationError(f"the adapter {name!r} has no local term on any layer, so there is nothing to place")
-    if replace:
-        return with_local
-    unplaced = {key: layer for key, layer in with_local.items() if layer.is_unplaced(name)}
-    if not unplaced:
+    if not anew:
+        layers = {key: layer for key, layer in layers.items() if layer.is_unplaced(name)}
+    if not layers:
         raise CalibrationError(f"the adapter {name!r} is placed already; pass replace=True to place it anew")
-    return unplaced
+    return dataclasses.replace(adapter, layers=layers)
 
 
 def _placed(
-    layers: Layers,
-    name: str,
-    config: LocalizedConfig,
-    reports: dict[str, LayerReport],
-    *,
-    batches: int,
-    loss: float | None,
-    started: float,
+    adapter: AdapterLayers, reports: dict[str, LayerReport], batches: int, loss: float | None, started: float
 ) -> CalibrationReport:
     """Place each layer as planned, on every process alike."""
-    for key, layer in layers.items():
-        layer.place(name, reports[key].partition)
+    for key, layer in adapter.layers.items():
+        layer.place(adapter.name, reports[key].partition)
     check_placement(report.partition for report in reports.values())
-    return CalibrationReport(config.method, tuple(reports.values()), batches, loss, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return CalibrationReport(adapter.config.method, tuple(reports.values()), batches, loss, seconds)
 
 
 def _updates_of(layers: Layers, folder: Path) -> Updates:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from localora.adapter.status import active_adapters, adapted_layers
+from localora.adapter.status import active_adapters, adapter_in
 from localora.lifecycle.calibration import calibrate
 from localora.lifecycle.passes import CalibrationError, LossFn, ZeroGradientError
 from localora.lifecycle.report import CalibrationReport
@@ -103,7 +103,7 @@ class LocalizationCallback(TrainerCallback):
     def _wait_to_place(model: nn.Module) -> None:
         """That an adapter is unplaced is no mistake until the next calibration ends."""
         for name in active_adapters(model):
-            for _, layer in adapted_layers(model, name):
+            for layer in adapter_in(model, name).layers.values():
                 layer.calibrating = True
 
     def _begin(self, model: nn.Module, optimizer: Any, batches: Iterable[Any]) -> None:
@@ -117,12 +117,13 @@ class LocalizationCallback(TrainerCallback):
                 "get_peft_model(model, CpsLoraConfig(...)) first, or leave the callback out"
             )
         for name in names:
-            if any(layer.is_unplaced(name) for _, layer in adapted_layers(model, name)):
+            adapter = adapter_in(model, name)
+            if any(layer.is_unplaced(name) for layer in adapter.layers.values()):
                 with random_state_kept(), _autocast(args):
                     report = calibrate(model, batches, self.steps, loss_fn, adapter_name=name, progress=self.progress)
                 self.reports[name] = report
                 log(self._trainer, CALIBRATION, name, report.numbers())
-                show(self._trainer, CALIBRATION, name, dict(adapted_layers(model, name)))
+                show(self._trainer, CALIBRATION, adapter)
         for name in names:
             with random_state_kept():  # it reads batches
                 self.repartitioners[name] = Repartitioner(
@@ -143,7 +144,7 @@ class LocalizationCallback(TrainerCallback):
                 event = repartitioner.at(state.global_step)
             if event is not None:
                 log(self._trainer, EVENT, name, event.to_dict())
-                show(self._trainer, EVENT, name, repartitioner.layers)
+                show(self._trainer, EVENT, repartitioner.adapter)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

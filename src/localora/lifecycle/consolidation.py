@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from localora.adapter.config import LocalizedConfig
 from localora.adapter.expert import Expert
 from localora.adapter.factors import joined, whole
 from localora.adapter.saved_layers import expected_shapes
+from localora.adapter.status import AdapterLayers
 from localora.adapter.zero import gathered, whole_shape
 from localora.errors import ScheduleError
 from localora.lifecycle.optimizer_state import check_forgettable, forget
@@ -32,7 +32,7 @@ from localora.placement.thin import padded, thin_norm, truncate_factors
 from localora.placement.threads import one_thread
 
 
-def check_possible(model: nn.Module, layers: Layers, name: str, config: LocalizedConfig, optimizer: Any) -> None:
+def check_possible(model: nn.Module, adapter: AdapterLayers, optimizer: Any) -> None:
     """Refuse, before any training is lost, what no event could handle.
 
     Raises:
@@ -40,21 +40,21 @@ def check_possible(model: nn.Module, layers: Layers, name: str, config: Localize
             `frozen="merged"` cannot add to.
     """
     factors: dict[str, nn.Parameter] = {}
-    for key, layer in layers.items():
-        shapes = expected_shapes(layer.localized_layout[name].budget, 0)
-        for own, parameter in layer.trained(name).items():
-            shape = shapes[own.removeprefix("localized_").replace(f".{name}.", ".")]
+    for key, layer in adapter.layers.items():
+        shapes = expected_shapes(adapter.budget(key), 0)
+        for own, parameter in layer.trained(adapter.name).items():
+            shape = shapes[own.removeprefix("localized_").replace(f".{adapter.name}.", ".")]
             if whole_shape(parameter) != shape or not isinstance(parameter, nn.Parameter):
                 raise ScheduleError(
                     f"the factors of {key} are no longer parameters of shape {shape}, but of {tuple(parameter.shape)}: "
                     "FSDP1 took them apart, so no event can start them anew. Train with FSDP2, DDP or DeepSpeed, or "
                     "without events (repartition=[], repartition_every=0)"
                 )
-        factors |= {f"{key}.{own}": parameter for own, parameter in layer.trained(name).items()}
+            factors[f"{key}.{own}"] = parameter
     if optimizer is not None:
         check_forgettable(optimizer, factors)
-    if config.frozen == "merged":
-        _check_foldable(model, layers)
+    if adapter.config.frozen == "merged":
+        _check_foldable(model, adapter.layers)
 
 
 def _check_foldable(model: nn.Module, layers: Layers) -> None:
@@ -76,10 +76,10 @@ def _check_foldable(model: nn.Module, layers: Layers) -> None:
             raise ScheduleError(f"frozen='merged' adds to base weights, but that of {key} is {reason}; use 'factors'")
 
 
-def check_finite(layers: Layers, name: str) -> None:
+def check_finite(adapter: AdapterLayers) -> None:
     """Raise ScheduleError if a factor holds NaN or infinity, which nobody would want to keep."""
-    for key, layer in layers.items():
-        for parameter, factor in layer.trained(name).items():
+    for key, layer in adapter.layers.items():
+        for parameter, factor in layer.trained(adapter.name).items():
             with gathered(factor):
                 finite = bool(torch.isfinite(whole(factor.detach())).all())
             if not finite:
@@ -91,18 +91,18 @@ def check_finite(layers: Layers, name: str) -> None:
 
 @torch.no_grad()
 @one_thread()
-def consolidate(layers: Layers, name: str, config: LocalizedConfig) -> tuple[float, float]:
-    """Let every layer's live update join its frozen term, and `config.consolidated_rank` say so.
+def consolidate(adapter: AdapterLayers) -> tuple[float, float]:
+    """Let every layer's live update join its frozen term, and the config's `consolidated_rank` say so.
 
     All layers get the same rank, padded with zeros where they have less, so that one number gives the shapes at load.
 
     Returns:
-        The Frobenius norm over all layers of what joined; the largest relative error by `config.frozen_rank`, or 0.
+        The Frobenius norm over all layers of what joined; the largest relative error by `frozen_rank`, or 0.
     """
-    rank = live_rank(layers, name)
+    name, config, rank = adapter.name, adapter.config, live_rank(adapter)
     bound = config.frozen_rank if config.consolidated_rank + rank > config.frozen_rank else 0
     squares, errors = 0.0, [0.0]
-    for layer in layers.values():
+    for layer in adapter.layers.values():
         A, B = layer.live_factors(name)
         squares += thin_norm(A.double(), B.double()) ** 2
         A, B = padded(A, B, rank)
@@ -123,9 +123,9 @@ def consolidate(layers: Layers, name: str, config: LocalizedConfig) -> tuple[flo
     return squares**0.5, max(errors)
 
 
-def live_rank(layers: Layers, name: str) -> int:
+def live_rank(adapter: AdapterLayers) -> int:
     """The largest rank of any layer's live update: what an event adds to the frozen term's."""
-    return max(layer.localized_layout[name].budget.dense_rank for layer in layers.values())
+    return max(adapter.budget(key).dense_rank for key in adapter.layers)
 
 
 def _bounded(A_cn: Tensor, B_mc: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
@@ -134,12 +134,12 @@ def _bounded(A_cn: Tensor, B_mc: Tensor, rank: int) -> tuple[Tensor, Tensor, flo
     return *padded(A, B, rank), error
 
 
-def start_anew(layers: Layers, name: str, optimizer: Any, seed: int, step: int) -> None:
+def start_anew(adapter: AdapterLayers, optimizer: Any, step: int) -> None:
     """Factors as at creation, drawn from the seed, the step and the layer's name; the optimizer forgets them."""
     started: list[nn.Parameter] = []
-    for key, layer in layers.items():
-        layer.restart(name, event_seed(seed, step, key))
-        for parameter in layer.trained(name).values():
+    for key, layer in adapter.layers.items():
+        layer.restart(adapter.name, event_seed(adapter.config.seed, step, key))
+        for parameter in layer.trained(adapter.name).values():
             parameter.grad = None
             started.append(parameter)
     if optimizer is not None:

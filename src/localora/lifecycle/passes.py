@@ -101,6 +101,11 @@ class Passes:
             )
         loss = self.loss_fn(self.model, batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
+            if self.loss_fn is _default_loss:
+                raise CalibrationError(
+                    "the model returned no scalar loss for a calibration batch; give it labels, or pass a loss_fn of "
+                    "(model, batch)"
+                )
             got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
             raise CalibrationError(f"loss_fn must return a scalar tensor; for calibration batch {number} it gave {got}")
         if not torch.isfinite(loss).all():
@@ -121,15 +126,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _default_loss(model: nn.Module, batch: Any) -> Tensor:
+def _default_loss(model: nn.Module, batch: Any) -> Any:
     output = model(**batch)
-    loss = output.get("loss") if isinstance(output, Mapping) else output[0]
-    if not isinstance(loss, Tensor) or loss.ndim:
-        raise CalibrationError(
-            "the model returned no scalar loss for a calibration batch; give it labels, or pass a loss_fn of "
-            "(model, batch)"
-        )
-    return loss
+    return output.get("loss") if isinstance(output, Mapping) else output[0]
 
 
 def _to_device(batch: Any, model: nn.Module) -> Any:

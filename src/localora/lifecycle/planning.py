@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localora.adapter.config import CpsLoraConfig, GLoraConfig, LocalizedConfig
+from localora.adapter.config import CpsLoraConfig
 from localora.adapter.layer import LocalizedLinear
+from localora.adapter.status import AdapterLayers
 from localora.lifecycle.observe import Observer
-from localora.lifecycle.passes import CalibrationError, Layers, Passes, ZeroGradientError
+from localora.lifecycle.passes import CalibrationError, Passes, ZeroGradientError
 from localora.lifecycle.processes import decide_once, sum_over_processes
 from localora.lifecycle.report import LayerReport
-from localora.placement.budget import LocalShape
 from localora.placement.captured import captured_energy
 from localora.placement.coclustering import plan_coclusters
 from localora.placement.partition import Partition
@@ -46,128 +46,82 @@ class Planner:
         from_update: from another LoRA's update, if the method can.
     """
 
-    plan: Callable[[Passes, Layers, str, Any, Partitions, Partitions | None], dict[str, LayerReport]]
+    plan: Callable[[Passes, AdapterLayers, Partitions, Partitions | None], dict[str, LayerReport]]
     more_passes: int
-    from_update: Callable[[str, LocalizedLinear, str, Any, Tensor, Tensor], LayerReport] | None
+    from_update: Callable[[AdapterLayers, str, Tensor, Tensor], LayerReport] | None
 
 
 def plan_blocks(
-    passes: Passes, layers: Layers, name: str, config: GLoraConfig, old: Partitions, given: Partitions | None
+    passes: Passes, adapter: AdapterLayers, old: Partitions, given: Partitions | None
 ) -> dict[str, LayerReport]:
     """G-LoRA: Taylor scores, then the block of the highest."""
-    before = _shares(passes, layers, old) if old else {}
+    before = _shares(passes, adapter, old) if old else {}
     silent: set[str] = set()
     if given is None:
-        scores = _taylor_scores(passes, layers, {}, passes.batches)
+        scores = _taylor_scores(passes, adapter, {}, passes.batches)
         silent = _silent(scores)
 
         def choose(key: str) -> Partition:
             if key in silent:
-                return old.get(key) or _at_random(key, layers[key], name, config)
-            local = local_shape(layers[key], name)
+                return old.get(key) or _at_random(adapter, key)
+            local = adapter.local_shape(key)
             return plan_block(scores[key].rows, scores[key].cols, local.rows, local.cols)
 
-        given = decide_once(lambda: {key: choose(key) for key in layers})
-    inside = _shares(passes, layers, given)  # known only after the block is chosen: one more pass
+        given = decide_once(lambda: {key: choose(key) for key in adapter.layers})
+    inside = _shares(passes, adapter, given)  # known only after the block is chosen: one more pass
     return {
         key: LayerReport(
             key,
-            given[key],
+            block,
             importance_share=inside[key],
             held_before=before.get(key),
             at_random=key in silent - old.keys(),
         )
-        for key in layers
+        for key, block in given.items()
     }
 
 
 def plan_clusters(
-    passes: Passes, layers: Layers, name: str, config: CpsLoraConfig, old: Partitions, given: Partitions | None
+    passes: Passes, adapter: AdapterLayers, old: Partitions, given: Partitions | None
 ) -> dict[str, LayerReport]:
     """CPS-LoRA: a sketch of the summed gradient, then its co-clusters."""
-    sketches = gradient_sketches(passes, layers, config, passes.batches if given is None else passes.batches[:1])
+    sketches = gradient_sketches(passes, adapter, passes.batches if given is None else passes.batches[:1])
     silent = _silent(sketches) if given is None else set()
 
     def plan_one(key: str) -> LayerReport:
         if key in silent:
-            partition = old.get(key) or _at_random(key, layers[key], name, config)
+            partition = old.get(key) or _at_random(adapter, key)
             held_before = 0.0 if key in old else None
             return LayerReport(key, partition, captured_energy=0.0, held_before=held_before, at_random=key not in old)
         left, right = sketches.pop(key).factors()  # popped: the memory of a sketch is free once it is planned on
         if given is None:
-            return cocluster(key, layers[key], name, config, left, right, old.get(key))
-        rank = local_shape(layers[key], name).rank
+            return cocluster(adapter, key, left, right, old.get(key))
+        rank = adapter.local_shape(key).rank
         before, after = (captured_energy(left, right, partition, rank) for partition in (old[key], given[key]))
         return LayerReport(key, given[key], captured_energy=after, held_before=before)
 
-    return decide_once(lambda: dict(zip(layers, over_threads(plan_one, layers), strict=True)))
+    return decide_once(lambda: dict(zip(adapter.layers, over_threads(plan_one, adapter.layers), strict=True)))
 
 
-def gradient_sketches(
-    passes: Passes, layers: Layers, config: CpsLoraConfig, batches: list[Any]
-) -> dict[str, GradientSketch]:
+def gradient_sketches(passes: Passes, adapter: AdapterLayers, batches: list[Any]) -> dict[str, GradientSketch]:
     """Sketches of each layer's gradient, summed over the batches and the processes."""
+    config = adapter.config
+    assert isinstance(config, CpsLoraConfig)
     sketches = {
         key: GradientSketch(layer.out_features, layer.in_features, config.sketch, config.seed)
-        for key, layer in layers.items()
+        for key, layer in adapter.layers.items()
     }
-    observers = {key: sketch.observe for key, sketch in sketches.items()}
-    passes.run(layers, observers, batches)
+    passes.run(adapter.layers, {key: sketch.observe for key, sketch in sketches.items()}, batches)
     sum_signals(sketches)
     return sketches
 
 
-def local_shape(layer: LocalizedLinear, name: str) -> LocalShape:
-    """The fixed shape of an adapter's local term on a layer that has one."""
-    local = layer.localized_layout[name].budget.local
-    assert local is not None  # layers without one have nothing to place and are left out before
-    return local
-
-
-def partition_of(layer: LocalizedLinear, name: str) -> Partition:
-    """The present partition of an adapter's local term on a layer that has one."""
-    partition = layer.local_partition(name)
-    assert partition is not None
-    return partition
-
-
-def _shares(passes: Passes, layers: Layers, blocks: Partitions) -> dict[str, float]:
-    """What each layer's block holds of the importance on the last batch."""
-    return {key: s.inside_share for key, s in _taylor_scores(passes, layers, blocks, passes.batches[-1:]).items()}
-
-
-def _taylor_scores(passes: Passes, layers: Layers, within: Partitions, batches: list[Any]) -> dict[str, TaylorScores]:
-    scores = {
-        key: TaylorScores(layer.out_features, layer.in_features, within.get(key)) for key, layer in layers.items()
-    }
-    for key, layer in layers.items():
-        if layer.quantization_backend is not None and not layer.quantization_backend.supports_merge:
-            raise CalibrationError(
-                f"G-LoRA's importance is |weight * gradient|, and {key} is a {layer.quantization_backend.backend_name} "
-                "layer, which does not give its weight back. Use CPS-LoRA, which needs the gradient alone, or "
-                "placement='random'"
-            )
-
-    def observer(key: str, layer: LocalizedLinear) -> Observer:
-        return lambda x, g: scores[key].observe(x, g, _weight_mn(layer))
-
-    passes.run(layers, {key: observer(key, layer) for key, layer in layers.items()}, batches)
-    sum_signals(scores)
-    return scores
-
-
 def cocluster(
-    key: str,
-    layer: LocalizedLinear,
-    name: str,
-    config: CpsLoraConfig,
-    left_ms: Tensor,
-    right_sn: Tensor,
-    start: Partition | None = None,
+    adapter: AdapterLayers, key: str, left_ms: Tensor, right_sn: Tensor, start: Partition | None = None
 ) -> LayerReport:
     """The co-clusters of M = left_ms @ right_sn on one layer: its gradient, or an update."""
-    started = time.perf_counter()
-    local = local_shape(layer, name)
+    started, local, config = time.perf_counter(), adapter.local_shape(key), adapter.config
+    assert isinstance(config, CpsLoraConfig)
     result = plan_coclusters(
         left_ms,
         right_sn,
@@ -185,6 +139,37 @@ def cocluster(
         held_before=result.start_energy,
         seconds=time.perf_counter() - started,
     )
+
+
+def _shares(passes: Passes, adapter: AdapterLayers, blocks: Partitions) -> dict[str, float]:
+    """What each layer's block holds of the importance on the last batch."""
+    return {key: s.inside_share for key, s in _taylor_scores(passes, adapter, blocks, passes.batches[-1:]).items()}
+
+
+def _taylor_scores(
+    passes: Passes, adapter: AdapterLayers, within: Partitions, batches: list[Any]
+) -> dict[str, TaylorScores]:
+    scores, observers = {}, {}
+    for key, layer in adapter.layers.items():
+        backend = layer.quantization_backend
+        if backend is not None and not backend.supports_merge:
+            raise CalibrationError(
+                f"G-LoRA's importance is |weight * gradient|, and {key} is a {backend.backend_name} layer, which does "
+                "not give its weight back. Use CPS-LoRA, which needs the gradient alone, or placement='random'"
+            )
+        scores[key] = TaylorScores(layer.out_features, layer.in_features, within.get(key))
+        observers[key] = _with_weight(scores[key], layer)
+    passes.run(adapter.layers, observers, batches)
+    sum_signals(scores)
+    return scores
+
+
+def _with_weight(scores: TaylorScores, layer: LocalizedLinear) -> Observer:
+    def observe(x: Tensor, g: Tensor) -> None:
+        weight = layer.get_base_weight()
+        scores.observe(x, g, weight.T if layer.is_conv1d else weight)
+
+    return observe
 
 
 def sum_signals(signals: Mapping[str, TaylorScores | GradientSketch]) -> None:
@@ -221,14 +206,9 @@ def _silent(signals: Mapping[str, TaylorScores | GradientSketch]) -> set[str]:
     return set(silent)
 
 
-def _at_random(key: str, layer: LocalizedLinear, name: str, config: LocalizedConfig) -> Partition:
-    seed = config.seed + zlib.crc32(key.encode())
-    return random_partition(layer.out_features, layer.in_features, local_shape(layer, name), seed)
-
-
-def _weight_mn(layer: LocalizedLinear) -> Tensor:
-    weight = layer.get_base_weight()
-    return weight.T if layer.is_conv1d else weight
+def _at_random(adapter: AdapterLayers, key: str) -> Partition:
+    layer, seed = adapter.layers[key], adapter.config.seed + zlib.crc32(key.encode())
+    return random_partition(layer.out_features, layer.in_features, adapter.local_shape(key), seed)
 
 
 PLANNERS = {

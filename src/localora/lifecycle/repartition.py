@@ -18,10 +18,10 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from localora.adapter.config import LocalizedConfig
+from localora.adapter.status import AdapterLayers
 from localora.lifecycle.consolidation import check_finite, consolidate, event_seed, start_anew
-from localora.lifecycle.passes import Layers, Passes
-from localora.lifecycle.planning import PLANNERS, local_shape, partition_of
+from localora.lifecycle.passes import Passes
+from localora.lifecycle.planning import PLANNERS
 from localora.lifecycle.processes import check_placement, failing_together
 from localora.lifecycle.report import LayerReport
 from localora.placement.partition import Partition
@@ -30,31 +30,29 @@ from localora.placement.random import random_partition
 DIVERGED = "has training diverged? Lower the learning rate and resume from the last checkpoint before this step"
 
 
-def event(
-    passes: Passes, layers: Layers, name: str, config: LocalizedConfig, optimizer: Any | None, step: int
-) -> RepartitionEvent:
-    """Do one event on the adapter called `name`, after `step` optimizer steps.
+def event(passes: Passes, adapter: AdapterLayers, optimizer: Any | None, step: int) -> RepartitionEvent:
+    """Do one event after `step` optimizer steps.
 
     Raises:
         ScheduleError: a factor is not finite; nothing has changed then.
         CalibrationError: nor is the loss.
     """
-    started = time.perf_counter()
+    started, config = time.perf_counter(), adapter.config
     with failing_together():
-        check_finite(layers, name)
+        check_finite(adapter)
     loss_before = passes.first_loss(DIVERGED)
-    placed = {key: layer for key, layer in layers.items() if layer.localized_layout[name].budget.has_choice}
-    old = {key: partition_of(layer, name) for key, layer in placed.items()}
-    proposals = _proposals(passes, placed, name, config, old, step)
-    joined_norm, error = consolidate(layers, name, config)
+    placed = adapter.with_choice()
+    old = {key: placed.partition(key) for key in placed.layers}
+    proposals = _proposals(passes, placed, old, step)
+    joined_norm, error = consolidate(adapter)
     for key, proposal in proposals.items():
-        placed[key].place(name, proposal.partition)
-    start_anew(layers, name, optimizer, config.seed, step)
-    check_placement(partition_of(layer, name) for layer in placed.values())
+        placed.layers[key].place(adapter.name, proposal.partition)
+    start_anew(adapter, optimizer, step)
+    check_placement(placed.partition(key) for key in placed.layers)
     moved = [_moved(old[key], proposal.partition) for key, proposal in proposals.items()]
     return RepartitionEvent(
         step=step,
-        place=config.repartition_place if placed else "none",
+        place=config.repartition_place if proposals else "none",
         rows_moved=sum(rows for rows, _ in moved),
         cols_moved=sum(cols for _, cols in moved),
         captured_before=_mean([_held_before(proposal) for proposal in proposals.values()]),
@@ -68,20 +66,18 @@ def event(
     )
 
 
-def _proposals(
-    passes: Passes, placed: Layers, name: str, config: LocalizedConfig, old: dict[str, Partition], step: int
-) -> dict[str, LayerReport]:
-    if not placed:
+def _proposals(passes: Passes, placed: AdapterLayers, old: dict[str, Partition], step: int) -> dict[str, LayerReport]:
+    """Each placed layer's next partition, beside what the present one holds."""
+    if not placed.layers:
         return {}
+    config = placed.config
     given = None if config.repartition_place == "found" else old
     if config.repartition_place == "random":
         given = {
-            key: random_partition(
-                layer.out_features, layer.in_features, local_shape(layer, name), event_seed(config.seed, step, key)
-            )
-            for key, layer in placed.items()
+            key: random_partition(p.m, p.n, placed.local_shape(key), event_seed(config.seed, step, key))
+            for key, p in old.items()
         }
-    return PLANNERS[config.planner].plan(passes, placed, name, config, old, given)
+    return PLANNERS[config.planner].plan(passes, placed, old, given)
 
 
 def _moved(old: Partition, new: Partition) -> tuple[int, int]:

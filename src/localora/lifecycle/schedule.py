@@ -12,10 +12,9 @@ from typing import Any
 
 from torch import nn
 
-from localora.adapter.status import adapted_layers
 from localora.arguments import check_batches, check_callable, check_count, check_model
 from localora.errors import ScheduleError
-from localora.lifecycle.calibration import adapter_config
+from localora.lifecycle.calibration import find_adapter
 from localora.lifecycle.consolidation import check_possible, live_rank
 from localora.lifecycle.passes import LossFn, Passes
 from localora.lifecycle.repartition import RepartitionEvent, event
@@ -71,12 +70,12 @@ class Repartitioner:
         check_batches("Repartitioner", batches)
         check_callable("Repartitioner", "loss_fn", loss_fn, "(model, batch) -> loss")
         self.model, self.optimizer, self.loss_fn = model, optimizer, loss_fn
-        self.name, self.config = adapter_config(model, adapter_name)
+        self.adapter = find_adapter(model, adapter_name)
+        config = self.adapter.config
         self.done_steps = done_steps
-        self.layers = dict(adapted_layers(model, self.name))
-        self.scheduled = self.config.repartition_steps(total_steps)
+        self.scheduled = config.repartition_steps(total_steps)
         self.due = [step for step in self.scheduled if step > done_steps]
-        if len(self.due) < len(self.scheduled) and not (self.config.consolidated_rank or placed_late):
+        if len(self.due) < len(self.scheduled) and not (config.consolidated_rank or placed_late):
             raise ScheduleError(
                 f"{done_steps} steps are done, and an event was scheduled after step {self.scheduled[0]}, but the "
                 "adapter holds nothing of what was learned before it: its frozen term was not loaded. Make the model "
@@ -88,10 +87,10 @@ class Repartitioner:
             raise ScheduleError("events are due, and there are no batches for them to look at; give Repartitioner some")
         self.events: list[RepartitionEvent] = []
         if self.scheduled:
-            check_possible(model, self.layers, self.name, self.config, optimizer)
-            if self.config.frozen == "merged":  # what was loaded lies beside the base weights
-                for layer in self.layers.values():
-                    layer.fold(self.name, live_rank(self.layers, self.name))
+            check_possible(model, self.adapter, optimizer)
+            if config.frozen == "merged":  # what was loaded lies beside the base weights
+                for layer in self.adapter.layers.values():
+                    layer.fold(self.adapter.name, live_rank(self.adapter))
 
     def step(self) -> RepartitionEvent | None:
         """Call after every optimizer step; returns the event if one was due."""
@@ -108,7 +107,7 @@ class Repartitioner:
                 "call Repartitioner.step() after every optimizer step"
             )
         passes = Passes(self.model, self.batches, len(self.batches), self.loss_fn)
-        done = event(passes, self.layers, self.name, self.config, self.optimizer, done_steps)
+        done = event(passes, self.adapter, self.optimizer, done_steps)
         self.due.pop(0)
         self.events.append(done)
         logger.info("%s", done)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerState
 
-from localora.lifecycle.passes import CalibrationError, Layers, LossFn
-from localora.lifecycle.planning import partition_of
+from localora.adapter.status import AdapterLayers
+from localora.lifecycle.passes import CalibrationError, LossFn
 from localora.placement.partition import Partition
 
 if TYPE_CHECKING:  # slow to import; where a Trainer calls, it is imported already
@@ -97,14 +97,14 @@ def log(trainer: Trainer, what: str, adapter: str, values: Mapping[str, Any]) ->
     trainer.control.should_log = due
 
 
-def show(trainer: Trainer, what: str, adapter: str, layers: Layers) -> None:
+def show(trainer: Trainer, what: str, adapter: AdapterLayers) -> None:
     """A picture of the labels to TensorBoard, where the trainer logs to it."""
     writers = [getattr(callback, "tb_writer", None) for callback in trainer.callback_handler.callbacks]
-    placed = [layer for layer in layers.values() if layer.localized_layout[adapter].budget.has_choice]
+    placed = adapter.with_choice()
     for writer in writers:
-        if writer is not None and placed:
-            partitions = [partition_of(layer, adapter) for layer in placed]
-            tag = f"train/{what}/{adapter}/labels"  # where transformers puts the numbers
+        if writer is not None and placed.layers:
+            partitions = [placed.partition(key) for key in placed.layers]
+            tag = f"train/{what}/{adapter.name}/labels"  # where transformers puts the numbers
             writer.add_image(tag, labels_picture(partitions), trainer.state.global_step)
 
 

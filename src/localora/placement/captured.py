@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from localora.placement.partition import Partition, PlacementError
+from localora.placement.thin import thin_svd
 from localora.placement.threads import one_thread
 
 TIE_BREAK = 1e-9  # of the largest energy of a cluster: what decides directions that no energy decides
@@ -123,14 +124,12 @@ def unit_svd(left_mq: Tensor, right_qn: Tensor) -> tuple[Tensor, Tensor, Tensor]
             )
         # entries near the ends of the float64 range would overflow or vanish when squared
         scaled.append(factor / factor.abs().max().clamp(min=torch.finfo(torch.float64).tiny))
-    left_Q, left_R = torch.linalg.qr(scaled[0])
-    right_Q, right_R = torch.linalg.qr(scaled[1].T)
-    u, s, vt = torch.linalg.svd(left_R @ right_R.T, full_matrices=False)
-    rounding = EPS * max(len(left_mq), right_qn.shape[1], left_mq.shape[1])
-    floor = max(float(s[0]), float(left_R.norm() * right_R.norm())) * rounding
-    kept = s > floor
+    left, right = scaled
+    U, s, Vh = thin_svd(right, left)
+    rounding = EPS * max(len(left), right.shape[1], len(right))
+    kept = s > max(float(s[0]), float(left.norm() * right.norm())) * rounding
     s = s[kept]
-    return left_Q @ u[:, kept], s / s.norm(), right_Q @ vt[kept].T
+    return U[:, kept], s / s.norm(), Vh[kept].T
 
 
 def check_rank(rank: int) -> None:
