@@ -20,7 +20,7 @@ from benchmarks.repartition_cost.layers import NAME, Adapted, other_labels
 from localora import CpsLoraConfig
 from localora.adapter.status import AdapterLayers
 from localora.lifecycle import planning
-from localora.lifecycle.consolidation import consolidate, start_anew
+from localora.lifecycle.repartition import consolidate, start_anew
 
 PARTS = {"plan_coclusters": "co-clusters, from the present ones"}
 MOVE = "consolidate, place at random labels, start anew"

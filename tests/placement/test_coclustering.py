@@ -168,7 +168,7 @@ def test_alternation_never_loses_energy(balance: float, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     U, s, V = unit_svd(torch.randn(90, 12, generator=g), torch.randn(12, 70, generator=g))
     labels = torch.randint(3, (90,), generator=g), torch.randint(3, (70,), generator=g)
-    run = _alternate(U * s, V, *labels, 3, 2, size_bounds(90, 3, balance), size_bounds(70, 3, balance), 30)
+    run = _alternate(U * s, V, labels, 3, 2, (size_bounds(90, 3, balance), size_bounds(70, 3, balance)), 30)
     energies = torch.tensor(run.energies, dtype=F64)
     assert len(energies) >= 6
     assert (energies.diff() >= -1e-12).all()
@@ -182,7 +182,7 @@ def test_search_in_few_directions_is_polished_on_all() -> None:
     result = plan_coclusters(*dense(M), clusters=5, rank=3, balance=1.0)
     U, s, V = unit_svd(*dense(M))
     labels = result.partition.row_labels.long(), result.partition.col_labels.long()
-    further = _alternate(U * s, V, *labels, 5, 3, size_bounds(120, 5, 1.0), size_bounds(100, 5, 1.0), 2)
+    further = _alternate(U * s, V, labels, 5, 3, (size_bounds(120, 5, 1.0), size_bounds(100, 5, 1.0)), 2)
     assert further.energy() <= result.captured_energy * (1 + 2 * coclustering.TOLERANCE)
 
 

@@ -22,6 +22,7 @@ CARD = "README.md"
 BEGIN, END = "<!-- localora -->", "<!-- end of localora -->"
 EXPORTED = "<!-- exported by localora -->"  # what an export may replace, and nothing else
 TRAINING = "| training | "
+TO_FILL_IN = "[More Information Needed]"  # in PEFT's template, which nobody has touched while all are there
 LOADERS = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
@@ -59,7 +60,7 @@ def complete_card(folder: Path, config: LocalizedConfig) -> None:
     path = folder / CARD
     fresh = ModelCard.from_template(ModelCardData())
     card = ModelCard.load(path) if path.exists() else fresh
-    untouched = _placeholders(card) == _placeholders(fresh)
+    untouched = card.text.count(TO_FILL_IN) == fresh.text.count(TO_FILL_IN)
     _write(path, card, _adapter_section(config, training_rows(folder)), config, untouched=untouched)
 
 
@@ -162,10 +163,6 @@ def _names(target_modules: Iterable[str] | str | None) -> str:
     if target_modules is None or isinstance(target_modules, str):
         return f"`{target_modules or 'the default'}`"
     return ", ".join(f"`{name}`" for name in sorted(target_modules))
-
-
-def _placeholders(card: ModelCard) -> int:
-    return str(card.text).count("[More Information Needed]")
 
 
 def _write(

@@ -152,15 +152,9 @@ class LocalizedLinear(LayerDelta):
         self._verify(name)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add dW of the adapters to the base weight.
+        """Add dW of the adapters, or of the active ones, to the base weight.
 
-        Args:
-            safe_merge: check the merged weight for NaN and infinity before it replaces the base weight.
-            adapter_names: the adapters to merge; None means the active ones.
-
-        Raises:
-            UnplacedAdapterError: an adapter was never placed.
-            ValueError: `safe_merge` found a weight that is not finite; the base weight is untouched.
+        Raises UnplacedAdapterError, and with `safe_merge` AdapterError for a sum that is not finite, before it is kept.
         """
         names = check_adapters_to_merge(self, adapter_names)
         for other in [name for name in self.localized_folded if name not in (*names, *self.merged_adapters)]:

@@ -46,12 +46,7 @@ class LayerState(nn.Module, BaseTunerLayer):
         localized_row_labels    int8 `(m,)`, and localized_col_labels int8 `(n,)`: where the local term acts
     """
 
-    adapter_layer_names = (
-        "localized_global_A",
-        "localized_global_B",
-        "localized_local_A",
-        "localized_local_B",
-    )
+    adapter_layer_names = ("localized_global_A", "localized_global_B", "localized_local_A", "localized_local_B")
     other_param_names = (
         "localized_row_labels",
         "localized_col_labels",
@@ -93,14 +88,7 @@ class LayerState(nn.Module, BaseTunerLayer):
         self.cast_input_dtype_enabled = True
 
     def add_adapter(
-        self,
-        name: str,
-        budget: LayerBudget,
-        *,
-        scale: float,
-        dropout: float,
-        zero_init: bool,
-        inference_mode: bool,
+        self, name: str, budget: LayerBudget, *, scale: float, dropout: float, zero_init: bool, inference_mode: bool
     ) -> None:
         """Create the factors and the still unplaced labels of one adapter. Shapes: see the class."""
         m, n = self.out_features, self.in_features

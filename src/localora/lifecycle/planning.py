@@ -71,11 +71,7 @@ def plan_blocks(
     inside = _shares(passes, adapter, given)  # known only after the block is chosen: one more pass
     return {
         key: LayerReport(
-            key,
-            block,
-            importance_share=inside[key],
-            held_before=before.get(key),
-            at_random=key in silent - old.keys(),
+            key, block, importance_share=inside[key], held_before=before.get(key), at_random=key in silent - old.keys()
         )
         for key, block in given.items()
     }
@@ -211,7 +207,4 @@ def _at_random(adapter: AdapterLayers, key: str) -> Partition:
     return random_partition(layer.out_features, layer.in_features, adapter.local_shape(key), seed)
 
 
-PLANNERS = {
-    "taylor": Planner(plan_blocks, 1, None),
-    "coclustering": Planner(plan_clusters, 0, cocluster),
-}
+PLANNERS = {"taylor": Planner(plan_blocks, 1, None), "coclustering": Planner(plan_clusters, 0, cocluster)}

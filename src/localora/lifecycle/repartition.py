@@ -1,12 +1,16 @@
 """One event, partition and adapters in turn: look, consolidate, place, start anew; and what it did, in numbers.
 
+Shape legend
+    A, B   live factors, dense: (R, n), (m, R)       c   rank of the frozen term, the same in every layer
+
     look            the loss and, where labels can change, the gradient, on a fixed set of batches: nothing changes yet
-    consolidate     frozen <- [frozen, live]: exactly, so the function does not change
+    consolidate     frozen <- [frozen, live], (c + R, n) and (m, c + R): exactly, so the function does not change
     place           new labels of rows and columns: found, random, or kept
     start anew      factors as at creation (B = 0), and the optimizer's state of them dropped
 
-What is drawn is seeded by the step: an event is a function of the model, the batches and the step alone, so a run that
-resumes needs nothing beside its adapter and its optimizer. With nothing to place this is the known chain of LoRAs:
+Parameters stay the same objects, so optimizers, DDP and compiled graphs keep working. What is drawn is seeded by the
+step: an event is a function of the model, the batches and the step alone, so a run that resumes needs nothing beside
+its adapter and its optimizer. With nothing to place this is the known chain of LoRAs:
 
 Lialin et al. 2023, ReLoRA: High-Rank Training Through Low-Rank Updates. https://arxiv.org/abs/2307.05695
 Xia, Qin and Hazan 2024, Chain of LoRA. https://arxiv.org/abs/2401.04151
@@ -15,17 +19,27 @@ Xia, Qin and Hazan 2024, Chain of LoRA. https://arxiv.org/abs/2401.04151
 from __future__ import annotations
 
 import time
+import zlib
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from localora.adapter.factors import joined, whole
 from localora.adapter.status import AdapterLayers
-from localora.lifecycle.consolidation import check_finite, consolidate, event_seed, start_anew
+from localora.adapter.zero import gathered
+from localora.errors import ScheduleError
+from localora.lifecycle.optimizer_state import forget
 from localora.lifecycle.passes import Passes
 from localora.lifecycle.planning import PLANNERS
-from localora.lifecycle.processes import check_placement, failing_together
+from localora.lifecycle.processes import check_placement, decide_once, failing_together
 from localora.lifecycle.report import LayerReport
 from localora.placement.partition import Partition
 from localora.placement.random import random_partition
+from localora.placement.thin import padded, thin_norm, truncate_factors
+from localora.placement.threads import one_thread
 
 DIVERGED = "has training diverged? Lower the learning rate and resume from the last checkpoint before this step"
 
@@ -78,6 +92,81 @@ def _proposals(passes: Passes, placed: AdapterLayers, old: dict[str, Partition],
             for key, p in old.items()
         }
     return PLANNERS[config.planner].plan(passes, placed, old, given)
+
+
+def check_finite(adapter: AdapterLayers) -> None:
+    """Raise ScheduleError if a factor holds NaN or infinity, which nobody would want to keep."""
+    for key, layer in adapter.layers.items():
+        for parameter, factor in layer.trained(adapter.name).items():
+            with gathered(factor):
+                finite = bool(torch.isfinite(whole(factor.detach())).all())
+            if not finite:
+                raise ScheduleError(
+                    f"{key}.{parameter} is no longer finite, so training has diverged and nothing is consolidated. "
+                    "Lower the learning rate and resume from the last checkpoint before this step"
+                )
+
+
+@torch.no_grad()
+@one_thread()
+def consolidate(adapter: AdapterLayers) -> tuple[float, float]:
+    """Let every layer's live update join its frozen term, and the config's `consolidated_rank` say so.
+
+    All layers get the same rank, padded with zeros where they have less, so that one number gives the shapes at load.
+
+    Returns:
+        The Frobenius norm over all layers of what joined; the largest relative error by `frozen_rank`, or 0.
+    """
+    name, config, rank = adapter.name, adapter.config, live_rank(adapter)
+    bound = config.frozen_rank if config.consolidated_rank + rank > config.frozen_rank else 0
+    squares, errors = 0.0, [0.0]
+    for layer in adapter.layers.values():
+        A, B = layer.live_factors(name)
+        squares += thin_norm(A.double(), B.double()) ** 2
+        A, B = padded(A, B, rank)
+        if config.frozen == "merged":
+            layer.set_frozen(name, A, B)
+            layer.fold(name, rank)
+            continue
+        frozen = layer.frozen_factors(name)
+        if frozen is not None:
+            A, B = joined(frozen, (A, B))
+        if bound:
+            device, both = A.device, (A.cpu(), B.cpu())  # one process's device is not another's
+            A, B, error = decide_once(partial(_bounded, *both, bound))
+            A, B = A.to(device), B.to(device)
+            errors.append(error)
+        layer.set_frozen(name, A, B)
+    config.consolidated_rank = bound or config.consolidated_rank + rank
+    return squares**0.5, max(errors)
+
+
+def live_rank(adapter: AdapterLayers) -> int:
+    """The largest rank of any layer's live update: what an event adds to the frozen term's."""
+    return max(adapter.budget(key).dense_rank for key in adapter.layers)
+
+
+def _bounded(A_cn: Tensor, B_mc: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+    """The nearest factors of at most this rank, and the relative change of their product."""
+    A, B, error = truncate_factors(A_cn, B_mc, rank)
+    return *padded(A, B, rank), error
+
+
+def start_anew(adapter: AdapterLayers, optimizer: Any, step: int) -> None:
+    """Factors as at creation, drawn from the seed, the step and the layer's name; the optimizer forgets them."""
+    started: list[nn.Parameter] = []
+    for key, layer in adapter.layers.items():
+        layer.restart(adapter.name, event_seed(adapter.config.seed, step, key))
+        for parameter in layer.trained(adapter.name).values():
+            parameter.grad = None
+            started.append(parameter)
+    if optimizer is not None:
+        forget(optimizer, started)
+
+
+def event_seed(seed: int, step: int, key: str) -> int:
+    """Of one layer at one event: events and layers differ, runs and processes do not."""
+    return zlib.crc32(f"{seed} {step} {key}".encode())
 
 
 def _moved(old: Partition, new: Partition) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""When events happen: after fractions of training, or every N steps, in a loop of one's own or in a Trainer.
+"""When events happen: after fractions of training, or every N steps, in any loop; and whether they can.
 
 What happens at one is `repartition.py`.
 """
@@ -10,14 +10,18 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from localora.adapter.expert import Expert
+from localora.adapter.saved_layers import expected_shapes
+from localora.adapter.status import AdapterLayers
+from localora.adapter.zero import whole_shape
 from localora.arguments import check_batches, check_callable, check_count, check_model
 from localora.errors import ScheduleError
 from localora.lifecycle.calibration import find_adapter
-from localora.lifecycle.consolidation import check_possible, live_rank
-from localora.lifecycle.passes import LossFn, Passes
-from localora.lifecycle.repartition import RepartitionEvent, event
+from localora.lifecycle.optimizer_state import check_forgettable
+from localora.lifecycle.passes import Layers, LossFn, Passes
+from localora.lifecycle.repartition import RepartitionEvent, event, live_rank
 
 logger = logging.getLogger(__name__)
 
@@ -128,3 +132,47 @@ class Repartitioner:
             raise ScheduleError(f"training has ended, but the events scheduled after steps {missed} never happened")
         if self.due:
             logger.warning("training ended at step %d, before the events at %s", self.done_steps, self.due)
+
+
+def check_possible(model: nn.Module, adapter: AdapterLayers, optimizer: Any) -> None:
+    """Refuse, before any training is lost, what no event could handle.
+
+    Raises:
+        ScheduleError: factors that FSDP1 took apart, an optimizer that could not forget them, or base weights that
+            `frozen="merged"` cannot add to.
+    """
+    factors: dict[str, nn.Parameter] = {}
+    for key, layer in adapter.layers.items():
+        shapes = expected_shapes(adapter.budget(key), 0)
+        for own, parameter in layer.trained(adapter.name).items():
+            shape = shapes[own.removeprefix("localized_").replace(f".{adapter.name}.", ".")]
+            if whole_shape(parameter) != shape or not isinstance(parameter, nn.Parameter):
+                raise ScheduleError(
+                    f"the factors of {key} are no longer parameters of shape {shape}, but of {tuple(parameter.shape)}: "
+                    "FSDP1 took them apart, so no event can start them anew. Train with FSDP2, DDP or DeepSpeed, or "
+                    "without events (repartition=[], repartition_every=0)"
+                )
+            factors[f"{key}.{own}"] = parameter
+    if optimizer is not None:
+        check_forgettable(optimizer, factors)
+    if adapter.config.frozen == "merged":
+        _check_foldable(model, adapter.layers)
+
+
+def _check_foldable(model: nn.Module, layers: Layers) -> None:
+    uses: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            uses[id(parameter)] = uses.get(id(parameter), 0) + 1
+    for key, layer in layers.items():
+        weight: Tensor | None = getattr(layer.get_base_layer(), "weight", None)
+        reason = None
+        quantized = layer.quantization_backend is not None and not isinstance(layer.get_base_layer(), Expert)
+        if quantized or weight is None or not weight.dtype.is_floating_point:
+            reason = "quantized, and rounding to its grid would change the function"
+        elif hasattr(weight, "full_tensor") or weight.numel() != layer.in_features * layer.out_features:
+            reason = "sharded over processes"
+        elif uses.get(id(weight), 0) > 1:
+            reason = "shared with another layer, which would change too"
+        if reason:
+            raise ScheduleError(f"frozen='merged' adds to base weights, but that of {key} is {reason}; use 'factors'")

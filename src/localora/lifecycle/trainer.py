@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -60,10 +59,13 @@ def loss_of(trainer: Trainer) -> LossFn:
     from transformers import Trainer
 
     def loss_fn(model: nn.Module, batch: Any) -> Tensor:
-        with _attributes_kept(trainer):
+        kept = {key: deepcopy(value) if key == "_metrics" else value for key, value in vars(trainer).items()}
+        try:
             # Trainer's own preparation, since one that makes its batches has made this one; it copies the dict, which
             # some losses change.
             loss = trainer.compute_loss(model, Trainer._prepare_inputs(trainer, batch))
+        finally:
+            vars(trainer).update(kept)
         assert isinstance(loss, Tensor)  # a pair only with return_outputs=True
         return loss
 
@@ -128,12 +130,3 @@ def _colours(labels: Tensor) -> Tensor:
     colours = torch.tensor([UNCOVERED, *([round(255 * part) for part in rgb] for rgb in hues)], dtype=torch.uint8)
     shown = labels[torch.arange(WIDTH) * len(labels) // WIDTH]
     return colours[shown + 1].T
-
-
-@contextmanager
-def _attributes_kept(trainer: Trainer) -> Iterator[None]:
-    kept = {key: deepcopy(value) if key == "_metrics" else value for key, value in vars(trainer).items()}
-    try:
-        yield
-    finally:
-        vars(trainer).update(kept)

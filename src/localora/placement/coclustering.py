@@ -45,6 +45,7 @@ LAGGING = 0.95  # a new start that captures less than this share of what `start`
 START_POWERS = (1.0, 0.0)  # of the singular values in the two spectral starts
 
 Bounds = tuple[int, int]
+Labels = tuple[Tensor, Tensor]  # of rows (m,) and columns (n,)
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class CoclusteringResult:
 class _Run:
     """Labels of rows and columns after an alternation, with the captured energy at every half round."""
 
-    labels: tuple[Tensor, Tensor]
+    labels: Labels
     energies: tuple[float, ...]
 
     def energy(self) -> float:
@@ -118,21 +119,21 @@ def plan_coclusters(
         raise PlacementError(f"balance must lie in 0 (free sizes) .. 1 (equal sizes), got {balance}")
     if start is not None:
         _check_start(start, clusters, m, n)
-    row_bounds, col_bounds = size_bounds(m, clusters, balance), size_bounds(n, clusters, balance)
+    bounds = size_bounds(m, clusters, balance), size_bounds(n, clusters, balance)
     if len(s) == 0:
         undecided = start or contiguous_partition(m, n, LocalShape(clusters, rank, m, n))
         return CoclusteringResult(undecided, 0.0, 0.0, None if start is None else 0.0)
 
-    def alternate(labels: tuple[Tensor, Tensor], directions: int, rounds: int = MAX_ROUNDS) -> _Run:
+    def alternate(labels: Labels, directions: int, rounds: int = MAX_ROUNDS) -> _Run:
         X_few, V_few = U[:, :directions] * s[:directions], V[:, :directions]
-        return _alternate(X_few, V_few, *labels, clusters, rank, row_bounds, col_bounds, rounds)
+        return _alternate(X_few, V_few, labels, clusters, rank, bounds, rounds)
 
     # K rank-r terms span K r directions at most, so the leading ones hold the clusters and the rest mostly noise:
     # search there, then polish on all of M.
     q, few = len(s), min(len(s), clusters * rank)
     generator = torch.Generator().manual_seed(seed)
     starts = [spectral_start(U[:, :few], s[:few], V[:, :few], clusters, p, generator) for p in START_POWERS]
-    starts.append((_by_energy(U * s, clusters, row_bounds), _by_energy(V * s, clusters, col_bounds)))
+    starts.append((_by_energy(U * s, clusters, bounds[0]), _by_energy(V * s, clusters, bounds[1])))
     best = max((alternate(labels, few, RACE_ROUNDS) for labels in starts), key=_Run.energy)
     warm = alternate((start.row_labels.long(), start.col_labels.long()), q) if start is not None else None
     if warm is None or best.energy() > LAGGING * warm.energy():
@@ -160,17 +161,11 @@ def size_bounds(size: int, clusters: int, balance: float) -> Bounds:
 
 
 def _alternate(
-    X: Tensor,
-    V: Tensor,
-    rows: Tensor,
-    cols: Tensor,
-    clusters: int,
-    rank: int,
-    row_bounds: Bounds,
-    col_bounds: Bounds,
-    rounds: int,
+    X: Tensor, V: Tensor, labels: Labels, clusters: int, rank: int, bounds: tuple[Bounds, Bounds], rounds: int
 ) -> _Run:
-    """Alternate from labels `rows`, `cols` (-1 = none yet) until a round gains too little."""
+    """Alternate from labels of rows and columns (-1 = none yet) until a round gains too little."""
+    rows, cols = labels
+    row_bounds, col_bounds = bounds
     A, H = grams(X, rows, clusters), grams(V, cols, clusters)
     W, _ = leading_maps(A, H, rank)
     energies: list[float] = []

@@ -134,14 +134,6 @@ class Placement:
         if len(shapes) > 1:
             raise PlacementError(f"the partitions of a placement must label one matrix, got shapes {sorted(shapes)}")
 
-    @property
-    def m(self) -> int:
-        return self.partitions[0].m
-
-    @property
-    def n(self) -> int:
-        return self.partitions[0].n
-
     @staticmethod
     def digest_of(partitions: Iterable[Partition]) -> str:
         """A hash of all labels, for checking that every process of a distributed run holds the same ones."""

@@ -15,7 +15,7 @@ from transformers import Adafactor, ViTConfig, ViTForImageClassification
 import localora
 from localora import CpsLoraConfig, Repartitioner, RepartitionEvent, ScheduleError
 from localora.adapter.status import adapted_layers, adapter_size, frozen_rank_after, size_of_budgets
-from localora.lifecycle.consolidation import event_seed
+from localora.lifecycle.repartition import event_seed
 from method_table import Method, every_method
 from tiny_models import GPT2_TARGETS, LLAMA_TARGETS, Mlp, mlp_batch, tiny_gpt2, tiny_llama, token_batch
 
