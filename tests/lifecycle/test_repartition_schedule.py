@@ -9,10 +9,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from moving import adapted_mlp, partition, swapped, train, trainable
-from torch import nn
 
 from localora import CpsLoraConfig, Partition, Repartitioner, RepartitionEvent, ScheduleError
-from localora.adapter.status import adapted_layers
+from localora.adapter.status import AdapterLayers, adapted_layers
 from localora.lifecycle import planning
 from localora.lifecycle.report import LayerReport
 from tiny_models import mlp_batch
@@ -23,8 +22,8 @@ BATCHES = [mlp_batch(seed=seed) for seed in range(3)]
 def propose(monkeypatch: pytest.MonkeyPatch, partitions: Callable[[str, Partition], tuple[Partition, float]]) -> None:
     """Replaces the planner: `partitions` gives a layer's new partition and what it captures; the old captures 0.5."""
 
-    def planned(passes: object, layers: dict[str, nn.Module], *_: object) -> dict[str, LayerReport]:
-        found = {key: partitions(key, partition(layer)) for key, layer in layers.items()}
+    def planned(passes: object, adapter: AdapterLayers, *_: object) -> dict[str, LayerReport]:
+        found = {key: partitions(key, adapter.partition(key)) for key in adapter.layers}
         return {
             key: LayerReport(key, new, captured_energy=captured, held_before=0.5)
             for key, (new, captured) in found.items()

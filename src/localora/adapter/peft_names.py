@@ -68,12 +68,9 @@ def _translated(config_class: type, given: dict[str, Any]) -> dict[str, Any]:
             hint = nearest(key, (*known, *SAME)) or "; it may come from a newer localora, or from another method"
             raise UnknownOptionError(f"unknown key {key!r} for {config_class.__name__}{hint}")
         elif value != lora[key]:  # what LoRA does when it is left out is what we do
-            raise UnknownOptionError(f"{key}={value!r} is not supported{_because(key)}")
+            reason = f", because {BECAUSE[key]}" if key in BECAUSE else f": peft.LoraConfig has {key}, localora has not"
+            raise UnknownOptionError(f"{key}={value!r} is not supported{reason}")
     return options
-
-
-def _because(key: str) -> str:
-    return f", because {BECAUSE[key]}" if key in BECAUSE else f": peft.LoraConfig has {key}, localora has not"
 
 
 @cache

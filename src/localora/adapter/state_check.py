@@ -7,7 +7,7 @@ what it wrote is looked at before the model's first pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from localora.adapter.saved_layers import (
     split,
 )
 from localora.adapter.status import adapted_layers
+from localora.errors import listed
 
 OF_THE_BASE = "_localora_base"  # on a tensor: it was here before the adapter
 BY_TRANSFORMERS = "_is_hf_initialized"  # on a tensor: their loader put it here
@@ -35,7 +36,19 @@ BY_TRANSFORMERS = "_is_hf_initialized"  # on a tensor: their loader put it here
 def check_state(model: nn.Module, config: LocalizedConfig, adapter_name: str, state: dict[str, Tensor]) -> None:
     """Raise AdapterFileError unless the tensors, by the keys of an adapter's file, are the whole of this adapter."""
     by_layer, others = split(state)
-    check_saved_in_full(model, adapter_name, others)
+    in_full = {key.removeprefix(PEFT_PREFIX) for key in keys_saved_in_full(model, adapter_name).values()}
+    missing = sorted(in_full - {key.removeprefix(PEFT_PREFIX) for key in others})
+    if missing:
+        raise AdapterFileError(
+            f"the adapter file lacks {missing[0]}, of a module that its config's modules_to_save names; save the "
+            "adapter again with save_pretrained"
+        )
+    strangers = [key for key in others if key.removeprefix(PEFT_PREFIX) not in in_full]
+    if strangers:
+        raise AdapterFileError(
+            f"the adapter file holds {listed(strangers, 3)}, which belongs neither to an adapted layer nor to a module "
+            "of modules_to_save: loading it would overwrite the base model"
+        )
     check_finite(others)
     note_placed(adapter_name, check_layers(model, config, adapter_name, by_layer))
     for module in model.modules():
@@ -64,12 +77,12 @@ def check_layers(
     if missing:
         raise AdapterFileError(
             f"the adapter file lacks {len(missing)} of the {len(layers)} layers that this model adapts, such as "
-            f"{', '.join(sorted(missing)[:3])}; is it the adapter of another model, or of fewer target_modules?"
+            f"{listed(sorted(missing), 3)}; is it the adapter of another model, or of fewer target_modules?"
         )
     if strange:
         raise AdapterFileError(
             f"the adapter file holds {len(strange)} layers that this model does not adapt, such as "
-            f"{', '.join(sorted(strange)[:3])}; is it the adapter of another model, or of more target_modules?"
+            f"{listed(sorted(strange), 3)}; is it the adapter of another model, or of more target_modules?"
         )
     needed = "this model and config need {}; is it the adapter of another model, or was its config edited?"
     saved = [SavedLayer(name, *layer.localized_layout[adapter_name], by_layer[name]) for name, layer in layers.items()]
@@ -77,24 +90,6 @@ def check_layers(
         check_layer(each.name, each.budget, config.consolidated_rank, each.tensors, needed)
     check_contents(saved)
     return {layers[each.name]: not each.is_unplaced for each in saved}
-
-
-def check_saved_in_full(model: nn.Module, adapter_name: str, others: Iterable[str]) -> None:
-    """Raise AdapterFileError unless these keys are all of this adapter's own copies of modules in `modules_to_save`."""
-    allowed = {key.removeprefix(PEFT_PREFIX) for key in keys_saved_in_full(model, adapter_name).values()}
-    others = list(others)
-    missing = sorted(allowed - {key.removeprefix(PEFT_PREFIX) for key in others})
-    if missing:
-        raise AdapterFileError(
-            f"the adapter file lacks {missing[0]}, of a module that its config's modules_to_save names; save the "
-            "adapter again with save_pretrained"
-        )
-    strangers = [key for key in others if key.removeprefix(PEFT_PREFIX) not in allowed]
-    if strangers:
-        raise AdapterFileError(
-            f"the adapter file holds {', '.join(strangers[:3])}, which belongs neither to an adapted layer nor to a "
-            "module of modules_to_save: loading it would overwrite the base model"
-        )
 
 
 def keys_saved_in_full(model: nn.Module, adapter_name: str) -> dict[str, str]:

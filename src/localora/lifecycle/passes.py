@@ -51,7 +51,7 @@ class Passes:
         self.progress: Callable[[int], None] | None = None  # called with the number of passes done after each one
         self.losses: list[float] = []
 
-    def run(self, layers: Layers, observers: Mapping[str, Observer], batches: list[Any]) -> None:
+    def run(self, observers: Mapping[LocalizedLinear, Observer], batches: list[Any]) -> None:
         """One backward pass a batch; `observers` are called with each layer's x `(T, n)` and g `(T, m)`.
 
         Meanwhile no parameter is trained, and an unplaced adapter is no mistake.
@@ -59,7 +59,7 @@ class Passes:
         Raises:
             CalibrationError: a batch without label tokens, or a loss that is not a finite scalar.
         """
-        by_module = {layers[key].get_base_layer(): observer for key, observer in observers.items()}
+        by_module = {layer.get_base_layer(): observer for layer, observer in observers.items()}
         # All layers, since another adapter may be active as well, and still wait for its own placement.
         calibrated = [module for module in self.model.modules() if isinstance(module, LocalizedLinear)]
         for layer in calibrated:

@@ -107,7 +107,7 @@ def gradient_sketches(passes: Passes, adapter: AdapterLayers, batches: list[Any]
         key: GradientSketch(layer.out_features, layer.in_features, config.sketch, config.seed)
         for key, layer in adapter.layers.items()
     }
-    passes.run(adapter.layers, {key: sketch.observe for key, sketch in sketches.items()}, batches)
+    passes.run({adapter.layers[key]: sketch.observe for key, sketch in sketches.items()}, batches)
     sum_signals(sketches)
     return sketches
 
@@ -154,8 +154,8 @@ def _taylor_scores(
                 "not give its weight back. Use CPS-LoRA, which needs the gradient alone, or placement='random'"
             )
         scores[key] = TaylorScores(layer.out_features, layer.in_features, within.get(key))
-        observers[key] = _with_weight(scores[key], layer)
-    passes.run(adapter.layers, observers, batches)
+        observers[layer] = _with_weight(scores[key], layer)
+    passes.run(observers, batches)
     sum_signals(scores)
     return scores
 

@@ -114,7 +114,9 @@ def plan_coclusters(
     check_rank(rank)
     U, s, V = unit_svd(left_mq, right_qn)
     m, n = len(U), len(V)
-    _check_clusters(clusters, m, n)
+    most = min(m, n, MAX_CLUSTERS)
+    if not 1 <= clusters <= most:
+        raise PlacementError(f"a {m} x {n} matrix can have 1..{most} clusters, got {clusters}")
     if not 0 <= balance <= 1:
         raise PlacementError(f"balance must lie in 0 (free sizes) .. 1 (equal sizes), got {balance}")
     if start is not None:
@@ -227,12 +229,6 @@ def number_like(start: Partition, rows: Tensor, cols: Tensor) -> tuple[Tensor, T
     shared = torch.bincount(old * start.clusters + new, minlength=start.clusters**2)
     number = assign(shared.view(start.clusters, start.clusters).double(), 1, 1)
     return number[rows], number[cols]
-
-
-def _check_clusters(clusters: int, m: int, n: int) -> None:
-    most = min(m, n, MAX_CLUSTERS)
-    if not 1 <= clusters <= most:
-        raise PlacementError(f"a {m} x {n} matrix can have 1..{most} clusters, got {clusters}")
 
 
 def _check_start(start: Partition, clusters: int, m: int, n: int) -> None:

@@ -30,29 +30,28 @@ class GradientSketch:
     and right = pinv(Psi left) Z. It is exact when the rank of G is at most s.
     """
 
-    def __init__(self, m: int, n: int, width: int, seed: int, *, device: torch.device | str = "cpu") -> None:
-        """Y and Z are kept on `device`."""
+    def __init__(self, m: int, n: int, width: int, seed: int) -> None:
         self.width = min(width, m, n)
         self.omega: Projection = (n, self.width, 2 * seed)
         self.psi: Projection = (2 * self.width + 1, m, 2 * seed + 1)
-        self.Y = torch.zeros(m, self.width, device=device)
-        self.Z = torch.zeros(2 * self.width + 1, n, device=device)
+        self.Y = torch.zeros(m, self.width, device="cpu")
+        self.Z = torch.zeros(2 * self.width + 1, n, device="cpu")
         self.batches = 0
 
     def observe(self, x_tn: Tensor, g_tm: Tensor, W_mn: Tensor | None = None) -> None:
         """Add one batch. x `(T, n)`, g `(T, m)`; computed in float32 or wider. W is not needed."""
         x, g = _wide(x_tn), _wide(g_tm)
-        self.Y = self.Y + (g.T @ (x @ _as(self.omega, x))).to(self.Y.device)
-        self.Z = self.Z + ((_as(self.psi, g) @ g.T) @ x).to(self.Z.device)
+        self.Y = self.Y + (g.T @ (x @ _as(self.omega, x))).cpu()
+        self.Z = self.Z + ((_as(self.psi, g) @ g.T) @ x).cpu()
         self.batches += 1
 
     @one_thread()
     def factors(self) -> tuple[Tensor, Tensor]:
         """left `(m, s)` with orthonormal columns and right `(s, n)`, float64 on the CPU."""
-        left, _ = torch.linalg.qr(self.Y.double().cpu())
+        left, _ = torch.linalg.qr(self.Y.double())
         # Psi left has full rank, so its QR will do; torch's lstsq takes all n right-hand sides along, 30 times slower.
         Q, R = torch.linalg.qr(gaussian(*self.psi) @ left)
-        right = torch.linalg.solve_triangular(R, Q.T @ self.Z.double().cpu(), upper=True)
+        right = torch.linalg.solve_triangular(R, Q.T @ self.Z.double(), upper=True)
         return left, right
 
     def tensors(self) -> list[Tensor]:
