@@ -1,4 +1,4 @@
-"""Run the grid, write the summary and the pictures, and fill the tables of the pages."""
+"""Run the grid, write the summary and the pictures, and fill the tables of the page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.theory.tables import SECTIONS, fill_page
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
-PAGES = (ROOT / "docs" / "theory.md", ROOT / "docs" / "methods" / "cps-lora.md")
+PAGE = ROOT / "docs" / "theory.md"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -33,8 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     draw_parameters(summary, out / "parameters.png")
     draw_overlap(summary, out / "overlap.png")
     if out == RESULTS:
-        for page in PAGES:
-            fill_page(page, summary)
+        fill_page(PAGE, summary)
     for section in SECTIONS.values():
         print(section(summary), end="\n\n")
 

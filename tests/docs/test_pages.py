@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 import localora.lab.model.base as base_module
@@ -87,7 +88,9 @@ def test_trainers(number: int, load: Load) -> None:
 
 def test_calibration(load: Load) -> None:
     base, tokenizer = load()
-    names = {"base": base, "other_base": load()[0], "batches": as_batches(encoded(tokenizer))}
+    names = {"base": base, "other_base": load()[0], "fresh_base": load()[0], "batches": as_batches(encoded(tokenizer))}
+    lora = get_peft_model(load()[0], LoraConfig(r=8, target_modules="all-linear", init_lora_weights=False))
+    lora.save_pretrained("my-trained-lora")
     for block in blocks("calibration.md"):
         exec(block, names)
     assert len(names["report"].layers) == 7  # type: ignore[attr-defined]
