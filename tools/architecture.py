@@ -28,6 +28,7 @@ models, training, evaluation, runs and comparisons to reports and commands, and 
 | CPS-LoRA's gradient sketch, and its co-clusters | `placement/sketch.py`, `placement/coclustering.py` |
 | how much the clusters capture, and how far their subspaces overlap | `placement/captured.py` |
 | partition and adapters in turn (an event), step by step | `lifecycle/repartition.py`; when, `lifecycle/schedule.py` |
+| which layers of a model hold an adapter, where it acts, how large it is | `adapter/status.py` |
 | a saved adapter, read and refused | `adapter/adapter_file.py`; into a model, `adapter/state_check.py` |
 | an option, its default and range | `adapter/config.py` |
 

@@ -89,7 +89,7 @@ class LayerDelta(LayerState):
             return
         A, B = self.localized_frozen_A[name], self.localized_frozen_B[name]
         for start in range(0, A.shape[0], piece):
-            self._add_to_base(A[start : start + piece], B[:, start : start + piece])
+            self.set_base_weight(self._base_plus_product(A[start : start + piece], B[:, start : start + piece]))
         A, B = self.frozen_factors(name) or (A, B)
         self.localized_folded[name] = (A.cpu(), B.cpu())
         self.set_frozen(name, A[:0], B[:, :0])
@@ -100,13 +100,10 @@ class LayerDelta(LayerState):
         if name not in self.localized_folded:
             return
         A, B = (factor.to(self.get_base_weight().device) for factor in self.localized_folded[name])
-        self._add_to_base(A, -B)
+        self.set_base_weight(self._base_plus_product(A, -B))
         whole = self.frozen_factors(name) or (A, B)
         del self.localized_folded[name]
         self.set_frozen(name, *(factor.to(A.device) for factor in whole))
-
-    def _add_to_base(self, A_cn: Tensor, B_mc: Tensor) -> None:
-        self.set_base_weight(self._base_plus_product(A_cn, B_mc))
 
     def _base_plus_product(self, A_cn: Tensor, B_mc: Tensor) -> Tensor:
         weight, delta = self.get_base_weight(), product(A_cn, B_mc)

@@ -41,14 +41,12 @@ class LocalizedExperts(nn.Module):
         """The layers of a stack's experts, made at the first call."""
         if parameter not in self.localized_stacks:
             self.localized_stacks.append(parameter)
-            stack = getattr(self.base_layer, parameter)
-            self.add_module(parameter, nn.ModuleList(self._layer(parameter, index) for index in range(len(stack))))
+            experts = len(getattr(self.base_layer, parameter))
+            layers = [LocalizedLinear(Expert(self.base_layer, parameter, index)) for index in range(experts)]
+            for layer in layers:
+                layer.quantization_backend = InStack()
+            self.add_module(parameter, nn.ModuleList(layers))
         return self.layers_of(parameter)
-
-    def _layer(self, parameter: str, index: int) -> LocalizedLinear:
-        layer = LocalizedLinear(Expert(self.base_layer, parameter, index))
-        layer.quantization_backend = InStack()
-        return layer
 
     def layers_of(self, parameter: str) -> list[LocalizedLinear]:
         """Of each expert, in order."""

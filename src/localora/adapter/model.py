@@ -21,10 +21,10 @@ from localora.adapter.experts import LocalizedExperts, match_stacks, warn_of_sta
 from localora.adapter.factor_cache import FactorCache
 from localora.adapter.layer import UNPLACED_ADDS, LocalizedLinear
 from localora.adapter.mixed_batch import samples_use
-from localora.adapter.peft_0_20 import NoMatchingPeftModuleError
 from localora.adapter.state_check import FirstUse, check_state, match_frozen
 from localora.adapter.status import adapted_layers
 from localora.adapter.targets import (
+    NoMatchingPeftModuleError,
     TargetError,
     check_not_fused,
     check_supported,
@@ -32,10 +32,11 @@ from localora.adapter.targets import (
     linear_layers_of,
     tell_of_targets,
 )
-from localora.adapter.weighted import rank_of_sum, weighted_config, weighted_factors
+from localora.adapter.weighted import weighted_config, weighted_factors
 from localora.errors import AdapterError, LocaloraError
 from localora.placement.partition import Partition
 from localora.placement.random import contiguous_partition, random_partition
+from localora.placement.thin import padded
 
 FSDP1 = "_fsdp_wrapped_module."  # in the name of a module inside one that FSDP1 wraps
 
@@ -202,13 +203,15 @@ class LocalizedModel(BaseTuner):
             problem = f"there is no adapter {unknown[0]!r}" if unknown else f"{adapter_name!r} is taken"
             raise AdapterError(f"{problem}; the model has {', '.join(self.peft_config)}")
         layers = [module for module in self.model.modules() if isinstance(module, LocalizedLinear)]
-        rank = max(rank_of_sum(layer, adapters) for layer in layers)
         configs = [config for name in adapters if isinstance(config := self.peft_config[name], LocalizedConfig)]
-        self.peft_config[adapter_name] = weighted_config(configs, weights, combination_type, rank)
+        config = weighted_config(configs, weights, combination_type)
+        factors = {layer: weighted_factors(layer, adapters, weights) for layer in layers}
+        config.consolidated_rank = rank = max(len(A) for A, _ in factors.values())
+        self.peft_config[adapter_name] = config
         try:
             self.inject_adapter(self.model, adapter_name)
             for _, layer in adapted_layers(self.model, adapter_name):
-                layer.set_frozen(adapter_name, *weighted_factors(layer, adapters, weights, rank))
+                layer.set_frozen(adapter_name, *padded(*factors[layer], rank))
         except Exception:
             self.delete_adapter(adapter_name)
             raise

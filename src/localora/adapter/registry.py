@@ -1,16 +1,23 @@
-"""Registers PEFT type LOCALIZED. PEFT's types are a closed enum, so a member is added before the official call."""
+"""Registers PEFT type LOCALIZED. PEFT's types are a closed enum, so a member is added before the official call.
+
+PEFT 0.21 asks the tuner model before it saves or loads tensors; PEFT 0.20 is made to.
+"""
 
 from __future__ import annotations
 
+import sys
 import warnings
+from typing import Any
 
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
 from peft.utils.peft_types import PeftType
 
 from localora.adapter.config import PEFT_TYPE_NAME, LocalizedConfig
 from localora.adapter.model import LocalizedModel
-from localora.adapter.peft_0_20 import ask_before_saving_and_loading
+from localora.adapter.state_check import keys_saved_in_full
 
 
 def register() -> None:
@@ -27,7 +34,7 @@ def register() -> None:
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     _add_enum_member()
     register_peft_method(name=PEFT_TYPE_NAME.lower(), config_cls=LocalizedConfig, model_cls=LocalizedModel)
-    ask_before_saving_and_loading(LocalizedModel, PEFT_TYPE_NAME)
+    _ask_before_saving_and_loading()
 
 
 def _add_enum_member() -> None:
@@ -38,3 +45,28 @@ def _add_enum_member() -> None:
     PeftType._member_map_[PEFT_TYPE_NAME] = member
     PeftType._member_names_.append(PEFT_TYPE_NAME)
     PeftType._value2member_map_[PEFT_TYPE_NAME] = member
+
+
+def _ask_before_saving_and_loading() -> None:
+    """Have PEFT 0.20 call the tuner model's checks, which PEFT 0.21 calls by itself."""
+    if hasattr(BaseTuner, "_remap_adapter_state_dict_for_load"):
+        return
+
+    def asking_get(model: Any, state_dict: Any = None, adapter_name: str = "default", *args: Any, **kwargs: Any) -> Any:
+        if model.peft_config[adapter_name].peft_type == PEFT_TYPE_NAME:
+            LocalizedModel.before_saving(model, adapter_name)
+        return get_peft_model_state_dict(model, state_dict, adapter_name, *args, **kwargs)
+
+    def asking_set(model: Any, state: Any, adapter_name: str = "default", *args: Any, **kwargs: Any) -> Any:
+        config = model.peft_config[adapter_name]
+        if config.peft_type == PEFT_TYPE_NAME:
+            renamed = keys_saved_in_full(model, adapter_name)
+            in_model = {renamed.get(key, key): tensor for key, tensor in state.items()}
+            LocalizedModel.before_loading(model, config, adapter_name, in_model)
+        return set_peft_model_state_dict(model, state, adapter_name, *args, **kwargs)
+
+    asking = {get_peft_model_state_dict: asking_get, set_peft_model_state_dict: asking_set}
+    for module in [module for name, module in sys.modules.items() if name.partition(".")[0] == "peft"]:
+        for name, value in list(vars(module).items()):
+            if callable(value) and value in asking:
+                setattr(module, name, asking[value])

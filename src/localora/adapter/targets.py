@@ -18,9 +18,13 @@ from transformers.pytorch_utils import Conv1D
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.layer import LocalizedLinear
 from localora.adapter.options import nearest
-from localora.adapter.peft_0_20 import NoMatchingPeftModuleError
 from localora.adapter.status import adapted_layers
 from localora.errors import ConfigError, LayerError, listed
+
+try:
+    from peft.utils.error import NoMatchingPeftModuleError as NoMatchingPeftModuleError  # the tuner model has it too
+except ImportError:  # PEFT 0.20
+    NoMatchingPeftModuleError = ValueError  # type: ignore[misc, assignment]  # a kind of it from 0.21 on
 
 SHOWN = 12  # shapes in a message
 MAMBA_TYPES = {"falcon_h1", "mamba", "mamba2", "falcon_mamba"}

@@ -2,10 +2,11 @@
 
     sum_i w_i dW_i = [w_1 B_1, w_2 B_2, ...] [A_1; A_2; ...]
 
-The sum is the new adapter's frozen term; its trained factors start at zero, as any new adapter's.
+The sum is the new adapter's frozen term, of one rank in all layers: zeros fill what is missing. Its trained factors
+start at zero, as any new adapter's.
 
 Shape legend
-    A_i   (R_i, n), B_i (m, R_i): dense factors of adapter i on one layer       c   rank of the frozen term
+    A_i   (R_i, n), B_i (m, R_i): dense factors of adapter i on one layer       R   sum of the R_i
 """
 
 from __future__ import annotations
@@ -21,13 +22,12 @@ from localora.adapter.config import LocalizedConfig
 from localora.adapter.factors import joined
 from localora.adapter.layer import LocalizedLinear
 from localora.errors import AdapterError
-from localora.placement.thin import padded
 
 EXACT = ("linear", "cat")  # one and the same here: PEFT's "linear" adds factors, and so is none
 
 
 def weighted_config(
-    configs: Sequence[LocalizedConfig], weights: Sequence[float], combination_type: str, rank: int
+    configs: Sequence[LocalizedConfig], weights: Sequence[float], combination_type: str
 ) -> LocalizedConfig:
     """The config of the sum. AdapterError for another combination, weights that do not fit, adapters without a sum."""
     if combination_type not in EXACT:
@@ -48,15 +48,14 @@ def weighted_config(
     elif any(target != targets[0] for target in targets):
         raise AdapterError("target_modules of adapters to be summed must be lists, or one expression")
     result.placement, result.init_weights, result.of_saved_adapter = "random", True, False
-    result.consolidated_rank = rank
     return result
 
 
 @torch.no_grad()
 def weighted_factors(
-    layer: LocalizedLinear, adapters: Sequence[str], weights: Sequence[float], rank: int
+    layer: LocalizedLinear, adapters: Sequence[str], weights: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """A `(c, n)` and B `(m, c)` of the sum on one layer, padded with zeros to the rank c of all layers."""
+    """A `(R, n)` and B `(m, R)` of the sum on one layer, R the sum of its adapters' ranks there."""
     like = next(layer.parameters())  # of a quantized base, the weight would be costly to have
     A, B = (torch.zeros(*shape, device=like.device) for shape in ((0, layer.in_features), (layer.out_features, 0)))
     for name, weight in zip(adapters, weights, strict=True):
@@ -64,13 +63,4 @@ def weighted_factors(
             layer.local_partition(name)  # raises when it is unplaced
             A_i, B_i = layer.dense_factors(name, torch.float32)
             A, B = joined((A, B), (A_i, weight * B_i))
-    return padded(A, B, rank)
-
-
-def rank_of_sum(layer: LocalizedLinear, adapters: Sequence[str]) -> int:
-    """How many ranks the adapters have on one layer together."""
-    own = [name for name in adapters if name in layer.localized_layout]
-    frozen = (layer.frozen_factors(name) for name in own)
-    return sum(layer.localized_layout[name].budget.dense_rank for name in own) + sum(
-        len(factors[0]) for factors in frozen if factors is not None
-    )
+    return A, B

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -87,12 +88,14 @@ class LocalizationCallback(TrainerCallback):
             return
         # accelerate's wrapper keeps a state that an iteration broken off half-way would leave behind.
         loader = getattr(kwargs["train_dataloader"], "base_dataloader", kwargs["train_dataloader"])
-        self._begin(model, optimizer, _FirstBatches(loader, self.steps))
+        # Read once: some samplers, accelerate's among them, shuffle anew after each pass, and then calibration's pass
+        # would decide which batches the events of a run see, but not which ones those of a resumed run see.
+        self._begin(model, optimizer, cache(lambda: list(islice(loader, self.steps))))
 
     def _begun(self, model: nn.Module, optimizer: Any, batch: Any) -> bool:
         """:meth:`_begin` on one batch, unless it teaches nothing: completions that are rewarded all alike."""
         try:
-            self._begin(model, optimizer, [batch])
+            self._begin(model, optimizer, lambda: [batch])
         except ZeroGradientError as error:
             logger.warning("step %d: %s; the adapter is placed later", self._trainer.state.global_step + 1, error)
             self._wait_to_place(model)
@@ -106,8 +109,8 @@ class LocalizationCallback(TrainerCallback):
             for layer in adapter_in(model, name).layers.values():
                 layer.calibrating = True
 
-    def _begin(self, model: nn.Module, optimizer: Any, batches: Iterable[Any]) -> None:
-        """Place what is unplaced, and prepare the events."""
+    def _begin(self, model: nn.Module, optimizer: Any, batches: Callable[[], list[Any]]) -> None:
+        """Place what is unplaced, and prepare the events; `batches` are read where there is need of them."""
         args, state = self._trainer.args, self._trainer.state
         loss_fn = self.loss_fn or loss_of(self._trainer)
         names = active_adapters(model)
@@ -120,17 +123,18 @@ class LocalizationCallback(TrainerCallback):
             adapter = adapter_in(model, name)
             if any(layer.is_unplaced(name) for layer in adapter.layers.values()):
                 with random_state_kept(), _autocast(args):
-                    report = calibrate(model, batches, self.steps, loss_fn, adapter_name=name, progress=self.progress)
+                    report = calibrate(model, batches(), self.steps, loss_fn, adapter_name=name, progress=self.progress)
                 self.reports[name] = report
                 log(self._trainer, CALIBRATION, name, report.numbers())
                 show(self._trainer, CALIBRATION, adapter)
         for name in names:
-            with random_state_kept():  # it reads batches
+            config = adapter_in(model, name).config
+            with random_state_kept():  # batches are read
                 self.repartitioners[name] = Repartitioner(
                     model,
                     optimizer,
                     state.max_steps,
-                    batches,
+                    batches() if config.repartition or config.repartition_every else [],
                     steps=self.steps,
                     loss_fn=loss_fn,
                     adapter_name=name,
@@ -151,23 +155,6 @@ class LocalizationCallback(TrainerCallback):
     ) -> None:
         for repartitioner in self.repartitioners.values():
             repartitioner.finish(state.global_step)
-
-
-class _FirstBatches:
-    """The first batches of a data loader, read when they are first asked for, and kept.
-
-    Read once: some samplers, accelerate's among them, shuffle anew after each pass, and then calibration's pass would
-    decide which batches the events of a run see, but not which ones those of a resumed run see.
-    """
-
-    def __init__(self, loader: Iterable[Any], count: int) -> None:
-        self.loader, self.count = loader, count
-        self.kept: list[Any] | None = None
-
-    def __iter__(self) -> Iterator[Any]:
-        if self.kept is None:
-            self.kept = list(islice(self.loader, self.count))
-        return iter(self.kept)
 
 
 @contextmanager
