@@ -76,9 +76,9 @@ def run_comparison(
 def _check_place(jobs: int, cluster: str | None, cpus: float, gpus: float) -> None:
     """No option is ignored without a word."""
     if cluster and jobs != 1:
-        raise PlanError("--jobs", ["a cluster runs as many at a time as it has room for; leave out this or --cluster"])
+        raise PlanError("--jobs", "a cluster runs as many at a time as it has room for; leave out this or --cluster")
     if not cluster and (cpus, gpus) != (1, 0):
-        raise PlanError("--cpus, --gpus", ["say what each run takes of a cluster; give --cluster, or leave them out"])
+        raise PlanError("--cpus, --gpus", "say what each run takes of a cluster; give --cluster, or leave them out")
 
 
 def report(folder: Path, console: Console) -> Comparison:

@@ -85,7 +85,7 @@ def resolve(plan: Plan, name: str) -> ResolvedPlan:
             )
         )
     if problems:
-        raise PlanError(name, problems)
+        raise PlanError(name, *problems)
     return ResolvedPlan(name=name, plan=plan, entries=entries)
 
 
@@ -117,7 +117,7 @@ def _section(
     try:
         of_plan = PlanKeys.model_validate({key: values[key] for key in PlanKeys.model_fields if key in values})
     except ValidationError as error:
-        raise RecipeError(label, [explain(problem, problem["loc"], str) for problem in error.errors()]) from error
+        raise RecipeError(label, *[explain(problem, problem["loc"], str) for problem in error.errors()]) from error
     section = method_section(
         {**where, **{key: value for key, value in values.items() if key not in PlanKeys.model_fields}}
     )

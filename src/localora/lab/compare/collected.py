@@ -31,7 +31,7 @@ def read_collected(folder: Path) -> dict[str, Files]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise PlanError(str(folder / NAME), [f"cannot be read: {error.strerror}"]) from error
+        raise PlanError(folder / NAME, f"cannot be read: {error.strerror}") from error
     runs: dict[str, Files] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         try:
@@ -40,10 +40,10 @@ def read_collected(folder: Path) -> dict[str, Files]:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise PlanError(
                 f"{folder / NAME}:{number}",
-                [f"holds no run ({error!r}); put the file back, or take the line out, and what it held is run again"],
+                f"holds no run ({error!r}); put the file back, or take the line out, and what it held is run again",
             ) from error
         if run in runs:
-            raise PlanError(f"{folder / NAME}:{number}", [f"{run} is here for the second time; which one is meant?"])
+            raise PlanError(f"{folder / NAME}:{number}", f"{run} is here for the second time; which one is meant?")
         runs[run] = files
     return runs
 
@@ -78,4 +78,4 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:
-        raise PlanError(str(path), [f"is no JSON ({error})"]) from error
+        raise PlanError(path, f"is no JSON ({error})") from error

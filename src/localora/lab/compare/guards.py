@@ -35,7 +35,7 @@ def check_budgets(resolved: ResolvedPlan) -> None:
         if abs(c.trainable - c.budget) > BUDGET_TOLERANCE * c.budget and c.budget_label is None
     ]
     if problems:
-        raise PlanError(resolved.name, problems)
+        raise PlanError(resolved.name, *problems)
 
 
 def check_rate_seeds(resolved: ResolvedPlan) -> None:
@@ -48,10 +48,8 @@ def check_rate_seeds(resolved: ResolvedPlan) -> None:
     if len(set(seeds)) < 2:
         raise PlanError(
             resolved.name,
-            [
-                f"learning_rates.seeds: {seeds} is one seed, and a rate that one seed's luck has chosen makes methods "
-                "differ that do not; give two or more"
-            ],
+            f"learning_rates.seeds: {seeds} is one seed, and a rate that one seed's luck has chosen makes methods "
+            "differ that do not; give two or more",
         )
 
 
@@ -92,7 +90,7 @@ def check_data(resolved: ResolvedPlan) -> dict[str, TaskData]:
         if len(task.validation) < wanted
     ]
     if problems:
-        raise PlanError(resolved.name, problems)
+        raise PlanError(resolved.name, *problems)
     return tasks
 
 
@@ -143,7 +141,7 @@ def check_same_data(finished: Mapping[RunSpec, Outcome], present: Mapping[str, H
                     "remove the folders of the runs on the wrong data, or start anew in another folder (--out)"
                 )
     if problems:
-        raise PlanError("data", problems)
+        raise PlanError("data", *problems)
 
 
 def _seen(spec: RunSpec, outcome: Outcome) -> Iterator[tuple[str, str, str]]:

@@ -31,7 +31,7 @@ def validate_plan(values: dict[str, Any], source: str = "plan") -> Plan:
         return Plan.model_validate(values)
     except ValidationError as error:
         problems = [_explain(problem) for problem in error.errors(include_url=False)]
-        raise PlanError(source, list(dict.fromkeys(problems))) from None
+        raise PlanError(source, *dict.fromkeys(problems)) from None
 
 
 def _explain(problem: Mapping[str, Any]) -> str:

@@ -60,12 +60,10 @@ def check_same_machine(
         key, first, other = clash
         raise PlanError(
             "machine",
-            [
-                f"{first} was made with {key} {made[first][key]}, {other} with {key} {made[other][key]}: numbers that "
-                "differ by that alone cannot be compared. Make them on the same one (remove the folder of "
-                "the odd one, and it is made again), start anew in another folder (--out), or set "
-                "allow_mixed_machines: true, which every page then says"
-            ],
+            f"{first} was made with {key} {made[first][key]}, {other} with {key} {made[other][key]}: numbers that "
+            "differ by that alone cannot be compared. Make them on the same one (remove the folder of "
+            "the odd one, and it is made again), start anew in another folder (--out), or set "
+            "allow_mixed_machines: true, which every page then says",
         )
     said = []
     if clash is not None:

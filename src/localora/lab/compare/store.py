@@ -126,8 +126,7 @@ class Store:
             if record.after is None or (spec.stage == "sweep" and not record.curve.held_out):
                 missing = "evaluation" if record.after is None else "validation loss"
                 raise PlanError(
-                    str(path),
-                    [f"its record says finished and has no {missing}; remove the folder, and it is run again"],
+                    path, f"its record says finished and has no {missing}; remove the folder, and it is run again"
                 )
             update, tasks, watched = self._load(Update, spec, "update.json"), self._tasks(spec), self._watched(spec)
             if update is not None and tasks is not None and (watched is not None or not spec.watch):
@@ -155,8 +154,8 @@ class Store:
         changed = differences(recorded.resolved(), spec.recipe.resolved())
         if changed:
             raise PlanError(
-                str(self.path(spec)),
-                [f"finished under another plan ({'; '.join(changed[:3])}); give the new one its own folder (--out)"],
+                self.path(spec),
+                f"finished under another plan ({'; '.join(changed[:3])}); give the new one its own folder (--out)",
             )
 
     def finished_finals(self) -> int:
@@ -179,7 +178,7 @@ class Store:
             return kind.model_validate_json(text)
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]["msg"]
-            raise PlanError(str(self.path(spec) / name), [f"cannot be read: {problem}"]) from None
+            raise PlanError(self.path(spec) / name, f"cannot be read: {problem}") from None
 
     def _text(self, spec: RunSpec, name: str) -> str | bytes | None:
         """A file of a run: from its folder where it has one, else from what was collected; None where it is in none."""
@@ -191,7 +190,7 @@ class Store:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise PlanError(str(path / name), [f"cannot be read: {error.strerror}"]) from error
+            raise PlanError(path / name, f"cannot be read: {error.strerror}") from error
 
     @cached_property
     def _collected(self) -> dict[str, Files]:
@@ -220,7 +219,7 @@ class Store:
         except FileNotFoundError:
             return []
         except (OSError, ValidationError) as error:
-            raise PlanError(str(path), [f"cannot be read: {error}"]) from None
+            raise PlanError(path, f"cannot be read: {error}") from None
 
     def check_folder(self) -> None:
         """Refuse a folder that holds something, and no comparison; hidden files do not count.
@@ -233,11 +232,11 @@ class Store:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise PlanError(str(self.folder), [f"cannot be the folder of a comparison ({error.strerror})"]) from None
+            raise PlanError(self.folder, f"cannot be the folder of a comparison ({error.strerror})") from None
         known = {"plan.json", "records.jsonl"}
         if here and not known & set(here):
             raise PlanError(
-                str(self.folder), [f"is not empty and holds no comparison (found {min(here)}); give another with --out"]
+                self.folder, f"is not empty and holds no comparison (found {min(here)}); give another with --out"
             )
 
     def load_plan(self) -> ResolvedPlan:
@@ -250,13 +249,13 @@ class Store:
         try:
             return ResolvedPlan.model_validate(json.loads(path.read_text(encoding="utf-8")))
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise PlanError(str(path), [f"is no JSON ({error})"]) from None
+            raise PlanError(path, f"is no JSON ({error})") from None
         except OSError as error:
-            raise PlanError(str(self.folder), ["holds no comparison (no plan.json)"]) from error
+            raise PlanError(self.folder, "holds no comparison (no plan.json)") from error
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"]))
-            raise PlanError(str(path), [f"is no plan of this version ({where}: {first['msg']})"]) from None
+            raise PlanError(path, f"is no plan of this version ({where}: {first['msg']})") from None
 
 
 def _finite(record: RunRecord) -> bool:

@@ -41,7 +41,7 @@ def validate_recipe(values: dict[str, Any], source: str = "recipe") -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         problems = [_explain(problem) for problem in error.errors(include_url=False)]
-        raise RecipeError(source, list(dict.fromkeys(problems))) from None
+        raise RecipeError(source, *dict.fromkeys(problems)) from None
 
 
 def method_section(values: dict[str, Any], overrides: Sequence[str] = ()) -> MethodBase:
@@ -86,7 +86,7 @@ def read_values(path: Path, overrides: Sequence[str], known: Sequence[str]) -> d
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # no UTF-8, or a name that no file can have
-        raise RecipeError(str(path), [f"cannot be read: {error}"]) from error
+        raise RecipeError(path, f"cannot be read: {error}") from error
     values = parse_yaml(text, str(path), known)
     for override in overrides:
         apply_override(values, override)
@@ -101,7 +101,7 @@ def parse_yaml(text: str, source: str, known: Sequence[str]) -> dict[str, Any]:
     """
     values = _load(text, source, "not valid YAML")
     if not isinstance(values, dict):
-        raise RecipeError(source, [f"must hold sections ({', '.join(known)})"])
+        raise RecipeError(source, f"must hold sections ({', '.join(known)})")
     return values
 
 
@@ -111,13 +111,13 @@ def _load(text: str, source: str, otherwise: str, *, numbered: bool = True) -> A
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark and numbered else ""
-        raise RecipeError(source, [f"{where}{otherwise}: {getattr(error, 'problem', None) or error}"]) from error
+        raise RecipeError(source, f"{where}{otherwise}: {getattr(error, 'problem', None) or error}") from error
     except RecursionError:
-        raise RecipeError(source, [f"{otherwise}: nested too deeply"]) from None
+        raise RecipeError(source, f"{otherwise}: nested too deeply") from None
     except (AttributeError, IndexError, KeyError, TypeError) as error:  # PyYAML's, of a tag on a value it cannot read
-        raise RecipeError(source, [f"{otherwise}: a tag (!!) before another kind of value"]) from error
+        raise RecipeError(source, f"{otherwise}: a tag (!!) before another kind of value") from error
     except ValueError as error:  # Python's, of a number with thousands of digits, or a date such as 2026-02-31
-        raise RecipeError(source, [f"{otherwise}: {error}"]) from error
+        raise RecipeError(source, f"{otherwise}: {error}") from error
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
@@ -129,13 +129,13 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     source = f"--set {override}"
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
-        raise RecipeError(source, ["write it as section.key=value, for example training.steps=50"])
+        raise RecipeError(source, "write it as section.key=value, for example training.steps=50")
     value = _load(text, source, "the value is not valid YAML", numbered=False)
     *sections, last = key.split(".")
     for name in sections:
         values = values.setdefault(name, {})
         if not isinstance(values, dict):
-            raise RecipeError(source, [f"{name} is a value, not a section"])
+            raise RecipeError(source, f"{name} is a value, not a section")
     values[last] = value
 
 

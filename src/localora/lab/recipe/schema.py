@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,10 +17,9 @@ from localora.lab.recipe.section import Number, PathName, PositiveInt, Section
 class RecipeError(LocaloraError, ValueError):
     """A recipe that cannot be run; `problems` holds one line per problem."""
 
-    def __init__(self, source: str, problems: Sequence[str]) -> None:
-        self.source = source
+    def __init__(self, source: object, *problems: str) -> None:
         self.problems = list(problems)
-        super().__init__("\n".join(f"{source}: {problem}" for problem in self.problems))
+        super().__init__("\n".join(f"{source}: {problem}" for problem in problems) or str(source))
 
 
 DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -132,9 +131,7 @@ def describe_keys(of: str | None = None) -> list[str]:
         sections = {"method": [METHOD_CLASSES[of]]}
     elif of is not None:
         if of not in SECTIONS:
-            raise RecipeError(
-                "keys", [f"no section or method is called {of}; {', '.join([*SECTIONS, *METHOD_CLASSES])}"]
-            )
+            raise RecipeError("keys", f"no section or method is called {of}; {', '.join([*SECTIONS, *METHOD_CLASSES])}")
         sections = {of: SECTIONS[of]}
     lines = []
     for prefix, classes in sections.items():

@@ -103,7 +103,7 @@ def check_trackers(recipe: Recipe) -> None:
     """
     missing = [name for name in recipe.training.report_to if find_spec(name) is None]
     if missing:
-        raise RecipeError("training.report_to", [f"{name} is not installed: pip install {name}" for name in missing])
+        raise RecipeError("training.report_to", *([f"{name} is not installed: pip install {name}" for name in missing]))
 
 
 def _all_finite(tensors: list[torch.Tensor]) -> bool:
@@ -135,7 +135,7 @@ def build_trainer(recipe: Recipe, checkpoints: Path, **parts: Any) -> CheckedTra
     _, count = processes()
     if training.batch_size % count:
         raise RecipeError(
-            "training.batch_size", [f"{count} processes cannot share {training.batch_size} examples; use a multiple"]
+            "training.batch_size", f"{count} processes cannot share {training.batch_size} examples; use a multiple"
         )
     arguments = TrainingArguments(
         output_dir=str(checkpoints),

@@ -50,7 +50,7 @@ class ClusterPool:
         """
         if cpus <= 0 or gpus < 0 or (gpus > 1 and gpus != int(gpus)):
             asked = f"{cpus:g} CPU, {gpus:g} GPU"
-            raise PlanError("--cluster", [f"a run takes some CPU, and whole GPUs or a part of one; got {asked}"])
+            raise PlanError("--cluster", f"a run takes some CPU, and whole GPUs or a part of one; got {asked}")
         self.store, self.module = store, module
         self._needs = needs_of(plan)
         self._environment = QUIET | {"OMP_NUM_THREADS": str(max(1, int(cpus)))}
@@ -109,7 +109,7 @@ class ClusterPool:
         except self._ray.exceptions.RayError as error:
             return self._lost(tried, str(error).strip().splitlines()[0])
         if problems:
-            raise PlanError("--cluster", [f"node {name}: {problem}" for problem in problems])
+            raise PlanError("--cluster", *[f"node {name}: {problem}" for problem in problems])
         folder = self.store.path(tried.spec)
         receive({path: contents.data for path, contents in files.items()}, folder)
         return Done(tried.spec, code, last_words(folder / "log.txt", code))

@@ -30,7 +30,7 @@ def connect(address: str) -> Any:
     try:
         import ray
     except ImportError as error:
-        raise PlanError("--cluster", ["needs Ray: pip install 'localora[ray]'"]) from error
+        raise PlanError("--cluster", "needs Ray: pip install 'localora[ray]'") from error
     _try(address)
     ours = {"py_modules": [str(Path(localora.__file__).parent)]}  # nodes run the driver's own code
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=ours)
@@ -54,7 +54,7 @@ def _no_cluster(address: str, reason: str) -> PlanError:
         "give the HOST:PORT that `ray start --head` printed, on a machine that has joined with "
         "`ray start --address=HOST:PORT`; there `auto` does as well"
     )
-    return PlanError("--cluster", [f"no Ray cluster at {address!r} ({reason}); {remedy}"])
+    return PlanError("--cluster", f"no Ray cluster at {address!r} ({reason}); {remedy}")
 
 
 def needs_of(plan: Plan) -> Needs:
@@ -98,9 +98,7 @@ class Nodes:
         nodes = [node for node in self._alive() if self._room(node["Resources"])]
         if not nodes:
             has = "; ".join(f"{_name(node)} has {_size(node['Resources'])}" for node in self._alive())
-            raise PlanError(
-                "--cluster", [f"no node has room for a run of {self._cpus:g} CPU, {self._gpus:g} GPU: {has}"]
-            )
+            raise PlanError("--cluster", f"no node has room for a run of {self._cpus:g} CPU, {self._gpus:g} GPU: {has}")
         if not self._gpus and any(node["Resources"].get("GPU") for node in nodes):
             logger.warning("the cluster has GPUs, and runs are given none of them")
         asked = {self._ask(node, needs): _name(node) for node in nodes}
@@ -110,7 +108,7 @@ class Nodes:
             if reference not in silent:
                 problems += [f"node {asked[reference]}: {problem}" for problem in self._answer(reference)]
         if problems:
-            raise PlanError("--cluster", problems)
+            raise PlanError("--cluster", *problems)
 
     def _ask(self, node: dict[str, Any], needs: Needs) -> Any:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

@@ -82,7 +82,7 @@ def unfit_methods_named() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise RecipeError("method", [str(error)]) from error
+        raise RecipeError("method", str(error)) from error
 
 
 class FullFineTuning(Adaptation):
