@@ -35,22 +35,23 @@ def export(
     Prints the command that serves it with each engine, or what that engine would not take (docs/serving.md).
     """
     with errors_in_one_line(OSError):
-        from rich.console import Console
+        from localora import ExportError, export_lora
+        from localora.export.engines import check_engines
+        from localora.lab.commands.export import merge, push_folder
+        from localora.lab.model.base import source_of
 
-        from localora.lab.commands.export import export as run
-
-        run(
-            adapter,
-            out,
-            Console(),
-            rank=rank,
-            gguf=gguf,
-            modelfile=modelfile,
-            merged=merged,
-            push=push,
-            base=base,
-            overwrite=overwrite,
-        )
+        if merged and (gguf or modelfile or rank):
+            raise ExportError("--merged writes a whole model; leave --rank, --gguf and --modelfile out, or --merged")
+        if merged:
+            lines = merge(adapter, out, base, overwrite)
+        else:
+            at = None if base is None else source_of(base)
+            report = export_lora(adapter, out, rank=rank, gguf=gguf, modelfile=modelfile, base=at, overwrite=overwrite)
+            lines = [str(report), *(str(engine) for engine in check_engines(out, base))]
+        for line in lines:
+            typer.echo(line)
+        if push is not None:
+            typer.echo(f"pushed to {push_folder(out, push)}")
 
 
 def budget(

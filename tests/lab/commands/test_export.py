@@ -12,12 +12,11 @@ import torch
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import LocalTokenNotFoundError
 from peft import PeftModel, get_peft_model
-from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
-from localora import CpsLoraConfig, ExportError
-from localora.lab.commands.export import export
-from localora.lab.model import ModelError
+from localora import CpsLoraConfig
+from localora.cli import app
 from tiny_runs import save_tiny_model
 
 
@@ -41,16 +40,22 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
     return model.eval()(input_ids=torch.arange(2, 40)[None]).logits.float()
 
 
-def run(capsys: pytest.CaptureFixture[str], *args: Any, **options: Any) -> str:
-    export(*args, Console(), **options)
-    return capsys.readouterr().out
+class RefusedError(Exception):
+    """What the command said instead."""
 
 
-def test_it_prints_the_report_and_a_command_an_engine(
-    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def run(adapter: Path, out: Path, **options: Any) -> str:
+    given = [[f"--{name}"] if value is True else [f"--{name}", str(value)] for name, value in options.items()]
+    result = CliRunner().invoke(app, ["export", str(adapter), str(out), *(word for words in given for word in words)])
+    if result.exit_code == 2:
+        raise RefusedError(result.stderr)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_it_prints_the_report_and_a_command_an_engine(folders: tuple[Path, Path], tmp_path: Path) -> None:
     base, adapter = folders
-    printed = run(capsys, adapter, tmp_path / "mine", modelfile="llama3.2")
+    printed = run(adapter, tmp_path / "mine", modelfile="llama3.2")
     assert "plain LoRA of rank 8 (exact), 2 layers" in printed
     for line in (
         f"vLLM: vllm serve {base} --enable-lora --max-lora-rank 8 --lora-modules mine={tmp_path}/mine",
@@ -64,11 +69,9 @@ def test_it_prints_the_report_and_a_command_an_engine(
     }  # fmt: skip
 
 
-def test_merged_is_a_plain_checkpoint_in_the_base_s_precision(
-    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_merged_is_a_plain_checkpoint_in_the_base_s_precision(folders: tuple[Path, Path], tmp_path: Path) -> None:
     base, adapter = folders
-    printed = run(capsys, adapter, tmp_path / "mine", merged=True)
+    printed = run(adapter, tmp_path / "mine", merged=True)
     assert f"merged into {base}, in bfloat16 -> {tmp_path}/mine" in printed
     assert f"vllm serve {tmp_path}/mine" in printed
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "mine")
@@ -84,7 +87,7 @@ def test_merged_is_a_plain_checkpoint_in_the_base_s_precision(
     card = ModelCard.load(tmp_path / "mine" / "README.md")
     assert card.data.library_name == "transformers"
     assert "# CPS-LoRA merged into its base model" in card.text
-    export(adapter, tmp_path / "mine", Console(), overwrite=True)  # one kind of export replaces another
+    run(adapter, tmp_path / "mine", overwrite=True)  # one kind of export replaces another
     assert not (tmp_path / "mine" / "config.json").exists()
 
 
@@ -92,15 +95,15 @@ def test_a_base_model_and_a_trained_adapter_are_not_overwritten(folders: tuple[P
     base, adapter = folders
     for folder in (base, adapter):
         before = {path.name for path in folder.iterdir()}
-        with pytest.raises(ExportError, match=r"holds no earlier export .*would be lost|is the adapter's own folder"):
-            export(adapter, folder, Console(), overwrite=True)
+        with pytest.raises(RefusedError, match=r"holds no earlier export .*would be lost|is the adapter's own folder"):
+            run(adapter, folder, overwrite=True)
         assert {path.name for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize("other", [{"gguf": True}, {"rank": 4}, {"modelfile": "llama3.2"}])
 def test_options_that_exclude_each_other(folders: tuple[Path, Path], tmp_path: Path, other: dict[str, Any]) -> None:
-    with pytest.raises(ExportError, match="--merged writes a whole model; leave --rank, --gguf and --modelfile out"):
-        export(folders[1], tmp_path / "mine", Console(), merged=True, **other)
+    with pytest.raises(RefusedError, match="--merged writes a whole model; leave --rank, --gguf and --modelfile out"):
+        run(folders[1], tmp_path / "mine", merged=True, **other)
 
 
 def test_merging_a_diverged_adapter(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -109,8 +112,8 @@ def test_merging_a_diverged_adapter(folders: tuple[Path, Path], tmp_path: Path) 
     with torch.no_grad():
         next(p for name, p in model.named_parameters() if "localized_local_B" in name).fill_(float("nan"))
     model.save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ModelError, match=r"localized_local_B.* holds NaN or infinite numbers"):
-        export(tmp_path / "adapter", tmp_path / "mine", Console(), merged=True)
+    with pytest.raises(RefusedError, match=r"localized_local_B.* holds NaN or infinite numbers"):
+        run(tmp_path / "adapter", tmp_path / "mine", merged=True)
     assert not (tmp_path / "mine").exists()
 
 
@@ -121,16 +124,14 @@ def test_a_base_whose_config_is_none(folders: tuple[Path, Path], tmp_path: Path,
     base, adapter = folders
     shutil.copytree(base, tmp_path / "base")
     (tmp_path / "base" / "config.json").write_text(config)
-    with pytest.raises(ModelError, match=f"cannot load the model .*{re.escape(str(tmp_path / 'base'))}"):
-        export(adapter, tmp_path / "mine", Console(), merged=True, base=str(tmp_path / "base"))
-    with pytest.raises(ExportError, match="no config of the base model"):
-        export(adapter, tmp_path / "mine", Console(), gguf=True, base=str(tmp_path / "base"))
+    with pytest.raises(RefusedError, match=f"cannot load the model .*{re.escape(str(tmp_path / 'base'))}"):
+        run(adapter, tmp_path / "mine", merged=True, base=str(tmp_path / "base"))
+    with pytest.raises(RefusedError, match="no config of the base model"):
+        run(adapter, tmp_path / "mine", gguf=True, base=str(tmp_path / "base"))
     assert not (tmp_path / "mine").exists()
 
 
-def test_push(
-    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_push(folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
 
     class Url(str):
@@ -140,7 +141,7 @@ def test_push(
     monkeypatch.setattr(
         HfApi, "upload_folder", lambda self, repo_id, folder_path: asked.append((repo_id, str(folder_path)))
     )
-    printed = run(capsys, folders[1], tmp_path / "mine", push="me/mine")
+    printed = run(folders[1], tmp_path / "mine", push="me/mine")
     assert asked == [("me/mine", str(tmp_path / "mine"))]
     assert "pushed to https://huggingface.co/me/mine" in printed
 
@@ -148,6 +149,6 @@ def test_push(
         raise LocalTokenNotFoundError("Token is required")
 
     monkeypatch.setattr(HfApi, "create_repo", refuse)
-    with pytest.raises(ExportError, match=r"(?s)written, but was not pushed to me/x: Token.*`hf upload me/x .*other`"):
-        export(folders[1], tmp_path / "other", Console(), push="me/x")
+    with pytest.raises(RefusedError, match=r"(?s)written, but was not pushed to me/x: Token.*`hf upload me/x .*other`"):
+        run(folders[1], tmp_path / "other", push="me/x")
     assert (tmp_path / "other" / "adapter_config.json").exists()

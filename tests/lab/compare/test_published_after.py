@@ -13,7 +13,7 @@ import torch
 import yaml
 
 import published_files
-from localora.lab.compare import other_tasks, run_one
+from localora.lab.compare import run_one
 from localora.lab.compare.budgets import resolve
 from localora.lab.compare.comparison import compare_records
 from localora.lab.compare.guards import check_data
@@ -26,6 +26,7 @@ from localora.lab.compare.workers.nodes import local_names
 from localora.lab.data.example import Example
 from localora.lab.data.published.load import adapters_example
 from localora.lab.data.published.registry import TASKS
+from localora.lab.evaluation import tasks
 from localora.lab.evaluation.tasks import evaluate_tasks, load_tasks
 from localora.lab.model.adapted import load_adapted
 from localora.lab.recipe.schema import with_folder
@@ -150,13 +151,13 @@ def test_a_run_without_an_adapter_is_measured_before_its_model_goes(
 ) -> None:
     """In the precision that its weights have after training, whatever that of the base model."""
     seen: list[torch.dtype] = []
-    original = other_tasks.measure_task
+    original = tasks.measure_task
 
     def noted(model: Any, *arguments: Any) -> tuple[Evaluation, list[str]]:
         seen.append(model.dtype)
         return original(model, *arguments)
 
-    monkeypatch.setattr(other_tasks, "measure_task", noted)
+    monkeypatch.setattr(tasks, "measure_task", noted)
     mixture = published_files.write_rows(tmp_path / "mixture.jsonl", MIXTURE)
     changes = {
         "methods": {"lora": None, "full": {"budget_label": "all weights"}},

@@ -50,7 +50,7 @@ def test_every_plan_is_one(path: Path, tmp_path: Path) -> None:
     model = load_plan(path).model.name
     modules = [] if model.startswith("runs/") else ["target_modules=[q_proj, v_proj]"]
     resolved = resolve(load_plan(path, [f"model.name={tmp_path}", *modules]), path.stem)
-    assert {name for pair in resolved.plan.primary for name in pair} <= {c.label for c in resolved.contenders}
+    assert {name for pair in resolved.plan.primary for name in pair} <= {c.label for c in resolved.entries}
 
 
 def test_facts_are_learned_by_heart_on_top_of_others(tmp_path: Path) -> None:

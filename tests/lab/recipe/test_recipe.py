@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -254,3 +255,8 @@ def test_there_is_a_recipe_for_every_method() -> None:
 def test_the_quickstart_recipe_is_the_first_run_of_the_quickstart() -> None:
     recipe = next(load_recipe(path) for path in RECIPES if path.stem == "quickstart")
     assert with_folder(quickstart_recipe(QUICKSTART_METHODS[0], Path("any")), "same") == with_folder(recipe, "same")
+
+
+def test_an_error_comes_whole_from_another_process() -> None:
+    error = RecipeError("mine.yaml", "r: missing", "seeds: missing")
+    assert str(pickle.loads(pickle.dumps(error))) == "mine.yaml: r: missing\nmine.yaml: seeds: missing"

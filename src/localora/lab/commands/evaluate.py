@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console
 
@@ -13,9 +13,9 @@ from localora.files import write_file
 from localora.lab.data.example import DataError
 from localora.lab.evaluation.tasks import evaluate_tasks, load_tasks
 from localora.lab.machine import describe_machine
-from localora.lab.model.adapted import Loaded, load_adapted
+from localora.lab.model.adapted import load_adapted
 from localora.lab.model.base import device_of
-from localora.lab.model.dtype import ChosenDtype, choose_dtype
+from localora.lab.model.dtype import choose_dtype
 from localora.lab.progress import Reporter, say
 from localora.lab.report.console import print_results
 from localora.lab.training.folder import FolderError, check_writable
@@ -53,9 +53,11 @@ def evaluate(
         if out.is_dir():
             raise FolderError(f"{out} is a folder; --out is the results' file, such as {out / 'results.json'}")
         check_writable(out.parent)
-    reporter = Reporter(console)
     tasks = load_tasks(settings.tasks, settings.data, settings.examples, settings.seed)
-    dtype, loaded = _load(model, base, settings, reporter)
+    reporter, dtype = Reporter(console), choose_dtype(settings.dtype)
+    with reporter.phase(f"loading {model}") as phase:
+        loaded = load_adapted(model, base, dtype.torch)
+        phase.result = f"{device_of(loaded.model)} {dtype.name} ({dtype.reason})"
     with reporter.phase("measuring") as phase:
         results = evaluate_tasks(
             loaded.model,
@@ -66,41 +68,18 @@ def evaluate(
             allow_code_execution=settings.allow_code_execution,
             progress=phase.tell,
         )
-    print_results(results, _title(loaded, dtype), console)
-    _write(out, loaded, dtype, settings, [asdict(result) for result in results], console)
-
-
-def _load(model: str, base: str | None, settings: Settings, reporter: Reporter) -> tuple[ChosenDtype, Loaded]:
-    dtype = choose_dtype(settings.dtype)
-    with reporter.phase(f"loading {model}") as phase:
-        loaded = load_adapted(model, base, dtype.torch)
-        phase.result = f"{device_of(loaded.model)} {dtype.name} ({dtype.reason})"
-    return dtype, loaded
-
-
-def _title(loaded: Loaded, dtype: ChosenDtype) -> str:
-    return (loaded.base if loaded.adapter is None else f"{loaded.adapter} on {loaded.base}") + f", {dtype.name}"
-
-
-def _write(
-    out: Path | None,
-    loaded: Loaded,
-    dtype: ChosenDtype,
-    settings: Settings,
-    tasks: list[dict[str, Any]],
-    console: Console,
-) -> None:
-    if out is None:
-        return
-    values: dict[str, Any] = {
-        "base": loaded.base,
-        "adapter": loaded.adapter,
-        "adapter_config": None if loaded.config is None else type(loaded.config).__name__,
-        "settings": asdict(settings),
-        "dtype": asdict(dtype),
-        "versions": package_versions(),
-        "machine": describe_machine(),
-        "tasks": tasks,
-    }
-    write_file(out, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-    say(console, f"results      {out}")
+    measured = loaded.base if loaded.adapter is None else f"{loaded.adapter} on {loaded.base}"
+    print_results(results, f"{measured}, {dtype.name}", console)
+    if out is not None:
+        values = {
+            "base": loaded.base,
+            "adapter": loaded.adapter,
+            "adapter_config": None if loaded.config is None else type(loaded.config).__name__,
+            "settings": asdict(settings),
+            "dtype": asdict(dtype),
+            "versions": package_versions(),
+            "machine": describe_machine(),
+            "tasks": [asdict(result) for result in results],
+        }
+        write_file(out, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        say(console, f"results      {out}")

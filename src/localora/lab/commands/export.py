@@ -1,4 +1,4 @@
-"""What `localora export` does beside the library's export: merge, publish, say how each engine serves the result."""
+"""What `localora export` does beside the library's export: merge, and publish."""
 
 from __future__ import annotations
 
@@ -10,54 +10,22 @@ import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from peft import PeftModel
-from rich.console import Console
 from transformers import AutoConfig, PreTrainedModel
 
-from localora import ExportError, export_lora
+from localora import ExportError
 from localora.adapter.card import training_rows, write_merged_card
 from localora.adapter.config import LocalizedConfig
-from localora.export.engines import check_engines
 from localora.export.folder import check_target, written_whole
 from localora.lab.model.adapted import load_adapted
 from localora.lab.model.base import source_of
-from localora.lab.progress import say
-
-
-def export(
-    adapter: Path,
-    out: Path,
-    console: Console,
-    *,
-    rank: int | None = None,
-    gguf: bool = False,
-    modelfile: str | None = None,
-    merged: bool = False,
-    push: str | None = None,
-    base: str | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Write `out`, print what it is and how to serve it, and publish it as the Hub repository `push`.
-
-    Raises:
-        ExportError: as :func:`localora.export_lora`; options that exclude each other; a Hub that does not take it.
-        ModelError: with `merged`, a base model that cannot be loaded.
-    """
-    if merged and (gguf or modelfile or rank):
-        raise ExportError("--merged writes a whole model; leave --rank, --gguf and --modelfile out, or --merged")
-    if merged:
-        lines = [_export_merged(adapter, out, base, overwrite), *_merged_commands(out)]
-    else:
-        source = None if base is None else source_of(base)
-        report = export_lora(adapter, out, rank=rank, gguf=gguf, modelfile=modelfile, base=source, overwrite=overwrite)
-        lines = [str(report), *(str(engine) for engine in check_engines(out, base))]
-    for line in lines:
-        say(console, line)
-    if push is not None:
-        say(console, f"pushed to {push_folder(out, push)}")
 
 
 def push_folder(folder: Path, repository: str) -> str:
-    """Upload the folder to the Hub, into a repository that is made if it isn't there; return its address."""
+    """Upload the folder to the Hub, into a repository that is made if it isn't there; return its address.
+
+    Raises:
+        ExportError: the Hub does not take it.
+    """
     api = HfApi()
     try:
         address = api.create_repo(repository, exist_ok=True)
@@ -71,8 +39,15 @@ def push_folder(folder: Path, repository: str) -> str:
     return str(address)
 
 
-def _export_merged(adapter: Path, out: Path, base: str | None, overwrite: bool) -> str:
-    """Add the update in float32 and round once, to the precision that the base model is stored in."""
+def merge(adapter: Path, out: Path, base: str | None, overwrite: bool) -> list[str]:
+    """Write the base model with the adapter's update added; return what was done, and how each engine serves it.
+
+    It is added in float32 and rounded once, to the precision that the base model is stored in.
+
+    Raises:
+        ExportError: no adapter of ours; a target that may not be replaced.
+        ModelError: a base model that cannot be loaded.
+    """
     check_target(out, overwrite)
     loaded = load_adapted(str(adapter), base)
     if not isinstance(loaded.config, LocalizedConfig):
@@ -86,14 +61,11 @@ def _export_merged(adapter: Path, out: Path, base: str | None, overwrite: bool) 
         model.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
         write_merged_card(folder, loaded.config, training_rows(adapter))
-    return f"merged into {loaded.base}, in {str(dtype).removeprefix('torch.')} -> {out}"
-
-
-def _merged_commands(out: Path) -> list[str]:
-    folder = shlex.quote(str(out))
+    where = shlex.quote(str(out))
     return [
-        f"vLLM: vllm serve {folder}",
-        f"SGLang: python -m sglang.launch_server --model-path {folder}",
-        f"llama.cpp: python convert_hf_to_gguf.py {folder}",
+        f"merged into {loaded.base}, in {str(dtype).removeprefix('torch.')} -> {out}",
+        f"vLLM: vllm serve {where}",
+        f"SGLang: python -m sglang.launch_server --model-path {where}",
+        f"llama.cpp: python convert_hf_to_gguf.py {where}",
         f"Ollama: ollama create {shlex.quote(out.resolve().name)} -f Modelfile, with `FROM {out.resolve()}` in it",
     ]

@@ -11,12 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from localora.lab.compare.plan import Published
 from localora.lab.compare.store import Tasks, Watched
 from localora.lab.data.batches import encode_examples
-from localora.lab.data.example import Scorer
 from localora.lab.data.load import load_task
 from localora.lab.data.split import subset
 from localora.lab.evaluation.measure import measure_task
-from localora.lab.evaluation.sandbox import Sandbox
-from localora.lab.evaluation.tasks import MAX_LENGTH, load_tasks
+from localora.lab.evaluation.tasks import load_tasks, measure_tasks
 from localora.lab.model.adapted import Loaded, load_adapted
 from localora.lab.recipe.data_spec import DataSpec
 from localora.lab.recipe.schema import Recipe
@@ -33,15 +31,9 @@ def measure_published(recipe: Recipe, folder: RunFolder, published: Published) -
     """
     tasks = load_tasks(published.tasks, published.data, published.examples)
     evaluation = recipe.evaluation.model_copy(update={"max_new_tokens": published.max_new_tokens})
-    runs_code = evaluation.allow_code_execution and any(task.scorer is Scorer.code for task in tasks)
-    sandbox, loaded = Sandbox() if runs_code else None, load_result(recipe, folder)
-    found = {}
-    for task in tasks:
-        encoded = encode_examples(task.examples, loaded.tokenizer, MAX_LENGTH)
-        found[str(task.name)], _ = measure_task(
-            loaded.model, loaded.tokenizer, encoded, task.examples, task.scorer, evaluation, sandbox
-        )
-    return Tasks(measured=published, tasks=found)
+    loaded = load_result(recipe, folder)
+    found = measure_tasks(loaded.model, loaded.tokenizer, tasks, evaluation)
+    return Tasks(measured=published, tasks={str(task.name): measured for task, measured, *_ in found})
 
 
 def measure_watched(

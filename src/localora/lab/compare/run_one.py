@@ -61,7 +61,7 @@ def run(
     folder = RunFolder(Path(str(recipe.output.folder)))
     record = _trained(folder)
     if record is None:
-        resume = _resumable(folder)
+        resume = folder.record.exists() and folder.last_checkpoint() is not None
         console = Console(force_terminal=False, width=120)
         record = train(recipe, resume=resume, overwrite=not resume, before=None if resume else before, console=console)
     if published is not None and published.tasks:
@@ -99,10 +99,6 @@ def _trained(folder: RunFolder) -> RunRecord | None:
     """The record of a finished training whose adapter, or model, is still there to be measured."""
     record = RunRecord.read(folder.record) if folder.record.exists() and folder.result.exists() else None
     return record if record is not None and record.status == "finished" else None
-
-
-def _resumable(folder: RunFolder) -> bool:
-    return folder.record.exists() and folder.last_checkpoint() is not None
 
 
 def _end_with_parent(parent: int) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from localora.lab.evaluation.measure import Progress, measure_task
 from localora.lab.evaluation.sandbox import Sandbox
 from localora.lab.evaluation.score import HOW_TO_ALLOW
 from localora.lab.recipe.schema import EvaluationSection
+from localora.lab.training.record import Evaluation
 
 MAX_LENGTH = 1024  # tokens
 _DRAWS = 2000  # of a bootstrap
@@ -97,8 +99,6 @@ def evaluate_tasks(
 ) -> list[TaskResult]:
     """Measure `model` on each task, zero-shot, and leave the model as it was.
 
-    A reference of more than MAX_LENGTH tokens is cut, its prompt first.
-
     Args:
         allow_code_execution: run generated code in the sandbox. Without, code tasks have their likelihood alone.
         progress: `(done, total, what)`: of a task's losses first, then of its answers.
@@ -107,54 +107,59 @@ def evaluate_tasks(
         DataError: a task without items.
         SandboxError: code is to be run, and this system has not the means to contain it.
     """
-    evaluation = EvaluationSection(batch_size=batch_size, max_new_tokens=max_new_tokens)
-    runs_code = allow_code_execution and any(task.scorer is Scorer.code for task in tasks)
-    sandbox = Sandbox() if runs_code else None
-    return [_evaluate(model, tokenizer, task, evaluation, sandbox, progress) for task in tasks]
+    evaluation = EvaluationSection(
+        batch_size=batch_size, max_new_tokens=max_new_tokens, allow_code_execution=allow_code_execution
+    )
+    results = []
+    for task, found, answers, protections in measure_tasks(model, tokenizer, tasks, evaluation, progress):
+        assert found.items is not None
+        references = list(zip(found.items.loss_sums, found.items.tokens, strict=True))
+        verdicts: list[bool | None] = list(found.right) or [None] * len(references)
+        result = TaskResult(
+            task=str(task.name),
+            family=task.name.task.family,
+            metric=str(found.score_name),
+            value=found.score,
+            interval=wilson(sum(found.right), len(found.right)) if found.right else None,
+            reference_loss=found.loss,
+            reference_interval=bootstrap_ratio(found.items.loss_sums, found.items.tokens),
+            items=[
+                Item(example.id, right, answer, *reference)
+                for example, right, answer, reference in zip(
+                    task.examples, verdicts, answers or [""] * len(references), references, strict=True
+                )
+            ],
+            data_hash=content_hash(task.examples),
+            seconds=found.seconds,
+            note=None if found.right else HOW_TO_ALLOW,
+            protections=protections,
+        )
+        results.append(result)
+    return results
 
 
-def _evaluate(
+def measure_tasks(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    task: LoadedTask,
+    tasks: Sequence[LoadedTask],
     evaluation: EvaluationSection,
-    sandbox: Sandbox | None,
-    progress: Progress | None,
-) -> TaskResult:
-    encoded = encode_examples(task.examples, tokenizer, MAX_LENGTH)
-    found, answers = measure_task(
-        model,
-        tokenizer,
-        encoded,
-        task.examples,
-        task.scorer,
-        evaluation,
-        sandbox,
-        progress and (lambda done, total, what: progress(done, total, f"{task.name}, {what}")),
-    )
-    assert found.items is not None
-    nats, tokens = found.items.loss_sums, found.items.tokens
-    verdicts: list[tuple[bool | None, str]] = list(zip(found.right, answers, strict=True))
-    not_run: list[tuple[bool | None, str]] = [(None, "")] * len(nats)
-    return TaskResult(
-        task=str(task.name),
-        family=task.name.task.family,
-        metric=str(found.score_name),
-        value=found.score,
-        interval=wilson(sum(found.right), len(nats)) if found.right else None,
-        reference_loss=found.loss,
-        reference_interval=bootstrap_ratio(nats, tokens),
-        items=[
-            Item(example.id, right, answer, *reference)
-            for example, (right, answer), reference in zip(
-                task.examples, verdicts or not_run, zip(nats, tokens, strict=True), strict=True
-            )
-        ],
-        data_hash=content_hash(task.examples),
-        seconds=found.seconds,
-        note=None if found.right else HOW_TO_ALLOW,
-        protections=sandbox.protections if sandbox is not None and task.scorer is Scorer.code else [],
-    )
+    progress: Progress | None = None,
+) -> Iterator[tuple[LoadedTask, Evaluation, list[str], list[str]]]:
+    """Of each task what was measured, the answers, and what contained the code that was run.
+
+    A reference of more than MAX_LENGTH tokens is cut, its prompt first.
+    """
+    runs_code = evaluation.allow_code_execution and any(task.scorer is Scorer.code for task in tasks)
+    sandbox = Sandbox() if runs_code else None
+    for task in tasks:
+        told = progress and partial(_told, progress, str(task.name))
+        encoded = encode_examples(task.examples, tokenizer, MAX_LENGTH)
+        measured = measure_task(model, tokenizer, encoded, task.examples, task.scorer, evaluation, sandbox, told)
+        yield task, *measured, sandbox.protections if sandbox is not None and task.scorer is Scorer.code else []
+
+
+def _told(progress: Progress, task: str, done: int, total: int, what: str) -> None:
+    progress(done, total, f"{task}, {what}")
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:

@@ -49,7 +49,7 @@ class NullFigure:
     mean: float  # of the draws
     sd: float  # likewise, with n - 1
     z: float | None  # (observed - mean) / sd; None where the draws do not vary
-    excess: float | None  # see :func:`excess`; None for figures that are no captured energy
+    excess: float | None  # see :func:`excess`
     above_all: bool  # dW beats every draw
 
     @property
@@ -119,7 +119,7 @@ def cluster_test(matrix: Matrix, *, rank: int, clusters: tuple[int, ...], draws:
     nulls = {}
     for null in NULLS:
         samples = [_figures(draw(null), energy, rank, strongest, seed) for _ in range(draws)]
-        nulls[null] = {key: _compare(key, observed[key], [x[key] for x in samples], ceiling) for key in samples[0]}
+        nulls[null] = {key: _compare(observed[key], [x[key] for x in samples], ceiling) for key in samples[0]}
     name = "k{}_{}".format(*strongest[0]) if strongest else None
     return ClusterTest(
         verdict=_verdict(nulls, name, max(mismatches)),
@@ -150,7 +150,7 @@ def _figures(
     U, s, V = triplets
     factors, share = Factors(U * s, V.T), float(s.square().sum()) / energy
     m, n = factors.shape
-    figures = {"lora": float(s[:rank].square().sum()) / energy, "stable_rank": energy / float(s[0].square())}
+    figures = {"lora": float(s[:rank].square().sum()) / energy}
     g_lora = global_local_energy(factors, rank)
     if g_lora is not None:
         figures["g_lora"] = share * g_lora
@@ -159,17 +159,13 @@ def _figures(
         figures[f"contiguous_k{K}"] = share * partition_energy(factors, contiguous, rank)
         planned = plan_coclusters(U * s, V.T, clusters=K, rank=rank, balance=BALANCES[sizes], seed=seed)
         figures[f"cps_k{K}_{sizes}"] = share * planned.captured_energy
-        figures[f"correlation_k{K}_{sizes}"] = planned.subspace_correlation
     return figures
 
 
-def _compare(key: str, observed: float, sample: list[float], ceiling: float) -> NullFigure:
+def _compare(observed: float, sample: list[float], ceiling: float) -> NullFigure:
     mean, sd = statistics.fmean(sample), statistics.stdev(sample)
     z = (observed - mean) / sd if sd > 1e-9 * abs(mean) else None
-    is_energy = not key.startswith(("correlation", "stable"))
-    return NullFigure(
-        observed, mean, sd, z, excess(observed, mean, ceiling) if is_energy else None, observed > max(sample)
-    )
+    return NullFigure(observed, mean, sd, z, excess(observed, mean, ceiling), observed > max(sample))
 
 
 def _verdict(nulls: dict[str, dict[str, NullFigure]], strongest: str | None, mismatch: float) -> str:

@@ -16,7 +16,6 @@ from localora.lab.inspect.matrix import Matrix, effective_rank, stable_rank
 from localora.lab.inspect.thumbnails import Thumbnails, draw_thumbnails
 from localora.placement.budget import LocalShape
 from localora.placement.coclustering import CoclusteringResult, plan_coclusters
-from localora.placement.partition import Partition
 from localora.placement.random import contiguous_partition
 
 PLAN_DIRECTIONS = 128  # at most, since the planner's work grows with their cube
@@ -68,7 +67,10 @@ def inspect_layer(
         rank_utilisation=effective / rank,
         captured=_captured(matrix, rank, clusters, plans) if energy > 0 else {},
         correlation={key: plan.subspace_correlation for key, plan in plans.items()},
-        cluster_sizes={key: _sizes(plan.partition) for key, plan in plans.items()},
+        cluster_sizes={
+            key: list(zip(plan.partition.row_sizes, plan.partition.col_sizes, strict=True))
+            for key, plan in plans.items()
+        },
         test=test,
         thumbnails=draw_thumbnails(matrix.dense(), plans[_pictured(test, plans)].partition) if plans else None,
     )
@@ -104,10 +106,6 @@ def _captured(
         captured[f"contiguous_k{K}"] = partition_energy(matrix, contiguous, rank) if contiguous else None
         captured[f"grid_k{K}"] = grid_energy(matrix, K, rank) if fits else None
     return captured
-
-
-def _sizes(partition: Partition) -> list[tuple[int, int]]:
-    return list(zip(partition.row_sizes, partition.col_sizes, strict=True))
 
 
 def _pictured(test: ClusterTest, plans: dict[str, CoclusteringResult]) -> str:

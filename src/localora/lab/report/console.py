@@ -86,7 +86,11 @@ def export_line(export: dict[str, Any]) -> str:
 
 def print_results(results: Sequence[TaskResult], title: str, console: Console) -> None:
     """Accuracy and the loss of the reference answers, each with its 95 % interval; then why something was not run."""
-    table = _table(title, "task", "items", "accuracy %", "reference nats/token", "time")
+    title = f"{title}, 95 % interval in brackets"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("task", no_wrap=True)
+    for name in ("items", "accuracy %", "reference nats/token", "time"):
+        table.add_column(name, justify="right")
     for result in results:
         accuracy = "not run"
         if result.value is not None and result.interval is not None:
@@ -99,15 +103,6 @@ def print_results(results: Sequence[TaskResult], title: str, console: Console) -
     protections = dict.fromkeys(line for result in results for line in result.protections)
     if protections:
         say(console, "generated code ran in a sandbox: " + "; ".join(protections))
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(
-        title=f"{title}, 95 % interval in brackets", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-    )
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=number == 0)
-    return table
 
 
 def _value(value: float, interval: tuple[float, float], form: str, scale: float = 1.0) -> str:

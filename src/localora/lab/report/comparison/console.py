@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -24,7 +22,9 @@ def print_preview(resolved: ResolvedPlan, state: Schedule, store: Store, slots: 
 
     `slots` run at a time; None where a cluster decides.
     """
-    table = Table(title=_title(resolved), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    plan = resolved.plan
+    title = f"{resolved.name}: {plan.model.name}, {resolved.entries[0].budget:,} parameters (LoRA r {plan.r})"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("method", no_wrap=True)
     table.add_column("learning rates")
     for name in ("parameters", "of LoRA", "done", "now", "later"):
@@ -38,31 +38,19 @@ def print_preview(resolved: ResolvedPlan, state: Schedule, store: Store, slots: 
         counts = map(str, (over, due, later))
         table.add_row(name_of(entry), rates, f"{entry.trainable:,}", share_of(entry), *counts)
     console.print(table)
-    for name, text in _facts(resolved, state, store, slots).items():
-        say(console, f"{name:8}{text}")
-
-
-def _facts(resolved: ResolvedPlan, state: Schedule, store: Store, slots: int | None) -> dict[str, str]:
-    plan = resolved.plan
     over, later = len(state.finished) + len(state.diverged), sum(state.later.values())
-    return {
+    seeds, rate_seeds = (", ".join(map(str, some)) for some in (plan.seeds, plan.learning_rates.seeds))
+    facts = {
         "tasks": ", ".join(plan.tasks),
         "steps": f"{plan.training.steps} a run",
-        "seeds": f"{_list(plan.seeds)}; {_list(plan.learning_rates.seeds)} to choose learning rates",
+        "seeds": f"{seeds}; {rate_seeds} to choose learning rates",
         "runs": f"{over} done, {len(state.due)} now, {later} later; while the best rate is at the grid's edge, up to "
         f"{plan.learning_rates.widen} more a method",
         "time": _time(state, store, slots),
         "folder": str(store.folder),
     }
-
-
-def _list(seeds: Sequence[int]) -> str:
-    return ", ".join(map(str, seeds))
-
-
-def _title(resolved: ResolvedPlan) -> str:
-    plan = resolved.plan
-    return f"{resolved.name}: {plan.model.name}, {resolved.entries[0].budget:,} parameters (LoRA r {plan.r})"
+    for name, text in facts.items():
+        say(console, f"{name:8}{text}")
 
 
 def _time(state: Schedule, store: Store, slots: int | None) -> str:
