@@ -28,15 +28,14 @@ class CostReport:
     calibration_kept: int  # signals of all layers, in CPU memory
     calibration_working: int  # the most that observing one layer takes on the model's device
 
-    def rows(self) -> list[tuple[str, str]]:
-        """What the table says: (what, how much)."""
+    def __str__(self) -> str:
         share = self.trainable / self.base_parameters
         calibration = (
             f"{_size(self.calibration_kept)} kept + {_size(self.calibration_working)} for a layer at a time"
             if self.calibration_kept
             else "none"
         )
-        return [
+        rows = [
             ("base model", f"{self.base_parameters:,} parameters, {_size(self.base_bytes)}"),
             ("adapted matrices", f"{self.layers:,}"),
             (
@@ -51,9 +50,6 @@ class CostReport:
             ("optimizer (Adam)", _size(self.optimizer_bytes)),
             (f"calibration, {self.tokens:,} tokens a batch", calibration),
         ]
-
-    def __str__(self) -> str:
-        rows = self.rows()
         width = max(len(what) for what, _ in rows)
         return "\n".join([f"{self.method} r {self.r} on {self.model}", *(f"  {a:<{width}}  {b}" for a, b in rows)])
 
