@@ -55,7 +55,8 @@ class LocalizedModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         config = self.peft_config[adapter_name]
-        asked = getattr(config, "target_modules", None)
+        assert isinstance(config, LocalizedConfig)  # of PEFT type LOCALIZED
+        asked = config.target_modules
         keep_readable(model)
         if not adapter_name or "." in adapter_name:
             raise AdapterError(f"an adapter's name is part of its tensors' names, so it has no dots: {adapter_name!r}")
@@ -65,8 +66,6 @@ class LocalizedModel(BaseTuner):
             raise
         except NoMatchingPeftModuleError as error:
             raise TargetError(f"{error} {linear_layers_of(model)}") from error
-        if not isinstance(config, LocalizedConfig):
-            return
         if config.of_saved_adapter:
             model.register_forward_pre_hook(FirstUse(model, config, adapter_name))
         else:

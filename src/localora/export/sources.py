@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +22,14 @@ class Adapter:
     factors: dict[str, tuple[Tensor, Tensor]]
     other_tensors: dict[str, Tensor]  # modules_to_save
     conv1d: bool
-    complete_suffixes: bool  # whether every base layer with an adapted layer's last name is adapted
+
+    @property
+    def complete_suffixes(self) -> bool:
+        """Whether the last parts of the layers' names, as target modules, match these layers and no others."""
+        config, targets = self.config, self.config.target_modules
+        if config.exclude_modules or config.layers_to_transform is not None or not isinstance(targets, (set, list)):
+            return False
+        return set(targets) == {name.rpartition(".")[2] for name in self.factors if config.stack_of(name) is None}
 
 
 def read_model(model: nn.Module, adapter_name: str) -> Adapter:
@@ -40,17 +46,7 @@ def read_model(model: nn.Module, adapter_name: str) -> Adapter:
 
     saved = get_peft_model_state_dict(model, adapter_name=adapter_name) if config.modules_to_save else {}
     other = {key: value.detach().cpu() for key, value in saved.items() if ".localized_" not in key}
-    return Adapter(
-        config, factors, other, any(layer.is_conv1d for layer in layers.values()), _complete(config, factors)
-    )
-
-
-def _complete(config: LocalizedConfig, names: Iterable[str]) -> bool:
-    """Whether the last parts of the layers' names, as target modules, would match these layers and no others."""
-    targets = config.target_modules
-    if config.exclude_modules or config.layers_to_transform is not None or targets is None or isinstance(targets, str):
-        return False
-    return set(targets) == {name.rpartition(".")[2] for name in names if config.stack_of(name) is None}
+    return Adapter(config, factors, other, any(layer.is_conv1d for layer in layers.values()))
 
 
 def read_folder(folder: Path) -> Adapter:
@@ -58,4 +54,4 @@ def read_folder(folder: Path) -> Adapter:
     saved = read_adapter(folder)
     saved.check_placed()
     factors = {name: layer.dense_factors() for name, layer in sorted(saved.layers.items())}
-    return Adapter(saved.config, factors, saved.others, False, _complete(saved.config, factors))
+    return Adapter(saved.config, factors, saved.others, False)
