@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from localora.lab.cost.shapes import adapted_shapes, meta_model
+from localora.lab.cost.shapes import adapted_shapes
 from localora.lab.recipe.peft_methods import MethodBase
 
 
@@ -30,7 +30,8 @@ def lora_beside(model: PreTrainedModel, method: MethodBase) -> PeftModel:
     """
     experts = getattr(method, "target_parameters", None)
     config = LoraConfig(r=method.r, target_modules=method.target_modules, target_parameters=experts)
-    shapes = meta_model(str(model.name_or_path), model.config, torch.float32)
+    with torch.device("meta"):
+        shapes = type(model)(model.config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they are for who trains it
         return adapted_shapes(shapes, config)
