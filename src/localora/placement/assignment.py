@@ -19,9 +19,11 @@ from localora.placement.partition import PlacementError
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+PRICE_SAMPLE = 2048  # elements that suffice while prices are rough: twice as fast as all of 4,096
 COOLING, MAX_LEVELS = 0.15, 14  # factor from one temperature to the next
 WARM = 0.02  # temperature that prices of a similar call are good for, in units of the mean regret
 NEWTON_STEPS, LONGEST_STEP = 6, 3  # the second in temperatures
+SETTLED = 24  # an element whose best cluster leads by this many temperatures cannot change its mind in those steps
 TIE = 1e-12  # relative: gains below it are rounding
 
 
@@ -69,7 +71,7 @@ def _settle_prices(values: Array, prices: Array, low: int, high: int) -> None:
 
     The floor alone has to be priced: every planner bound has high = N - (K - 1) low up to rounding, so clusters at
     their floor cap the others. How far to cool depends on the scores: heavy-tailed ones, a few rows with most of the
-    energy, decide far below the mean regret. So it cools until few elements are misplaced.
+    energy, decide far below the mean regret. So it cools until few elements are misplaced, first on a sample.
     """
     K, N = values.shape
     best = values.max(0)
@@ -78,38 +80,53 @@ def _settle_prices(values: Array, prices: Array, low: int, high: int) -> None:
         return
     indifferent = int((best - values.min(0) <= TIE * regret).sum())  # zero rows fill any gap, at no price
     floor = max(low, (N - high) / (K - 1))
-    temperature = regret * (WARM if prices.any() else 1)
-    for _ in range(MAX_LEVELS):
-        sizes = np.bincount(_choices(values - prices[:, None]), minlength=K)
-        misplaced = np.where(prices < 0, np.abs(floor - sizes), np.maximum(floor - sizes, 0)).sum()
-        if misplaced <= indifferent + K + N // 4096:
-            return
-        _balance(values, prices, floor, temperature)
-        temperature *= COOLING
+    few = np.ascontiguousarray(values[:, :: max(1, N // max(PRICE_SAMPLE, 64 * K))])
+    phases = [(values, indifferent + K + N // 4096)]
+    temperature = regret * WARM
+    if not prices.any():
+        phases.insert(0, (few, (indifferent + N // 100) * few.shape[1] // N))
+        temperature = regret
+    for sample, tolerated in phases:
+        wanted = floor * sample.shape[1] / N
+        for _ in range(MAX_LEVELS):
+            sizes = np.bincount(_choices(sample - prices[:, None]), minlength=K)
+            misplaced = np.where(prices < 0, np.abs(wanted - sizes), np.maximum(wanted - sizes, 0)).sum()
+            if misplaced <= tolerated:
+                break
+            if _balance(sample, prices, wanted, temperature):
+                temperature *= COOLING
+        temperature /= COOLING**2  # the sample's prices are off by more than its last temperature
 
 
-def _balance(values: Array, prices: Array, floor: float, t: float) -> None:
-    """Damped Newton steps on `prices`, in place, until softmax demand at temperature t meets the floor.
+def _balance(values: Array, prices: Array, floor: float, t: float) -> bool:
+    """Damped Newton steps on `prices`, in place, until softmax demand at temperature t meets the floor; if it did.
 
     A cluster below its floor is subsidised until its demand is the floor; the most wanted of the others stays at 0
     as the reference, since shifting all prices changes no choice.
     """
+    net = values - prices[:, None]
+    rivals = net > net.max(0) - SETTLED * t
+    undecided = rivals.sum(0) > 1
+    settled = rivals[:, ~undecided].sum(1)  # their softmax is one-hot, whatever the steps do
+    values = values[:, undecided]
     for _ in range(NEWTON_STEPS):
-        shares = (values - prices[:, None]) / t
-        shares -= shares.max(0)
-        np.exp(shares, out=shares)
-        shares /= shares.sum(0)
-        demand = shares.sum(1)
-        short = (prices < 0) | (demand < floor)
-        short[np.where(prices == 0, demand, -1.0).argmax()] = False
+        demand = (values - prices[:, None]) / t
+        demand -= demand.max(0, initial=-np.inf)
+        np.exp(demand, out=demand)
+        demand /= demand.sum(0)
+        moving = demand.sum(1)
+        total = settled + moving
+        short = (prices < 0) | (total < floor)
+        short[np.where(prices == 0, total, -1.0).argmax()] = False
         if not short.any():
-            return
-        slope = ((np.diag(demand) - shares @ shares.T) / t)[np.ix_(short, short)]
+            return True
+        slope = ((np.diag(moving) - demand @ demand.T) / t)[np.ix_(short, short)]
         ridge = 1e-9 * floor / t * np.eye(len(slope))
-        step = np.linalg.solve(slope + ridge, demand[short] - floor)
+        step = np.linalg.solve(slope + ridge, total[short] - floor)
         prices[short] = np.minimum(prices[short] + step.clip(-LONGEST_STEP * t, LONGEST_STEP * t), 0.0)
         if np.abs(step).max() < 0.1 * t:
-            return
+            return True
+    return False
 
 
 def _move_along_paths(values: Array, labels: NDArray[np.int64], low: int, high: int) -> None:
