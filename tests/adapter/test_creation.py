@@ -230,8 +230,12 @@ def test_labels_that_do_not_fit_the_fixed_shapes_are_refused() -> None:
 
 
 def test_placement_of_knows_layers_and_says_when_there_are_none(llama: LlamaForCausalLM) -> None:
-    placements = placement_of(adapted(BY_NAME["hybrid"]))
+    model = adapted(BY_NAME["hybrid"])
+    placements = placement_of(model)
     assert len(placements) == 8
+    assert placement_of(torch.nn.Sequential(model)) == {
+        f"0.{name}": placement for name, placement in placements.items()
+    }
     assert all(isinstance(p, Placement) and [q.clusters for q in p.partitions] == [1, 2] for p in placements.values())
     with pytest.raises(ValueError, match="no layer of this model holds a localora adapter named 'x'"):
         placement_of(llama, "x")

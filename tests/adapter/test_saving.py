@@ -9,15 +9,17 @@ import torch
 from peft import (
     PeftConfig,
     PeftModel,
+    get_peft_model,
     get_peft_model_state_dict,
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
 from peft.utils.hotswap import hotswap_adapter
 from torch import nn
+from transformers import LlamaForSequenceClassification
 
 from adapted_models import adapted, assert_same_placement, logits
-from localora import placement_of
+from localora import export_lora, placement_of
 from localora.adapter.status import adapted_layers
 from method_table import BY_NAME, Method, every_method, every_placed_method
 from tiny_models import LLAMA_TARGETS, tiny_llama
@@ -62,6 +64,27 @@ def test_low_cpu_mem_usage(method: Method, tmp_path: Path) -> None:
     assert all(tensor.device.type == "cpu" for tensor in back.state_dict().values())
     assert torch.equal(logits(back), logits(model))
     assert_same_placement(back, model)
+
+
+def test_a_classifier_whose_config_names_modules_that_it_lacks(tmp_path: Path) -> None:
+    """PEFT writes both names that heads have into modules_to_save; this model has one of them."""
+
+    def base() -> LlamaForSequenceClassification:
+        torch.manual_seed(0)
+        return LlamaForSequenceClassification(tiny_llama().config)
+
+    model = get_peft_model(base(), CPS_LORA.config(target_modules=LLAMA_TARGETS, task_type="SEQ_CLS"))
+    assert model.peft_config["default"].modules_to_save == ["classifier", "score"]
+    model.get_parameter("base_model.model.score.modules_to_save.default.weight").data.mul_(2)
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.warns(UserWarning, match="modules_to_save; PEFT loads them"):
+        export_lora(tmp_path / "adapter", tmp_path / "lora")
+    ids = torch.arange(1, 9)[None]
+    with torch.no_grad():
+        expected = model.eval()(ids).logits
+        for kind in ("adapter", "lora"):
+            back = PeftModel.from_pretrained(base(), tmp_path / kind).eval()
+            torch.testing.assert_close(back(ids).logits, expected, rtol=1e-4, atol=1e-5)
 
 
 @every_method

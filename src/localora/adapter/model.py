@@ -210,7 +210,9 @@ class LocalizedModel(BaseTuner):
         try:
             self.inject_adapter(self.model, adapter_name)
             for _, layer in adapted_layers(self.model, adapter_name):
-                layer.set_frozen(adapter_name, *padded(*factors[layer], rank))
+                # A layer that none of them is on is new: together their target_modules can match more.
+                own = factors.get(layer) or weighted_factors(layer, adapters, weights)
+                layer.set_frozen(adapter_name, *padded(*own, rank))
         except Exception:
             self.delete_adapter(adapter_name)
             raise

@@ -129,12 +129,13 @@ def split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], 
 def check_others(others: Iterable[str], config: LocalizedConfig) -> None:
     """Refuse what is neither an adapter's nor of a module in `modules_to_save`: PEFT would load it over the base's."""
     modules, others = config.modules_to_save or [], list(others)
-    for module in modules:
-        if not any(f".{module}." in f".{key}" for key in others):
-            raise AdapterFileError(
-                f"the adapter file has no tensor of {module!r}, which its config's modules_to_save names; save the "
-                "adapter again with save_pretrained"
-            )
+    # Some of the names may be no module's: PEFT adds both `classifier` and `score` for a model that classifies. Which
+    # ones a model has is looked at with the model.
+    if modules and not others:
+        raise AdapterFileError(
+            f"the adapter file has no tensor of {', '.join(map(repr, modules))}, which its config's modules_to_save "
+            "names; save the adapter again with save_pretrained"
+        )
     strangers = [key for key in others if not _saved_in_full(key, modules)]
     if strangers:
         raise AdapterFileError(

@@ -82,8 +82,10 @@ def placement_of(model: nn.Module, adapter_name: str = "default") -> dict[str, P
         AdapterError: no layer holds an adapter of that name.
     """
     check_model("placement_of", model)
-    layers = adapter_in(model, adapter_name).layers
-    return {key: layer.placement(adapter_name) for key, layer in layers.items()}
+    layers = adapted_layers(model, adapter_name)  # also of a wrapper, such as DDP's, which has no configs
+    if not layers:
+        raise AdapterError(f"no layer of this model holds a localora adapter named {adapter_name!r}")
+    return {key: layer.placement(adapter_name) for key, layer in layers}
 
 
 @dataclass(frozen=True)
