@@ -117,6 +117,11 @@ def test_a_method_is_refused(case: str, model_folder: Path) -> None:
     assert message in caught.value.problems[0]
 
 
+def test_a_layer_that_the_model_lacks_is_named_before_anything_is_run(model_folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"no layer is called query\. The linear layers of this model"):
+        resolved_plan(model_folder, target_modules=["q_proj", "query"])
+
+
 def test_events_of_every_method_can_be_compared(model_folder: Path) -> None:
     events = {"repartition": [0.25, 0.5], "frozen_rank": 40}
     methods: dict[str, Any] = {

@@ -277,3 +277,5 @@ def test_full_fine_tuning_has_no_settings_of_adapters(model_folder: Path, tmp_pa
         method_section({"name": "full"}).peft_config(seed=0, steps=200)
     with pytest.raises(RecipeError, match=r"method: Target modules {'query'} not found"):
         train(recipe(model_folder, tmp_path / "run", "full", {"target_modules": ["query"]}), console=quiet())
+    with pytest.raises(RecipeError, match="no layer is called query"):
+        train(recipe(model_folder, tmp_path / "run", "full", {"target_modules": ["q_proj", "query"]}), console=quiet())

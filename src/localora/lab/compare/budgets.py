@@ -37,7 +37,7 @@ from localora.lab.recipe.file import explain, method_section
 from localora.lab.recipe.peft_methods import BdLoraMethod, FullMethod, LoraMethod, MethodBase, MissMethod
 from localora.lab.recipe.schema import RecipeError, TrainingSection
 from localora.lab.recipe.section import Section
-from localora.lab.training.parameters import all_parameters, trainable_parameters
+from localora.lab.training.parameters import all_parameters, lora_beside, trainable_parameters
 
 # The budget_label of methods that cannot have the budget of the others, unless the plan gives one.
 OWN_BUDGETS = {"full": "all weights"}
@@ -61,7 +61,7 @@ def resolve(plan: Plan, name: str) -> ResolvedPlan:
     base = meta_model(*model_config(plan.model.name), torch.float32)
     experts = {"target_parameters": plan.target_parameters} if plan.target_parameters else {}
     where = {"r": plan.r, "target_modules": plan.target_modules, **experts}
-    budget = count_trainable(base, method_section({"name": "lora", **where}))
+    budget = trainable_parameters(lora_beside(base, method_section({"name": "lora", **where})))
     entries: list[Entry] = []
     problems: list[str] = []
     for label, role, values in _wanted(plan):
