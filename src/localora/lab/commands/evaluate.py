@@ -46,6 +46,7 @@ def evaluate(
         FolderError: `out` cannot be written.
         ModelError: the model cannot be loaded.
         SandboxError: code is to be run, and this system cannot contain it.
+        TrainingError: the loss is not finite.
     """
     if not settings.tasks:
         raise DataError("--tasks names no task; give NAME, FAMILY or NAME:PROTOCOL, several with commas")

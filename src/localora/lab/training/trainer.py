@@ -36,7 +36,7 @@ def finite(loss: float, of: str) -> float:
     if not math.isfinite(loss):
         raise TrainingError(
             f"the loss {of} is {loss}; lower training.learning_rate, or compute in float32 "
-            "(model.dtype: float32, training.precision: fp32)"
+            "(model.dtype: float32, training.precision: fp32; of `localora evaluate`, --dtype float32)"
         )
     return loss
 
