@@ -127,6 +127,7 @@ def test_a_crash_costs_one_run_and_is_tried_once_more(
     assert {path: seen for path, seen in records(tmp_path).items() if path in made} == made
 
 
+@pytest.mark.usefixtures("acts")
 def test_a_plan_that_shares_no_run_with_the_one_before_is_a_change_too(resolved: ResolvedPlan, tmp_path: Path) -> None:
     run(resolved, tmp_path)
     other = resolved.plan.model_copy(
