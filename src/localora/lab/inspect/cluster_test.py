@@ -72,14 +72,10 @@ class ClusterTest:
     excess: float | None = None  # of its captured energy over the matched null
     directions: int = 0  # q
     ceiling: float = 0.0  # the share of dW's energy in those directions, the most any figure here can reach
-    mismatch: float = (
-        0.0  # of the matched null, the share of energy on other rows or columns than in dW; the worst draw
-    )
+    mismatch: float = 0.0  # the worst draw of the matched null: its share of energy on other rows or columns than in dW
     observed: dict[str, float] = field(default_factory=dict)  # all figures of dW
     first_draw: dict[str, float] = field(default_factory=dict)  # likewise
-    nulls: dict[str, dict[str, NullFigure]] = field(
-        default_factory=dict
-    )  # of the strongest, and of what has no clusters
+    nulls: dict[str, dict[str, NullFigure]] = field(default_factory=dict)  # null -> figure -> of dW and of its draws
 
 
 def cluster_test(matrix: Matrix, *, rank: int, clusters: tuple[int, ...], draws: int, seed: int) -> ClusterTest:

@@ -36,7 +36,7 @@ def finite(loss: float, of: str) -> float:
     if not math.isfinite(loss):
         raise TrainingError(
             f"the loss {of} is {loss}; lower training.learning_rate, or compute in float32 "
-            "(model.dtype: float32, training.precision: fp32; of `localora evaluate`, --dtype float32)"
+            "(model.dtype: float32, training.precision: fp32; or `localora evaluate --dtype float32`)"
         )
     return loss
 
@@ -103,7 +103,7 @@ def check_trackers(recipe: Recipe) -> None:
     """
     missing = [name for name in recipe.training.report_to if find_spec(name) is None]
     if missing:
-        raise RecipeError("training.report_to", *([f"{name} is not installed: pip install {name}" for name in missing]))
+        raise RecipeError("training.report_to", *(f"{name} is not installed: pip install {name}" for name in missing))
 
 
 def _all_finite(tensors: list[torch.Tensor]) -> bool:
