@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from localora.lab.machine import processor
+
 PACKAGES = ("torch", "peft", "transformers", "safetensors", "numpy", "localora")
 VARIABLES = ("ATEN_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "GOMP_", "MALLOC_", "ONEDNN_", "DNNL_", "PYTORCH_", "CUDA_")
 
@@ -21,7 +23,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": device.type,
         "card": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "cuda": torch.version.cuda if device.type == "cuda" else None,
-        "processor": _processor(),
+        "processor": processor()[0],
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -42,15 +44,6 @@ def same_machine(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def load_average() -> float:
     """Processes that wanted a core in the last minute: above the threads used, the machine was not quiet."""
     return round(os.getloadavg()[0], 2)
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _commit() -> str | None:

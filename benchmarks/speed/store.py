@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 import torch
 from benchmarks.speed.machine import environment, load_average, same_machine
 from benchmarks.speed.workloads import Settings
+
+from localora.files import write_file
 
 Row = dict[str, Any]
 Cells = dict[str, Callable[[], list[Row]]]
@@ -61,7 +62,8 @@ def run_section(name: str, cells: Cells, settings: Settings, *, again: bool, say
             "rounds": settings.rounds,
             "rows": rows,
         }
-        _write(path, result)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps(result, indent=1) + "\n")
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
@@ -74,10 +76,3 @@ def folder_name(device: torch.device) -> str:
     if device.type == "cpu":
         return "cpu"
     return torch.cuda.get_device_name(device).lower().replace(" ", "-")
-
-
-def _write(path: Path, result: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(partial, path)

@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.speed import figures
 from benchmarks.speed.markdown import label, mib, seconds, spread, table
 from benchmarks.speed.methods import COMPARATORS
-from benchmarks.speed.timing import Spread, ratio
+from benchmarks.speed.timing import ratio
 
 Cells = dict[str, dict[str, Any]]
 
@@ -154,11 +154,3 @@ def compiled(cells: Cells) -> str:
         ]
         parts.append(f"**{cell}**\n\n" + table(["method", "step", "over PEFT LoRA", "graph breaks"], body))
     return "\n\n".join(parts)
-
-
-def noise(cells: Cells) -> Spread | None:
-    """How far two measurements of the same model lie apart: the frozen base against itself."""
-    for cell, value in cells.items():
-        if cell.startswith("merged"):
-            return figures.step_ratio(value["rows"], "floor-again", "floor", "prefill_seconds")
-    return None

@@ -149,9 +149,6 @@ def test_a_saved_config_is_the_same_config(method: Method, tmp_path: Path) -> No
         ({"method": "g-lora"}, "unknown key '(balance|clusters|sketch)' for GLoraConfig"),
         ({"method": "other"}, "names the method 'other'; localora knows"),
         ({"clusters": 0}, r"clusters must be an integer in \[1, 127\]"),
-        ({"rewarm": 4}, "rewarm=4 is no option any more.*the key can be deleted"),
-        ({"repartition_signal": "both"}, "repartition_signal='both' is no option any more"),
-        ({"coherence": 0.3}, "coherence=0.3 is no option any more"),
     ],
 )
 def test_an_edited_config_file(tmp_path: Path, edit: dict[str, object], message: str) -> None:
@@ -160,15 +157,6 @@ def test_an_edited_config_file(tmp_path: Path, edit: dict[str, object], message:
     path.write_text(json.dumps({**json.loads(path.read_text()), **edit}))
     with pytest.raises(ValueError, match=message):
         PeftConfig.from_pretrained(str(tmp_path))
-
-
-def test_a_config_file_of_an_earlier_version_loads_where_its_retired_options_did_nothing(tmp_path: Path) -> None:
-    CpsLoraConfig(clusters=3).save_pretrained(str(tmp_path))
-    path = tmp_path / "adapter_config.json"
-    retired = {"rewarm": 0, "repartition_signal": "gradient", "coherence": 0.0}
-    path.write_text(json.dumps({**json.loads(path.read_text()), **retired}))
-    expected = CpsLoraConfig(clusters=3, inference_mode=True)
-    assert {**PeftConfig.from_pretrained(str(tmp_path)).to_dict(), "inference_mode": True} == expected.to_dict()
 
 
 def test_registered_once_and_again() -> None:

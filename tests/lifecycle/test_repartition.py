@@ -14,8 +14,7 @@ from transformers import Adafactor, ViTConfig, ViTForImageClassification
 
 import localora
 from localora import CpsLoraConfig, Repartitioner, RepartitionEvent, ScheduleError
-from localora.adapter.status import adapted_layers, adapter_size, frozen_rank_after, size_of_budgets
-from localora.lifecycle.repartition import event_seed
+from localora.adapter.status import adapted_layers, adapter_size, frozen_rank_after, seed_of, size_of_budgets
 from method_table import Method, every_method
 from tiny_models import GPT2_TARGETS, LLAMA_TARGETS, Mlp, mlp_batch, tiny_gpt2, tiny_llama, token_batch
 
@@ -396,10 +395,19 @@ def test_a_high_learning_rate_on_a_tiny_vision_transformer_stays_finite(seed: in
 
 def test_layers_events_and_seeds_start_anew_with_other_numbers() -> None:
     of = {
-        event_seed(0, 5, "q_proj"),
-        event_seed(0, 5, "k_proj"),
-        event_seed(0, 6, "q_proj"),
-        event_seed(1, 5, "q_proj"),
+        seed_of(0, 5, key="q_proj"),
+        seed_of(0, 5, key="k_proj"),
+        seed_of(0, 6, key="q_proj"),
+        seed_of(1, 5, key="q_proj"),
     }
     assert len(of) == 4
-    assert event_seed(0, 5, "q_proj") in of
+
+
+def test_a_compiled_model_starts_anew_with_the_same_numbers() -> None:
+    def started(compiled: bool) -> list[Tensor]:
+        model = adapted_mlp("hybrid", repartition=[1.0], repartition_place="random")
+        event_now(torch.compile(model, backend="eager") if compiled else model)
+        return [layer.state_dict()[key] for _, layer in adapted_layers(model, "default") for key in layer.state_dict()]
+
+    for plain, compiled in zip(started(False), started(True), strict=True):
+        assert torch.equal(plain, compiled)

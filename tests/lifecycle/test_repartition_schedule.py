@@ -48,6 +48,7 @@ def run(steps: int, total: int | None = None, method: str = "cps-lora", **option
 def test_fractions_of_training_round_up_to_steps() -> None:
     config = CpsLoraConfig(repartition=[0.05, 0.15, 0.3, 1.0])
     assert config.repartition_steps(100) == [5, 15, 30, 100]
+    assert CpsLoraConfig(repartition=[0.55, 0.07]).repartition_steps(100) == [7, 55]  # 0.55 * 100 > 55 in floats
     assert config.repartition_steps(12) == [1, 2, 4, 12]
     assert config.repartition_steps(2) == [1, 2]  # never before the first step, and once where two fall together
 

@@ -55,7 +55,7 @@ class LocalizedConfig(PeftConfig):
         repartition: when events happen (see :mod:`localora.lifecycle.repartition`), as fractions of training in (0, 1];
             empty means never. Done by :class:`localora.LocalizationCallback`, or by :class:`localora.Repartitioner` in
             a loop of one's own.
-        repartition_every: or every so many optimizer steps; 0 means not.
+        repartition_every: events every N optimizer steps instead; 0 turns it off.
         repartition_place: labels after an event: "found" by the method's planner on the present gradient, "random", or
             "kept".
         frozen: where the updates of past events are: "factors" beside the live ones, or "merged" into the base weights
@@ -90,7 +90,7 @@ class LocalizedConfig(PeftConfig):
     seed: int = option(0, "seed of placements and sketches", ge=0, recipe=False)
     init_weights: bool = option(True, "start from a zero update; False is for tests", recipe=False)
     repartition: list[float] = option(list, "fractions of training at which events happen", gt=0, le=1)
-    repartition_every: int = option(0, "events every so many optimizer steps instead; 0: not", ge=0)
+    repartition_every: int = option(0, "events every N optimizer steps instead; 0: off", ge=0)
     repartition_place: RepartitionPlace = option("found", "labels after an event")
     frozen: FrozenMode = option("factors", "past updates: beside the base weights, or merged into them")
     frozen_rank: int = option(0, "upper bound of the rank of past updates, kept by SVD; 0: none", ge=0)
@@ -192,7 +192,8 @@ class LocalizedConfig(PeftConfig):
         """The optimizer steps, of 1..total_steps, after which there is an event."""
         if self.repartition_every:
             return list(range(self.repartition_every, total_steps, self.repartition_every))
-        return sorted({max(1, math.ceil(fraction * total_steps)) for fraction in self.repartition})
+        # Rounded first: 0.55 * 100 is a little more than 55.
+        return sorted({max(1, math.ceil(round(fraction * total_steps, 6))) for fraction in self.repartition})
 
     def layer_budget(self, m: int, n: int, r: int) -> LayerBudget:
         """The fixed shapes of the adapter of one m x n matrix at LoRA-equivalent rank r.

@@ -22,7 +22,7 @@ class LayerDelta(LayerState):
     """What the parameters and the labels of :class:`LayerState` amount to."""
 
     def live_factors(self, name: str, dtype: torch.dtype | None = None) -> Factors:
-        """A_dense `(R, n)` and s B_dense `(m, R)` of what trains, of `dtype` if given: the only formula.
+        """A_dense `(R, n)` and s B_dense `(m, R)` of what trains, of `dtype` if given.
 
         They are without the local term while it is unplaced.
         """

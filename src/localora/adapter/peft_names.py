@@ -1,4 +1,4 @@
-"""Options under the names that users of PEFT's LoRA know, and a clear no to those that localora has not, or no more."""
+"""Options under the names that users of PEFT's LoRA know; those that localora lacks are refused by name."""
 
 from __future__ import annotations
 
@@ -20,11 +20,6 @@ class UnknownOptionError(ConfigError, TypeError):
 
 
 SAME = {"lora_alpha": "alpha", "lora_dropout": "dropout", "init_lora_weights": "init_weights"}
-RETIRED = {  # options of earlier versions that no measurement supported, at the values at which they did nothing
-    "rewarm": 0,
-    "repartition_signal": "gradient",
-    "coherence": 0.0,
-}
 BECAUSE = {
     "bias": "biases are not trained: the export must be plain LoRA that every engine serves; use bias='none'",
     "use_dora": "DoRA's trained magnitudes make the update depend on the base weight, so it is no sum of low-rank "
@@ -52,13 +47,6 @@ def _translated(config_class: type, given: dict[str, Any]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for key, value in given.items():
         name = SAME.get(key, key)
-        if key in RETIRED:
-            if value != RETIRED[key]:
-                raise UnknownOptionError(
-                    f"{key}={value!r} is no option any more: no measurement supported it. Leave it out; in a saved "
-                    "adapter's config the key can be deleted, since what was learned does not depend on it"
-                )
-            continue
         if name in options:
             both = " and ".join(sorted(k for k in given if SAME.get(k, k) == name))
             raise ConfigError(f"{both} are one option of {config_class.__name__}; give it once")

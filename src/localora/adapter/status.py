@@ -5,6 +5,7 @@ The three numbers of its size are those that a comparison needs side by side.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -34,6 +35,11 @@ def active_adapters(model: nn.Module) -> list[str]:
     """
     layers = [module for module in model.modules() if isinstance(module, LocalizedLinear)]
     return list(dict.fromkeys(name for x in layers for name in x.active_adapters if name in x.localized_layout))
+
+
+def seed_of(*parts: object, key: str) -> int:
+    """For what is drawn for one layer: layers differ; runs, processes and a model compiled or not do not."""
+    return zlib.crc32(" ".join([*map(str, parts), key.replace("_orig_mod.", "")]).encode())
 
 
 @dataclass(frozen=True)

@@ -46,5 +46,5 @@ def errors_in_one_line(*more: type[Exception]) -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)  # who asks twice does not want to wait
+    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
     raise KeyboardInterrupt(number)

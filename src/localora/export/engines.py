@@ -15,11 +15,11 @@ from typing import Any
 
 from safetensors import safe_open
 
-from localora.adapter.adapter_file import WEIGHTS
+from localora.adapter.adapter_file import CONFIG, WEIGHTS
 from localora.export.folder import ExportError
 from localora.export.gguf_file import GGUF
 
-CONFIG, MODELFILE = "adapter_config.json", "Modelfile"
+MODELFILE = "Modelfile"
 VLLM_HELPER = "vLLM, vllm/lora/peft_helper.py"
 VLLM_CONFIG = "vLLM, MaxLoRARanks in vllm/config/lora.py"
 SGLANG_CONFIG = "SGLang, python/sglang/srt/lora/lora_config.py"

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig
 
-from localora.adapter.adapter_file import WEIGHTS
+from localora.adapter.adapter_file import CONFIG, WEIGHTS
 from localora.adapter.card import hub_id, training_rows, write_export_card
 from localora.adapter.saved_layers import PEFT_PREFIX
 from localora.arguments import check_count, check_kind, check_path
@@ -227,7 +227,7 @@ def _write_config(adapter: Adapter, rank: int, out: Path) -> None:
         inference_mode=True,
     )
     config.save_pretrained(str(out))
-    path = out / "adapter_config.json"
+    path = out / CONFIG
     saved = json.loads(path.read_text())
     saved["target_modules"] = sorted(saved["target_modules"])  # PEFT writes a set in any order
     path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")

@@ -99,7 +99,8 @@ class Passes:
                 f"calibration batch {number} is of type {type(batch).__name__}; it must be a dict that the model takes "
                 "as keyword arguments, such as input_ids and labels, or pass a loss_fn of (model, batch)"
             )
-        loss = self.loss_fn(self.model, batch)
+        with torch.compiler.set_stance("force_eager"):  # a compiled model has no place for observers
+            loss = self.loss_fn(self.model, batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             if self.loss_fn is _default_loss:
                 raise CalibrationError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 import warnings
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from localora.adapter.config import CpsLoraConfig
 from localora.adapter.layer import LocalizedLinear
-from localora.adapter.status import AdapterLayers
+from localora.adapter.status import AdapterLayers, seed_of
 from localora.lifecycle.observe import Observer
 from localora.lifecycle.passes import CalibrationError, Passes, ZeroGradientError
 from localora.lifecycle.processes import decide_once, sum_over_processes
@@ -203,7 +202,7 @@ def _silent(signals: Mapping[str, TaylorScores | GradientSketch]) -> set[str]:
 
 
 def _at_random(adapter: AdapterLayers, key: str) -> Partition:
-    layer, seed = adapter.layers[key], adapter.config.seed + zlib.crc32(key.encode())
+    layer, seed = adapter.layers[key], adapter.config.seed + seed_of(key=key)
     return random_partition(layer.out_features, layer.in_features, adapter.local_shape(key), seed)
 
 

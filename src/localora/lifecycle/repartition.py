@@ -19,7 +19,6 @@ Xia, Qin and Hazan 2024, Chain of LoRA. https://arxiv.org/abs/2401.04151
 from __future__ import annotations
 
 import time
-import zlib
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -28,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from localora.adapter.factors import joined, whole
-from localora.adapter.status import AdapterLayers
+from localora.adapter.status import AdapterLayers, seed_of
 from localora.adapter.zero import gathered
 from localora.errors import ScheduleError
 from localora.lifecycle.optimizer_state import forget
@@ -88,7 +87,7 @@ def _proposals(passes: Passes, placed: AdapterLayers, old: dict[str, Partition],
     given = None if config.repartition_place == "found" else old
     if config.repartition_place == "random":
         given = {
-            key: random_partition(p.m, p.n, placed.local_shape(key), event_seed(config.seed, step, key))
+            key: random_partition(p.m, p.n, placed.local_shape(key), seed_of(config.seed, step, key=key))
             for key, p in old.items()
         }
     return PLANNERS[config.planner].plan(passes, placed, old, given)
@@ -156,17 +155,12 @@ def start_anew(adapter: AdapterLayers, optimizer: Any, step: int) -> None:
     """Factors as at creation, drawn from the seed, the step and the layer's name; the optimizer forgets them."""
     started: list[nn.Parameter] = []
     for key, layer in adapter.layers.items():
-        layer.restart(adapter.name, event_seed(adapter.config.seed, step, key))
+        layer.restart(adapter.name, seed_of(adapter.config.seed, step, key=key))
         for parameter in layer.trained(adapter.name).values():
             parameter.grad = None
             started.append(parameter)
     if optimizer is not None:
         forget(optimizer, started)
-
-
-def event_seed(seed: int, step: int, key: str) -> int:
-    """Of one layer at one event: events and layers differ, runs and processes do not."""
-    return zlib.crc32(f"{seed} {step} {key}".encode())
 
 
 def _moved(old: Partition, new: Partition) -> tuple[int, int]:

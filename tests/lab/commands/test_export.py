@@ -11,7 +11,7 @@ import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import LocalTokenNotFoundError
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -104,6 +104,12 @@ def test_a_base_model_and_a_trained_adapter_are_not_overwritten(folders: tuple[P
 def test_options_that_exclude_each_other(folders: tuple[Path, Path], tmp_path: Path, other: dict[str, Any]) -> None:
     with pytest.raises(RefusedError, match="--merged writes a whole model; leave --rank, --gguf and --modelfile out"):
         run(folders[1], tmp_path / "mine", merged=True, **other)
+
+
+def test_merging_another_method_is_refused_before_its_base_is_loaded(tmp_path: Path) -> None:
+    LoraConfig(base_model_name_or_path="no/such-model").save_pretrained(tmp_path / "lora")
+    with pytest.raises(RefusedError, match="lora holds no localora adapter"):
+        run(tmp_path / "lora", tmp_path / "mine", merged=True)
 
 
 def test_merging_a_diverged_adapter(folders: tuple[Path, Path], tmp_path: Path) -> None:

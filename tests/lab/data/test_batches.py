@@ -50,6 +50,19 @@ def test_a_text_without_a_prompt_is_cut_at_its_end(tokenizer):
         tokenise(Example("sum-7", "", "4"), tokenizer, 1)
 
 
+def test_a_cut_keeps_bos(tokenizer):
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    example = Example("long-7", "0123456789", "abcde")
+    encoded = tokenise(example, tokenizer, 9)
+    assert tokenizer.decode(encoded["input_ids"]) == "<s>89abcde</s>"
+    assert trained_text(encoded, tokenizer) == "abcde</s>"
+    assert tokenizer.decode(tokenise(example, tokenizer, 8)["input_ids"]) == "<s>9abcde</s>"
+    with pytest.raises(DataError, match="'long-7' has 17 tokens, 11 of them prompt: a cut to max_length 7 would"):
+        tokenise(example, tokenizer, 7)
+
+
 def test_sequences_tell_how_many_were_cut_and_how_long_they_are(tokenizer):
     examples = [Example("a", "01234", "abc"), Example("b", "0", "a"), Example("c", "0123456", "abcd")]
     encoded = encode_examples(examples, tokenizer, 8)  # of 9, 3 and 12 tokens

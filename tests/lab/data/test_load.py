@@ -98,6 +98,7 @@ def test_overlapping_files_are_refused(tmp_path):
         ('{"messages": [{"role": "user"}, {"role": "assistant", "content": "a"}]}\n', "turn 0 needs the texts role"),
         ('{"question": "a", "choices": ["x", "y"], "answer": 2}\n', r"position 0\.\.1 of a choice, found 2"),
         ('{"question": "a", "choices": ["x"], "answer": 0}\n', "choices must hold at least 2"),
+        ('{"question": "a", "choices": ["x", " "], "answer": 0}\n', "choices holds an empty text"),
     ],
 )
 def test_bad_files(tmp_path, content, message):

@@ -19,7 +19,7 @@ from localora.lab.commands.quickstart import quickstart_recipe
 from localora.lab.recipe.file import load_recipe, method_section, validate_recipe
 from localora.lab.recipe.methods import CpsLoraMethod, GLoraMethod
 from localora.lab.recipe.peft_methods import MethodBase
-from localora.lab.recipe.schema import SECTIONS, Recipe, RecipeError, describe_keys, with_folder
+from localora.lab.recipe.schema import SECTIONS, RecipeError, describe_keys, with_folder
 
 RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
 MINIMAL = "data: {task: arithmetic}\nmethod: {name: cps-lora}\n"
@@ -37,15 +37,6 @@ def test_a_minimal_recipe_gets_every_default(tmp_path: Path) -> None:
     assert isinstance(recipe.method, CpsLoraMethod)
     assert (recipe.method.r, recipe.method.resolved_alpha, recipe.method.clusters) == (16, 32.0, 4)
     assert recipe.output.folder == "runs/mine"
-
-
-def test_an_option_that_is_none_any_more_is_let_go_where_it_did_nothing() -> None:
-    def recipe(**method: Any) -> Recipe:
-        return validate_recipe({"data": {"task": "facts"}, "method": {"name": "cps-lora", **method}})
-
-    assert recipe(coherence=0.0) == recipe()
-    with pytest.raises(RecipeError, match="coherence"):
-        recipe(coherence=0.1)
 
 
 def test_alpha_follows_r_unless_given() -> None:

@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import AutoConfig, PreTrainedModel
 
 from localora import ExportError
+from localora.adapter.adapter_file import CONFIG, is_localized
 from localora.adapter.card import training_rows, write_merged_card
 from localora.adapter.config import LocalizedConfig
 from localora.export.folder import check_target, written_whole
@@ -49,9 +50,11 @@ def merge(adapter: Path, out: Path, base: str | None, overwrite: bool) -> list[s
         ModelError: a base model that cannot be loaded.
     """
     check_target(out, overwrite)
+    if (adapter / CONFIG).is_file() and not is_localized(adapter):  # before a base model is loaded for nothing
+        raise ExportError(f"{adapter} holds no localora adapter")
     loaded = load_adapted(str(adapter), base)
     if not isinstance(loaded.config, LocalizedConfig):
-        raise ExportError(f"{adapter} holds no localora adapter")
+        raise ExportError(f"{adapter} holds no adapter")
     dtype = AutoConfig.from_pretrained(source_of(loaded.base)).dtype or torch.float32
     for name, parameter in loaded.model.named_parameters():
         if not parameter.isfinite().all():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, Field, StrictBool, StrictInt, field_serializer, field_validator, model_validator
+from pydantic import Field, StrictBool, StrictInt, field_serializer, field_validator, model_validator
 
 from localora.lab.data.published.registry import parse_tasks
 from localora.lab.recipe.data_spec import DataSpec
@@ -212,7 +212,7 @@ class ResolvedPlan(Section):
 
     name: str
     plan: Plan
-    entries: list[Entry] = Field(validation_alias=AliasChoices("entries", "contenders"))  # the older name
+    entries: list[Entry]
 
     def entry(self, label: str) -> Entry:
         return next(entry for entry in self.entries if entry.label == label)

@@ -36,13 +36,16 @@ def _whole(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[list[i
 def _cut(input_ids: list[int], labels: list[int], leading: int, example: Example, max_length: int) -> Encoded:
     prompt = next((i for i, label in enumerate(labels) if label != IGNORED), len(labels))
     excess = len(input_ids) - max_length
-    if prompt > leading and excess >= prompt:
+    if prompt > leading and excess >= prompt - leading:
         raise DataError(
             f"example {example.id!r} has {len(input_ids)} tokens, {prompt} of them prompt: a cut to max_length "
             f"{max_length} would leave no prompt; raise max_length or drop the example"
         )
-    cut = max(0, min(excess, prompt - 1))  # the first position is predicted from nothing: one token before it stays
-    encoded = {"input_ids": input_ids[cut:][:max_length], "labels": labels[cut:][:max_length]}
+    cut = max(0, excess) if prompt > leading else 0
+    encoded = {
+        "input_ids": [*input_ids[:leading], *input_ids[leading + cut :]][:max_length],
+        "labels": [*labels[:leading], *labels[leading + cut :]][:max_length],
+    }
     if all(label == IGNORED for label in encoded["labels"][1:]):
         raise DataError(
             f"example {example.id!r} has no token to train on within max_length {max_length} "
@@ -72,8 +75,8 @@ class Sequences(list[Encoded]):
 def encode_examples(examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Sequences:
     """Token ids of prompt + completion + EOS, and labels that are IGNORED on the prompt.
 
-    A chat example is rendered with the tokenizer's template; every assistant turn is trained on. A sequence
-    longer than `max_length` loses the start of its prompt, or where it never had one the end of its text.
+    A chat example is rendered with the tokenizer's template; every assistant turn is trained on. A sequence longer than
+    `max_length` loses the start of its prompt, but not BOS, or where it never had a prompt the end of its text.
 
     Raises:
         DataError: no examples; nothing of a prompt would be left, or no position carries a loss (names the example);

@@ -105,6 +105,8 @@ def _texts(row: Row, key: str, at_least: int) -> tuple[str, ...]:
         raise DataError(f"{row.where}: {key} must be a list of texts")
     if len(value) < at_least:
         raise DataError(f"{row.where}: {key} must hold at least {at_least}, found {len(value)}")
+    if not all(item.strip() for item in value):
+        raise DataError(f"{row.where}: {key} holds an empty text; remove it or fill it in")
     return tuple(value)
 
 

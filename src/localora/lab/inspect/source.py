@@ -11,6 +11,7 @@ from typing import TypeGuard
 from peft import LoraConfig, PeftConfig, PeftType, get_peft_model_state_dict
 from torch import Tensor, nn
 
+from localora.adapter.adapter_file import CONFIG
 from localora.adapter.config import LocalizedConfig
 from localora.adapter.lora_file import lora_factors, read_lora_folder
 from localora.arguments import check_path
@@ -69,7 +70,7 @@ def _checkpoints(pair: CheckpointPair, tuned: Path, base: Path, layers: Sequence
 def _folder(folder: Path) -> Source:
     if not folder.is_dir():
         raise InspectionError(f"{folder} is no folder")
-    if not (folder / "adapter_config.json").is_file():
+    if not (folder / CONFIG).is_file():
         raise InspectionError(
             f"{folder} holds no adapter (no adapter_config.json); for a full checkpoint, name the one it was "
             "fine-tuned from with base="

@@ -9,11 +9,10 @@ import torch
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from localora.adapter.adapter_file import CONFIG
 from localora.lab.model import ModelError
 from localora.lab.model.base import load_base_model
 from localora.lab.model.dtype import default_device
-
-CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)

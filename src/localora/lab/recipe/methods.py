@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from peft import PeftConfig
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from localora.adapter.config import CpsLoraConfig, GLoraConfig, LocalizedConfig
 from localora.adapter.options import options_of
-from localora.adapter.peft_names import RETIRED
 from localora.lab.recipe.peft_methods import (
     AdaLoraMethod,
     AdapterMethod,
@@ -33,14 +32,6 @@ class LocalizedMethod(AdapterMethod):
 
     config_class: ClassVar[type[LocalizedConfig]]
     calibration_steps: PositiveInt = Field(default=8, description="batches that calibration and events look at")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_retired(cls, values: Any) -> Any:
-        """Options that are none any more are let go where they did nothing, as in a saved adapter's config."""
-        if not isinstance(values, dict):
-            return values
-        return {key: value for key, value in values.items() if key not in RETIRED or RETIRED[key] != value}
 
     def peft_config(self, seed: int, steps: int) -> PeftConfig:
         options = self.model_dump(exclude={"name", "calibration_steps"})
