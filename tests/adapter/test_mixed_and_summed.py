@@ -86,17 +86,6 @@ def test_a_weighted_sum_is_exact(first: Method, second: Method, tmp_path: Path) 
     torch.testing.assert_close(logits(back), before, rtol=1e-4, atol=1e-4)
 
 
-def test_a_sum_is_zero_on_layers_that_only_its_target_modules_together_match() -> None:
-    model = adapted(CPS_LORA, target_modules=["q_proj"])
-    model.add_adapter("other", G_LORA.config(target_modules=["down_proj"], layers_to_transform=[0]))
-    model.add_weighted_adapter(["default", "other"], [0.5, -2.0], "sum")
-    layers = dict(adapted_layers(model, "sum"))
-    (new,) = [name for name, layer in layers.items() if not {"default", "other"} & layer.localized_layout.keys()]
-    assert new.endswith("1.mlp.down_proj")
-    assert not layers[new].get_delta_weight("sum").any()
-    assert all(layer.get_delta_weight("sum").any() == (name != new) for name, layer in layers.items())
-
-
 @pytest.mark.parametrize("frozen", ["factors", "merged"])
 def test_a_sum_takes_what_events_left_too(frozen: str) -> None:
     model, _ = after_events("cps-lora", frozen)

@@ -16,13 +16,13 @@ from peft import (
 )
 from peft.utils.hotswap import hotswap_adapter
 from torch import nn
-from transformers import LlamaForSequenceClassification
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from adapted_models import adapted, assert_same_placement, logits
 from localora import export_lora, placement_of
 from localora.adapter.status import adapted_layers
 from method_table import BY_NAME, Method, every_method, every_placed_method
-from tiny_models import LLAMA_TARGETS, tiny_llama
+from tiny_models import LLAMA_TARGETS, VOCABULARY, tiny_llama
 
 G_LORA, CPS_LORA = BY_NAME["g-lora"], BY_NAME["cps-lora"]
 
@@ -175,3 +175,20 @@ def test_hot_swapping_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"Hotswapping only supports LORA but .*LOCALIZED"):
         hotswap_adapter(model, str(tmp_path), adapter_name="default")
     assert torch.equal(logits(model), before)
+
+
+def test_a_resized_vocabulary_is_told_of_when_it_is_saved(tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path / "base")
+    base = LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    base.resize_token_embeddings(VOCABULARY + 3)
+    config = CPS_LORA.config(target_modules=LLAMA_TARGETS, base_model_name_or_path=str(tmp_path / "base"))
+    model = get_peft_model(base, config)
+    with (
+        pytest.warns(UserWarning, match="embedding layer has been resized"),  # PEFT's own
+        pytest.warns(UserWarning, match=r"also holds .*lm_head.weight: was the vocabulary resized\? This adapter will"),
+    ):
+        model.save_pretrained(tmp_path / "adapter")
+    model.save_pretrained(tmp_path / "alone", save_embedding_layers=False)
+    expected, base = logits(model), model.unload()
+    assert not torch.equal(logits(base), expected)
+    assert torch.equal(logits(PeftModel.from_pretrained(base, tmp_path / "alone").eval()), expected)

@@ -6,6 +6,7 @@ Each option is stated here once, with its default, its range and its help: see :
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,6 +14,7 @@ from typing import Any, ClassVar, Literal
 from peft import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import get_pattern_key
+from safetensors import safe_open
 
 from localora.adapter.card import complete_card
 from localora.adapter.options import LARGEST_RANK, option, options_of
@@ -186,7 +188,21 @@ class LocalizedConfig(PeftConfig):
         super().save_pretrained(save_directory, **kwargs)
         folder = Path(save_directory)
         if (folder / SAFETENSORS_WEIGHTS_NAME).exists():
+            self._warn_of_others(folder / SAFETENSORS_WEIGHTS_NAME)
             complete_card(folder, self)
+
+    def _warn_of_others(self, weights: Path) -> None:
+        """PEFT adds the embedding and the head where the vocabulary was resized, which our loaders then refuse."""
+        with safe_open(weights, framework="pt") as file:
+            others = [key for key in file.keys() if ".localized_" not in key]  # noqa: SIM118 (it is no dict)
+        strangers = [key for key in others if not any(f".{name}." in key for name in self.modules_to_save or ())]
+        if strangers:
+            warnings.warn(
+                f"{weights} also holds {strangers[0]}: was the vocabulary resized? This adapter will not load again. "
+                "Name such modules in modules_to_save, or save with save_embedding_layers=False, and the resized model "
+                "beside it",
+                stacklevel=3,
+            )
 
     def repartition_steps(self, total_steps: int) -> list[int]:
         """The optimizer steps, of 1..total_steps, after which there is an event."""

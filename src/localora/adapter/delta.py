@@ -79,6 +79,7 @@ class LayerDelta(LayerState):
             elif name in buffers:
                 del buffers[name]
 
+    @torch.inference_mode(False)  # what it makes is trained beside, whatever mode it is called in
     @torch.no_grad()
     def fold(self, name: str, piece: int) -> None:
         """Add the frozen term beside the base weight to that weight, and keep its factors on the CPU.
@@ -93,7 +94,9 @@ class LayerDelta(LayerState):
         A, B = self.frozen_factors(name) or (A, B)
         self.localized_folded[name] = (A.cpu(), B.cpu())
         self.set_frozen(name, A[:0], B[:, :0])
+        self.factor_cache.drop()
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def unfold(self, name: str) -> None:
         """The base weight without what :meth:`fold` added, up to the rounding of its dtype; nothing if that is none."""
@@ -104,7 +107,9 @@ class LayerDelta(LayerState):
         whole = self.frozen_factors(name) or (A, B)
         del self.localized_folded[name]
         self.set_frozen(name, *(factor.to(A.device) for factor in whole))
+        self.factor_cache.drop()
 
+    @torch.inference_mode(False)
     def _base_plus_product(self, A_cn: Tensor, B_mc: Tensor) -> Tensor:
         weight, delta = self.get_base_weight(), product(A_cn, B_mc)
         delta = (delta.T if self.is_conv1d else delta).to(weight.device)
@@ -113,8 +118,8 @@ class LayerDelta(LayerState):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name, folded in self.localized_folded.items():
-            for side, factor in zip("AB", joined(folded, self._frozen_beside(name)), strict=True):
-                destination[f"{prefix}localized_frozen_{side}.{name}"] = factor
+            for side, factor in zip("AB", folded, strict=True):
+                destination[f"{prefix}localized_folded_{side}.{name}"] = factor
 
     def delete_adapter(self, adapter_name: str) -> None:
         self.unfold(adapter_name)

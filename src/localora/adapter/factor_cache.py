@@ -32,6 +32,11 @@ class FactorCache:
         finally:
             self._kept = None
 
+    def drop(self) -> None:
+        """Forget what is kept so far: it was made of what the base weight holds no more, or holds by now."""
+        if self._kept is not None:
+            self._kept.clear()
+
     def again(self, key: Hashable) -> bool:
         """Whether the block that is open has met the key before: in a generation, from its second token on."""
         if self._kept is None:

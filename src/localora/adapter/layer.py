@@ -52,8 +52,9 @@ class LocalizedLinear(LayerDelta):
                 result = self.base_layer(x, *args, **kwargs)
             if W is not None:
                 result = result.detach()  # a view made without gradient could not be written to with it
-            if self.quantization_backend is not None:
-                result = result.clone()  # bitsandbytes gives views of what its own functions return: never to be set
+            if self.quantization_backend is not None or self.base_layer._forward_hooks:
+                # bitsandbytes gives views of what its own functions return; others may keep what their hooks have seen.
+                result = result.clone()
         for name in names:
             result = self._add(name, result, x, W)
             W = None  # the first update carries the base layer's gradient

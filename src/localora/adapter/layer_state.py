@@ -166,7 +166,7 @@ class LayerState(nn.Module, BaseTunerLayer):
             raise UnplacedAdapterError(
                 f"the adapter {name!r} has no placement yet, so it would train nothing. Place it first: call "
                 "localora.calibrate(model, batches), or give the Trainer a localora.LocalizationCallback(), or set "
-                "placement='random' in the config"
+                "placement='random' in a new config (one read from a folder waits for the labels in that folder)"
             )
         partition = Partition.from_labels(row_labels, col_labels, budget.local.clusters)
         check_fits(partition, budget, name)

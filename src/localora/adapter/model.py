@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from localora.adapter.experts import LocalizedExperts, match_stacks, warn_of_sta
 from localora.adapter.factor_cache import FactorCache
 from localora.adapter.layer import UNPLACED_ADDS, LocalizedLinear
 from localora.adapter.mixed_batch import samples_use
-from localora.adapter.state_check import FirstUse, check_state, match_frozen
+from localora.adapter.state_check import FirstUse, check_state, folded_as_frozen, match_frozen, match_whole_state
 from localora.adapter.status import adapted_layers
 from localora.adapter.targets import (
     NoMatchingPeftModuleError,
@@ -67,11 +68,13 @@ class LocalizedModel(BaseTuner):
         except NoMatchingPeftModuleError as error:
             raise TargetError(f"{error} {linear_layers_of(model)}") from error
         if config.of_saved_adapter:
-            model.register_forward_pre_hook(FirstUse(model, config, adapter_name))
+            FirstUse(model, config, adapter_name)
         else:
             tell_of_targets(model, adapter_name, config)
             if asked == "all-linear":
                 warn_of_stacks_left_out(model, adapter_name)
+        if any(other is config for name, other in self.peft_config.items() if name != adapter_name):
+            self.peft_config[adapter_name] = copy.copy(config)  # its events are not the other's
 
     def _create_and_replace(
         self,
@@ -203,16 +206,15 @@ class LocalizedModel(BaseTuner):
             raise AdapterError(f"{problem}; the model has {', '.join(self.peft_config)}")
         layers = [module for module in self.model.modules() if isinstance(module, LocalizedLinear)]
         configs = [config for name in adapters if isinstance(config := self.peft_config[name], LocalizedConfig)]
-        config = weighted_config(configs, weights, combination_type)
+        held = [name for adapter in adapters for name, _ in adapted_layers(self.model, adapter)]
+        config = weighted_config(configs, weights, combination_type, held)
         factors = {layer: weighted_factors(layer, adapters, weights) for layer in layers}
         config.consolidated_rank = rank = max(len(A) for A, _ in factors.values())
         self.peft_config[adapter_name] = config
         try:
             self.inject_adapter(self.model, adapter_name)
             for _, layer in adapted_layers(self.model, adapter_name):
-                # A layer that none of them is on is new: together their target_modules can match more.
-                own = factors.get(layer) or weighted_factors(layer, adapters, weights)
-                layer.set_frozen(adapter_name, *padded(*own, rank))
+                layer.set_frozen(adapter_name, *padded(*factors[layer], rank))
         except Exception:
             self.delete_adapter(adapter_name)
             raise
@@ -234,10 +236,17 @@ class LocalizedModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         cls.before_saving(model, adapter_name)
+        state_dict = folded_as_frozen(state_dict, adapter_name)
         found = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         # PEFT looks for the names that FSDP1 has in the model, and its whole state has the model's own.
         own = {name.replace(FSDP1, "") for name, _ in adapted_layers(model, adapter_name) if FSDP1 in name}
         return found | {key: value for key, value in state_dict.items() if key.partition(".localized_")[0] in own}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        for name, config in self.peft_config.items():
+            assert isinstance(config, LocalizedConfig)
+            match_whole_state(self.model, config, name, state_dict, f"{prefix}model.")
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @staticmethod
     def before_saving(model: nn.Module, adapter_name: str) -> None:

@@ -51,10 +51,11 @@ def check_state(model: nn.Module, config: LocalizedConfig, adapter_name: str, st
         )
     check_finite(others)
     note_placed(adapter_name, check_layers(model, config, adapter_name, by_layer))
+    config.of_saved_adapter = False  # its file was read: what follows, as a checkpoint, may be after another event
     for module in model.modules():
-        for hook in module._forward_pre_hooks.values():
+        for hook in list(module._forward_pre_hooks.values()):
             if isinstance(hook, FirstUse) and hook.adapter_name == adapter_name:
-                hook.done = True
+                hook.handle.remove()
 
 
 def note_placed(adapter_name: str, placed: Mapping[LocalizedLinear, bool]) -> None:
@@ -119,19 +120,52 @@ def match_frozen(model: nn.Module, config: LocalizedConfig, adapter_name: str, s
     config.consolidated_rank = saved
 
 
+def match_whole_state(
+    model: nn.Module, config: LocalizedConfig, adapter_name: str, state: dict[str, Tensor], prefix: str
+) -> None:
+    """The same for the state of a whole model, whose keys begin with `prefix`: Lightning and accelerate keep that.
+
+    Its base weights hold what was folded into them then, so those factors are taken out of `state` and kept. Nothing
+    is done for a state of adapters alone, which :func:`match_frozen` is for.
+    """
+    own, others = f".{adapter_name}", [key for key in state if OURS not in key and ".modules_to_save." not in key]
+    if not others or not any(OURS in key and key.removesuffix(".weight").endswith(own) for key in state):
+        return
+    for name, layer in adapted_layers(model, adapter_name):
+        begin = f"{prefix}{name}{OURS}"
+        folded = [state.pop(f"{begin}folded_{side}.{adapter_name}", None) for side in "AB"]
+        layer.localized_folded.pop(adapter_name, None)
+        A, B = folded
+        if A is not None and B is not None:
+            layer.localized_folded[adapter_name] = (A.cpu().clone(), B.cpu().clone())
+        beside = state.get(f"{begin}frozen_A.{adapter_name}")
+        layer.allocate_frozen(adapter_name, 0 if beside is None else len(beside))
+        layer.factor_cache.drop()
+        config.consolidated_rank = sum(len(term) for term in (A, beside) if term is not None)
+
+
+def folded_as_frozen(state: dict[str, Tensor], adapter_name: str) -> dict[str, Tensor]:
+    """The tensors of a model with what its base weights hold of this adapter named as in a file, where they do not."""
+    result = dict(state)
+    for side, dim in (("A", 0), ("B", 1)):
+        for key in [key for key in state if key.endswith(f"{OURS}folded_{side}.{adapter_name}")]:
+            whole = key.replace(f"{OURS}folded_", f"{OURS}frozen_")
+            parts = [result.pop(key), *([result[whole]] if whole in result else [])]
+            result[whole] = torch.cat([part.to(parts[0]) for part in parts], dim)
+    return result
+
+
 class FirstUse:
-    """A forward pre-hook of the model: refuses, by name, what is damaged; silent once an adapter was found sound."""
+    """A forward pre-hook of the model: refuses, by name, what is damaged; gone once an adapter was found sound."""
 
     def __init__(self, model: nn.Module, config: LocalizedConfig, adapter_name: str) -> None:
         self.config, self.adapter_name = config, adapter_name
-        self.done = False
+        self.handle = model.register_forward_pre_hook(self)
         for tensor in (*model.parameters(), *model.buffers()):
             setattr(tensor, OF_THE_BASE, True)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, model: nn.Module, _: Any) -> None:
-        if self.done:
-            return
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             written = getattr(tensor, BY_TRANSFORMERS, False) and not hasattr(tensor, OF_THE_BASE)
             if written and OURS not in name and f".modules_to_save.{self.adapter_name}." not in name:
@@ -149,4 +183,4 @@ class FirstUse:
             for name, layer in adapted_layers(model, self.adapter_name)
         }
         note_placed(self.adapter_name, check_layers(model, self.config, self.adapter_name, of_adapter))
-        self.done = True
+        self.handle.remove()

@@ -88,10 +88,14 @@ def placement_of(model: nn.Module, adapter_name: str = "default") -> dict[str, P
         AdapterError: no layer holds an adapter of that name.
     """
     check_model("placement_of", model)
+    return {key: layer.placement(adapter_name) for key, layer in _held(model, adapter_name)}
+
+
+def _held(model: nn.Module, adapter_name: str) -> list[tuple[str, LocalizedLinear]]:
     layers = adapted_layers(model, adapter_name)  # also of a wrapper, such as DDP's, which has no configs
     if not layers:
         raise AdapterError(f"no layer of this model holds a localora adapter named {adapter_name!r}")
-    return {key: layer.placement(adapter_name) for key, layer in layers}
+    return layers
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,8 @@ class AdapterSize:
 
 
 def adapter_size(model: nn.Module, adapter_name: str = "default") -> AdapterSize:
-    """Of an adapter as it is now, without `modules_to_save`."""
-    layers = [layer for _, layer in adapted_layers(model, adapter_name)]
+    """Of an adapter as it is now, without `modules_to_save`. Raises AdapterError if no layer holds it."""
+    layers = [layer for _, layer in _held(model, adapter_name)]
     frozen = [factors for layer in layers if (factors := layer.frozen_factors(adapter_name)) is not None]
     rank = max((len(A) for A, _ in frozen), default=0)
     return size_of_budgets((layer.localized_layout[adapter_name].budget for layer in layers), rank)

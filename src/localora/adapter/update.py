@@ -96,7 +96,8 @@ def add_update(
     x = x.to(A_Rn.dtype)
     base = y if y.dtype == x.dtype and y.is_contiguous() and not _hooked(y) else y.new_zeros(y.shape, dtype=x.dtype)
     if not (dropout or frozen or torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type)):
-        updated = _add_(base, x.flatten(0, -2) @ A_Rn.T, B_mR)  # what apply and autocast cost, a single token feels
+        # Without what apply and autocast cost, which a single token feels.
+        updated = _add_(base, x.reshape(-1, x.shape[-1]) @ A_Rn.T, B_mR)
     else:
         cast = torch.is_autocast_enabled(x.device.type)  # asked first: the context is a tenth of a small layer's pass
         with torch.autocast(x.device.type, enabled=False) if cast else nullcontext():
@@ -156,7 +157,7 @@ class _Update(torch.autograd.Function):
             assert W_mn is not None
             y, u_TR = linear(x, torch.addmm(W_mn, B_all, A_all), bias_m), None
         else:
-            u_all = _scaled(_kept(x, keep).flatten(0, -2) @ A_all.T, keep_scale)
+            u_all = _scaled(_kept(x, keep).reshape(-1, x.shape[-1]) @ A_all.T, keep_scale)
             ctx.mark_dirty(y)
             _add_(y, u_all, B_all)
             # Of u the first R ranks are saved, as a copy: a view would keep all of it.
@@ -178,12 +179,12 @@ class _Update(torch.autograd.Function):
         A_Rn, B_mR = factors if ctx.make is None else ctx.make()
         y_needed, x_needed, A_needed, B_needed, *_ = ctx.needs_input_grad
         thin = x_needed and not ctx.once  # dx takes the thin products too
-        g_Tm = g.flatten(0, -2)
+        g_Tm = g.reshape(-1, g.shape[-1])
         du_all = _scaled(g_Tm @ (_beside(B_mR, B_mc, 1) if thin else B_mR), ctx.keep_scale)
         du_TR = du_all[:, : len(A_Rn)]
         dx = dA = dB = None
         if A_needed or (B_needed and u_TR is None):
-            x_Tn = _kept(x, keep).flatten(0, -2)
+            x_Tn = _kept(x, keep).reshape(-1, x.shape[-1])
             if A_needed:  # in A's own memory order, or the scatter's backward would have to copy it
                 dA = du_TR.T @ x_Tn if A_Rn.is_contiguous() else (x_Tn.T @ du_TR).T
             u_TR = _scaled(x_Tn @ A_Rn.T, ctx.keep_scale) if u_TR is None else u_TR

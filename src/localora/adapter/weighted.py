@@ -27,9 +27,12 @@ EXACT = ("linear", "cat")  # one and the same here: PEFT's "linear" adds factors
 
 
 def weighted_config(
-    configs: Sequence[LocalizedConfig], weights: Sequence[float], combination_type: str
+    configs: Sequence[LocalizedConfig], weights: Sequence[float], combination_type: str, held: Sequence[str]
 ) -> LocalizedConfig:
-    """The config of the sum. AdapterError for another combination, weights that do not fit, adapters without a sum."""
+    """The config of the sum, on the layers named `held`, which are all that hold one of the adapters.
+
+    Raises AdapterError for another combination, weights that do not fit, adapters without a sum.
+    """
     if combination_type not in EXACT:
         raise AdapterError(
             f"combination_type={combination_type!r} is not supported: localora sums adapters exactly "
@@ -42,11 +45,10 @@ def weighted_config(
     if any(config.modules_to_save for config in configs):
         raise AdapterError("adapters with modules_to_save cannot be summed: those modules are no low-rank terms")
     result = copy.deepcopy(configs[0])
-    targets = [config.target_modules for config in configs]
-    if all(isinstance(target, (set, list)) for target in targets):
-        result.target_modules = set().union(*targets)  # type: ignore[assignment, arg-type]
-    elif any(target != targets[0] for target in targets):
-        raise AdapterError("target_modules of adapters to be summed must be lists, or one expression")
+    stacks = {name: found[0] for config in configs for name in held if (found := config.stack_of(name))}
+    result.target_modules = sorted(set(held) - stacks.keys()) or None
+    result.target_parameters = sorted(set(stacks.values())) or None
+    result.exclude_modules = result.layers_to_transform = result.layers_pattern = None
     result.placement, result.init_weights, result.of_saved_adapter = "random", True, False
     return result
 

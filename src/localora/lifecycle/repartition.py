@@ -47,12 +47,12 @@ def event(passes: Passes, adapter: AdapterLayers, optimizer: Any | None, step: i
     """Do one event after `step` optimizer steps.
 
     Raises:
-        ScheduleError: a factor is not finite; nothing has changed then.
+        ScheduleError: a factor is not finite, or the adapter is merged; nothing has changed then.
         CalibrationError: nor is the loss.
     """
     started, config = time.perf_counter(), adapter.config
     with failing_together():
-        check_finite(adapter)
+        check_ready(adapter)
     loss_before = passes.first_loss(DIVERGED)
     placed = adapter.with_choice()
     old = {key: placed.partition(key) for key in placed.layers}
@@ -93,9 +93,13 @@ def _proposals(passes: Passes, placed: AdapterLayers, old: dict[str, Partition],
     return PLANNERS[config.planner].plan(passes, placed, old, given)
 
 
-def check_finite(adapter: AdapterLayers) -> None:
-    """Raise ScheduleError if a factor holds NaN or infinity, which nobody would want to keep."""
+def check_ready(adapter: AdapterLayers) -> None:
+    """Raise ScheduleError if a factor holds NaN or infinity, which nobody would want to keep, or is merged."""
     for key, layer in adapter.layers.items():
+        if adapter.name in layer.merged_adapters:
+            raise ScheduleError(
+                f"an event is due, and {adapter.name!r} is merged into the base weights; call unmerge_adapter() first"
+            )
         for parameter, factor in layer.trained(adapter.name).items():
             with gathered(factor):
                 finite = bool(torch.isfinite(whole(factor.detach())).all())

@@ -323,10 +323,10 @@ def test_a_node_that_joins_later_is_checked_too(cluster: Any, scene: Scene) -> N
 
 
 def test_an_address_that_does_not_answer_is_an_error_in_bounded_time(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+    scene: Scene,
 ) -> None:
-    monkeypatch.setattr(connection, "CONNECT_SECONDS", 4.0)
-    with socket.create_server(("127.0.0.1", 0)) as mute:
+    with socket.create_server(("127.0.0.1", 0)) as mute, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connection, "CONNECT_SECONDS", 4.0)
         address = f"127.0.0.1:{mute.getsockname()[1]}"
         with pytest.raises(PlanError, match=rf"no Ray cluster at '{address}' \(no answer within 4 s\); give the"):
             ClusterPool(scene.store, address, scene.resolved.plan)
