@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 from adapted_models import adapted, differ, logits, unplaced
-from localora import Partition, Placement, PlacementError, calibrate, placement_of
+from localora import Partition, Placement, PlacementError, adapter_size, calibrate, placement_of
 from localora.adapter.status import adapted_layers
 from localora.errors import ConfigError
 from method_table import BY_NAME, METHODS, Method, every_method
@@ -239,3 +239,5 @@ def test_placement_of_knows_layers_and_says_when_there_are_none(llama: LlamaForC
     assert all(isinstance(p, Placement) and [q.clusters for q in p.partitions] == [1, 2] for p in placements.values())
     with pytest.raises(ValueError, match="no layer of this model holds a localora adapter named 'x'"):
         placement_of(llama, "x")
+    with pytest.raises(ValueError, match="no layer of this model holds a localora adapter named 'x'"):
+        adapter_size(llama, "x")

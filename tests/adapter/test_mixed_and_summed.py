@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftMixedModel, PeftModel
+from peft import PeftMixedModel, PeftModel, get_peft_model
 from torch import Tensor
 
 import localora
@@ -16,6 +16,7 @@ from localora.adapter.saved_layers import AdapterFileError
 from localora.adapter.status import adapted_layers
 from localora.errors import AdapterError, LocaloraError
 from method_table import BY_NAME, Method, every_method, every_placed_method
+from tiny_experts import tiny_experts
 from tiny_models import LLAMA_TARGETS, tiny_llama, token_batch
 
 G_LORA, CPS_LORA, HYBRID = BY_NAME["g-lora"], BY_NAME["cps-lora"], BY_NAME["hybrid"]
@@ -84,6 +85,30 @@ def test_a_weighted_sum_is_exact(first: Method, second: Method, tmp_path: Path) 
     model.save_pretrained(tmp_path, selected_adapters=["sum"])
     back = PeftModel.from_pretrained(tiny_llama(), tmp_path / "sum").eval()
     torch.testing.assert_close(logits(back), before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"layers_to_transform": [0]}, {"layers_to_transform": [1]}),
+        ({"target_modules": ["q_proj"], "exclude_modules": ["v_proj"]}, {"target_modules": ["v_proj"]}),
+        ({"target_modules": ".*q_proj"}, {"target_modules": ["v_proj"]}),
+        ({"target_modules": ["q_proj"]}, {"target_modules": ["v_proj"], "target_parameters": ["experts.down_proj"]}),
+    ],
+)
+def test_a_sum_has_the_layers_of_all_whatever_their_configs_leave_out(
+    first: dict[str, object], second: dict[str, object]
+) -> None:
+    base = tiny_experts("mixtral")
+    model = get_peft_model(base, CPS_LORA.config(**{"target_modules": ["q_proj", "v_proj"], **first}))
+    model.add_adapter("other", CPS_LORA.config(**{"target_modules": ["q_proj", "v_proj"], "seed": 3, **second}))
+    model.add_weighted_adapter(["default", "other"], [0.5, -2.0], "sum")
+    summed = dict(adapted_layers(model, "sum"))
+    assert summed.keys() == dict((*adapted_layers(model, "default"), *adapted_layers(model, "other"))).keys()
+    for name, layer in summed.items():
+        weights = {"default": 0.5, "other": -2.0}
+        expected = sum(w * layer.get_delta_weight(n) for n, w in weights.items() if n in layer.localized_layout)
+        torch.testing.assert_close(layer.get_delta_weight("sum"), expected, rtol=1e-4, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("frozen", ["factors", "merged"])

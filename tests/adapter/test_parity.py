@@ -141,3 +141,24 @@ def test_interleaved_and_unequal_labels(mlp: Mlp) -> None:
     x = torch.randn(5, 20, dtype=torch.float64)
     base = mlp.first.base_layer
     torch.testing.assert_close(layer(x), x @ (base.weight + expected).T + base.bias)
+
+
+def test_what_a_hook_of_the_base_layer_has_seen_is_not_written_to() -> None:
+    model, kept = get_peft_model(Mlp(), METHODS[0].config(target_modules=MLP_TARGETS)), []
+    layer = adapted_layers(model, "default")[0][1]
+    layer.base_layer.register_forward_hook(lambda _, __, y: torch.tanh(y))  # autograd keeps what tanh gives
+    layer.base_layer.register_forward_hook(lambda _, __, y: kept.append(y))
+    model(**mlp_batch())["loss"].backward()
+    with model.disable_adapter():
+        model(**mlp_batch())
+    assert torch.equal(*kept)
+
+
+@every_method
+def test_a_vector_alone(method: Method) -> None:
+    torch.manual_seed(0)
+    model = get_peft_model(nn.Sequential(nn.Linear(64, 48)), method.config(target_modules=["0"], task_type=None))
+    x = torch.randn(64)
+    model(x).sum().backward()
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), model(x[None])[0])

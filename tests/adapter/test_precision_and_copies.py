@@ -126,3 +126,10 @@ def test_a_factor_changed_between_forward_and_backward_is_an_error() -> None:
         next(p for name, p in model.named_parameters() if "localized_local_A" in name).add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_a_loaded_adapter_compiles_into_one_graph(tmp_path: Path) -> None:
+    model = adapted(CPS_LORA)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_llama(), tmp_path).eval()
+    torch.testing.assert_close(logits(torch.compile(loaded, fullgraph=True, backend="eager")), logits(model))

@@ -403,11 +403,15 @@ def test_layers_events_and_seeds_start_anew_with_other_numbers() -> None:
     assert len(of) == 4
 
 
-def test_a_compiled_model_starts_anew_with_the_same_numbers() -> None:
-    def started(compiled: bool) -> list[Tensor]:
-        model = adapted_mlp("hybrid", repartition=[1.0], repartition_place="random")
-        event_now(torch.compile(model, backend="eager") if compiled else model)
+@pytest.mark.parametrize("how", ["wrapped", "in place"])
+@pytest.mark.parametrize("place", ["found", "random"])
+def test_a_compiled_model_has_the_same_event(how: str, place: str) -> None:
+    def after(compiled: bool) -> list[Tensor]:
+        model = adapted_mlp("hybrid", repartition=[1.0], repartition_place=place)
+        if compiled and how == "in place":
+            model.compile(backend="eager")
+        event_now(torch.compile(model, backend="eager") if compiled and how == "wrapped" else model)
         return [layer.state_dict()[key] for _, layer in adapted_layers(model, "default") for key in layer.state_dict()]
 
-    for plain, compiled in zip(started(False), started(True), strict=True):
+    for plain, compiled in zip(after(False), after(True), strict=True):
         assert torch.equal(plain, compiled)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -99,7 +99,8 @@ class Passes:
                 f"calibration batch {number} is of type {type(batch).__name__}; it must be a dict that the model takes "
                 "as keyword arguments, such as input_ids and labels, or pass a loss_fn of (model, batch)"
             )
-        with torch.compiler.set_stance("force_eager"):  # a compiled model has no place for observers
+        # A compiled model has no place for observers. Without one, what a loss compiles, as flex attention, stays so.
+        with torch.compiler.set_stance("force_eager") if _is_compiled(self.model) else nullcontext():
             loss = self.loss_fn(self.model, batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             if self.loss_fn is _default_loss:
@@ -125,6 +126,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    """Whether `torch.compile(...)` or `.compile()` was asked for it, or for a part of it."""
+    return any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules())
 
 
 def _default_loss(model: nn.Module, batch: Any) -> Any:

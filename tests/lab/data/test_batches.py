@@ -63,6 +63,16 @@ def test_a_cut_keeps_bos(tokenizer):
         tokenise(example, tokenizer, 7)
 
 
+def test_a_cut_keeps_the_bos_that_a_chat_template_writes(tokenizer):
+    tokenizer.chat_template = "<s>" + tokenizer.chat_template
+    messages = ({"role": "user", "content": "0123456789"}, {"role": "assistant", "content": "A"})
+    whole = tokenise(Example("c", "", "", messages=messages), tokenizer, 100)
+    assert tokenizer.decode(whole["input_ids"]) == "<s><user>0123456789</s><assistant>A</s>"
+    short = tokenise(Example("c", "", "", messages=messages), tokenizer, len(whole["input_ids"]) - 8)
+    assert tokenizer.decode(short["input_ids"]) == "<s>23456789</s><assistant>A</s>"
+    assert trained_text(short, tokenizer) == "A</s>"
+
+
 def test_sequences_tell_how_many_were_cut_and_how_long_they_are(tokenizer):
     examples = [Example("a", "01234", "abc"), Example("b", "0", "a"), Example("c", "0123456", "abcd")]
     encoded = encode_examples(examples, tokenizer, 8)  # of 9, 3 and 12 tokens

@@ -19,10 +19,9 @@ Encoded = dict[str, list[int]]  # input_ids, labels: equal length
 
 
 def _whole(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], int]:
-    """Token ids and labels before any cut, and how many tokens stand before the prompt."""
-    input_ids, labels = _leading_tokens(example, tokenizer), []
-    leading = len(input_ids)
-    labels += [IGNORED] * leading
+    """Token ids and labels before any cut, and how many tokens no cut may take: BOS, where there is one."""
+    input_ids = _leading_tokens(example, tokenizer)
+    labels = [IGNORED] * len(input_ids)
     for text, trained in _segments(example, tokenizer):
         ids = token_ids(text, tokenizer)
         input_ids += ids
@@ -30,6 +29,7 @@ def _whole(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[list[i
     if example.messages is None:  # a chat template ends turns by itself
         input_ids.append(_eos(tokenizer))
         labels.append(_eos(tokenizer))
+    leading = int(input_ids[0] == tokenizer.bos_token_id and labels[0] == IGNORED)  # a chat template may write it too
     return input_ids, labels, leading
 
 
